@@ -1,0 +1,39 @@
+//! Offsets of kernel fields, found in the running kernel's BTF and set before the programs load.
+
+/// Declares the read-only globals once: the eBPF crate makes statics of them, the loader sets them.
+#[macro_export]
+macro_rules! kernel_offsets {
+    ($apply:ident) => {
+        $apply! {
+            OFF_FILE_PATH: "file" . "f_path",
+            OFF_FILE_INODE: "file" . "f_inode",
+            OFF_FILE_MODE: "file" . "f_mode",
+            OFF_FILE_FLAGS: "file" . "f_flags",
+            OFF_INODE_SB: "inode" . "i_sb",
+            OFF_INODE_INO: "inode" . "i_ino",
+            OFF_INODE_NLINK: "inode" . "i_nlink",
+            OFF_SB_DEV: "super_block" . "s_dev",
+            OFF_SB_FLAGS: "super_block" . "s_flags",
+            OFF_BPRM_FILE: "linux_binprm" . "file",
+            OFF_BPRM_P: "linux_binprm" . "p",
+            OFF_BPRM_ARGC: "linux_binprm" . "argc",
+            OFF_TASK_STORAGE: "task_struct" . "bpf_storage",
+            OFF_TASK_TGID: "task_struct" . "tgid",
+            OFF_TASK_PID: "task_struct" . "pid",
+            OFF_TASK_REAL_PARENT: "task_struct" . "real_parent",
+            OFF_TASK_CGROUPS: "task_struct" . "cgroups",
+            OFF_TASK_EXIT_CODE: "task_struct" . "exit_code",
+            OFF_TASK_SIGNAL: "task_struct" . "signal",
+            OFF_SIGNAL_LIVE: "signal_struct" . "live",
+            OFF_CSS_SET_DFL_CGRP: "css_set" . "dfl_cgrp",
+            OFF_CGROUP_KN: "cgroup" . "kn",
+            OFF_KERNFS_NODE_ID: "kernfs_node" . "id",
+            OFF_SOCKET_SK: "socket" . "sk",
+            OFF_SOCKET_TYPE: "socket" . "type",
+            OFF_SOCK_PROTOCOL: "sock" . "sk_protocol",
+            OFF_SOCK_FAMILY: "sock_common" . "skc_family",
+            OFF_MSGHDR_NAME: "msghdr" . "msg_name",
+            OFF_MSGHDR_NAMELEN: "msghdr" . "msg_namelen",
+        }
+    };
+}

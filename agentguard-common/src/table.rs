@@ -1,0 +1,132 @@
+//! The compiled policy as the kernel reads it: one flat, immutable block of bytes.
+//!
+//! A table is the single value of an inner array map; an outer map from agent slot to table is
+//! written once to swap a policy, so no decision ever sees a mixture of two policies.
+//!
+//! Layout: [`TableHeader`] at offset 0, then one class map for each automaton family, then rows.
+//! A row is `1 + classes` little-endian `u32` words: word 0 is the state's [`label`](self::path_label);
+//! word `1 + class` is the **byte offset in the table** of the next state's row. A class map has 256
+//! `u16` entries that already hold `4 * (1 + class)`, so one step of the walk is
+//! `state = word[(state + class_map[byte]) & mask]`, with no multiplication. Offsets are masked with
+//! the table size: a damaged table can give a wrong row of the same table, never leave it.
+
+use crate::verdict::Verdict;
+
+/// First word of every table.
+pub const MAGIC: u32 = 0x4147_5431; // "1TGA"
+
+/// Table sizes in bytes. A policy goes into the smallest that holds it. Powers of two.
+pub const SMALL_TABLE: usize = 256 << 10;
+/// See [`SMALL_TABLE`].
+pub const LARGE_TABLE: usize = 16 << 20;
+
+/// Agents that one host can govern at a time; slots are numbered from 1 (0 means "not governed").
+pub const MAX_AGENTS: u32 = 1024;
+
+/// Longest path that can be judged, in bytes, without a terminating NUL. Longer ones are denied.
+pub const MAX_PATH: usize = 4095;
+/// Longest input of the command automaton, in bytes. Longer command lines are denied.
+pub const MAX_COMMAND: usize = 32 << 10;
+
+/// Where one automaton begins.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Automaton {
+    /// Byte offset of the start state's row.
+    pub start: u32,
+    /// Number of classes (row length is `4 * (1 + classes)` bytes).
+    pub classes: u32,
+    /// Number of states. For people and for the checks in user space; the kernel does not read it.
+    pub states: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The head of a table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableHeader {
+    /// [`MAGIC`].
+    pub magic: u32,
+    /// Bytes in use.
+    pub len: u32,
+    /// Generation of the policy: stamped into each record, and never used twice by one daemon.
+    pub generation: u32,
+    /// Bits of [`flags`].
+    pub flags: u32,
+    /// Verdicts where no rule matches, packed like a path label (read, write, exec).
+    pub path_default: u32,
+    /// Verdict where no network rule matches, in bits 0–1.
+    pub network_default: u32,
+    /// Zero.
+    pub reserved: [u32; 2],
+    /// Rules anchored at the root: `/usr/bin/*`.
+    pub anchored: Automaton,
+    /// Rules that match at any depth: `**/.env`. Stepped in lockstep with `anchored`, over the same classes.
+    pub floating: Automaton,
+    /// Command lines. Input: see [`COMMAND_SEPARATOR`].
+    pub command: Automaton,
+    /// Socket destinations. Input: the 19 bytes of [`crate::record::Destination::key`].
+    pub network: Automaton,
+}
+
+/// Header flags.
+pub mod flags {
+    /// Decide and record, but let everything go ahead (`mode: shadow`).
+    pub const SHADOW: u32 = 1;
+    /// Unix-domain sockets may be connected to and sent to.
+    pub const UNIX_ALLOWED: u32 = 2;
+    /// Do not record allowed opens (`audit: denied`).
+    pub const QUIET_OPENS: u32 = 4;
+    /// The policy has rules on command lines; without it the command automaton is not walked.
+    pub const HAS_COMMANDS: u32 = 8;
+}
+
+/// Byte offset of the class map that `anchored` and `floating` share: 256 `u16`.
+pub const PATH_CLASSES: usize = 128;
+/// Byte offset of the class map of `command`.
+pub const COMMAND_CLASSES: usize = PATH_CLASSES + 512;
+/// Byte offset of the class map of `network`.
+pub const NETWORK_CLASSES: usize = COMMAND_CLASSES + 512;
+/// Byte offset of the first row.
+pub const ROWS: usize = NETWORK_CLASSES + 512;
+
+/// Between and after the parts of the command automaton's input: the resolved path of the program,
+/// then `argv[0]`, `argv[1]`, …, **each** followed by this byte. Neither can contain it.
+pub const COMMAND_SEPARATOR: u8 = 0;
+
+/// A path label packs one [`Verdict`] (2 bits: none, allow, ask, deny) for each access.
+pub mod path_label {
+    /// Bit position of the verdict for reading.
+    pub const READ: u32 = 0;
+    /// Bit position of the verdict for writing.
+    pub const WRITE: u32 = 2;
+    /// Bit position of the verdict for executing.
+    pub const EXEC: u32 = 4;
+    /// A command rule may permit this program: where the path alone says nothing (not: denies),
+    /// wait for the arguments before applying the default.
+    pub const EXEC_BY_COMMAND: u32 = 1 << 6;
+}
+
+/// Unpacks the 2-bit verdict at `shift` of a label. `Verdict::WouldDeny` never occurs in labels.
+#[inline(always)]
+pub const fn unpack(label: u32, shift: u32) -> Verdict {
+    match (label >> shift) & 3 {
+        0 => Verdict::None,
+        1 => Verdict::Allow,
+        2 => Verdict::Ask,
+        _ => Verdict::Deny,
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Automaton>() == 16);
+    assert!(size_of::<TableHeader>() == 96);
+    assert!(size_of::<TableHeader>() <= PATH_CLASSES);
+    assert!(core::mem::offset_of!(TableHeader, anchored) == 32);
+    assert!(core::mem::offset_of!(TableHeader, floating) == 48);
+    assert!(core::mem::offset_of!(TableHeader, command) == 64);
+    assert!(core::mem::offset_of!(TableHeader, network) == 80);
+    assert!(ROWS % 4 == 0);
+    assert!(SMALL_TABLE.is_power_of_two() && LARGE_TABLE.is_power_of_two());
+};

@@ -1,0 +1,121 @@
+//! Verdicts, reasons and operations, with their stable numbers and names.
+//!
+//! Strictness is the numeric order of [`Verdict`]: the strictest verdict of all that match wins,
+//! so combining two is [`Verdict::strictest`].
+
+/// Declares an enum of stable numbers and names, with conversions that refuse unknown numbers.
+macro_rules! stable {
+    ($(#[$meta:meta])* $name:ident : $repr:ty { $($(#[$vmeta:meta])* $variant:ident = $value:literal => $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[repr($repr)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant = $value,)+ }
+
+        impl $name {
+            /// Every value, in numeric order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The value with this number, or `None` for a number this version does not know.
+            pub const fn from_number(number: $repr) -> Option<Self> {
+                match number { $($value => Some(Self::$variant),)+ _ => None }
+            }
+
+            /// The name users read in audit records and diagnostics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+stable! {
+    /// What was decided about one action.
+    Verdict: u8 {
+        /// No rule has an opinion. Never final: the section's default replaces it.
+        None = 0 => "none",
+        /// The action goes ahead.
+        Allow = 1 => "allow",
+        /// Denied now; an operator may grant it.
+        Ask = 2 => "ask",
+        /// Denied.
+        Deny = 3 => "deny",
+        /// Went ahead only because the policy runs in shadow mode.
+        WouldDeny = 4 => "would-deny",
+    }
+}
+
+impl Verdict {
+    /// The stricter of two verdicts.
+    #[inline(always)]
+    pub const fn strictest(self, other: Self) -> Self {
+        if (self as u8) >= (other as u8) { self } else { other }
+    }
+}
+
+stable! {
+    /// Why a verdict was reached. Every kernel-side failure of a governed task has its own number.
+    Reason: u16 {
+        /// No reason given (records that carry no decision).
+        None = 0 => "none",
+        /// A rule matched. The daemon finds which.
+        Rule = 1 => "rule",
+        /// Nothing matched; the section's default applied.
+        Default = 2 => "default",
+        /// The task is governed, but its agent has no policy installed.
+        NoPolicy = 3 => "no-policy",
+        /// The path is longer than the kernel interface can give (4,095 bytes), or could not be read.
+        PathUnreadable = 4 => "path-unreadable",
+        /// No scratch memory for the decision.
+        ScratchUnavailable = 5 => "scratch-unavailable",
+        /// The new program's arguments could not be read.
+        ArgumentsUnreadable = 6 => "arguments-unreadable",
+        /// The new program's arguments are longer than can be checked.
+        ArgumentsTooLong = 7 => "arguments-too-long",
+        /// The arguments differ from those that were approved; the process is killed.
+        ArgumentsChanged = 8 => "arguments-changed",
+        /// The socket address could not be read or is too short for its family.
+        AddressUnreadable = 9 => "address-unreadable",
+        /// The address family is not one that policies can permit.
+        FamilyNotPermitted = 10 => "family-not-permitted",
+        /// The protocol is not one that policies can permit.
+        ProtocolNotPermitted = 11 => "protocol-not-permitted",
+        /// The compiled policy is damaged.
+        TableDamaged = 12 => "table-damaged",
+        /// An object without a name (pipe, memfd, …): readable and writable by its holder, never executable.
+        Anonymous = 13 => "anonymous-object",
+        /// The lineage label could not be given to a new task, so the task was not created.
+        LabelUnavailable = 14 => "label-unavailable",
+        /// Unix-domain sockets are not permitted by this policy.
+        UnixSocket = 15 => "unix-socket",
+    }
+}
+
+stable! {
+    /// What the task did or tried to do.
+    Operation: u8 {
+        /// Execute a program.
+        Exec = 1 => "exec",
+        /// Open a file.
+        Open = 2 => "open",
+        /// Connect a socket.
+        Connect = 3 => "connect",
+        /// Send to an address without connecting.
+        Send = 4 => "send",
+        /// Create a task.
+        Fork = 5 => "fork",
+        /// The last thread of a process ended.
+        Exit = 6 => "exit",
+        /// A task was put under governance.
+        Attach = 7 => "attach",
+    }
+}
+
+/// Access bits of a file operation, as stored in records.
+pub mod access {
+    /// Contents or directory entries can be read.
+    pub const READ: u8 = 1;
+    /// Contents can be changed, or the file created or truncated.
+    pub const WRITE: u8 = 2;
+    /// The file is executed.
+    pub const EXEC: u8 = 4;
+}
