@@ -72,8 +72,8 @@ pub struct RecordHeader {
     pub args_len: u32,
     /// exec: the number that this exec gives its task's later records. fork: flags of clone.
     pub new_exec_id: u64,
-    /// Group id, in the initial user namespace.
-    pub gid: u32,
+    /// Effective user id, in the initial user namespace.
+    pub euid: u32,
     /// Zero.
     pub reserved: u32,
 }
