@@ -1,1 +1,6 @@
-//! Placeholder.
+//! AgentGuard in user space: policies, kernel programs' loader, sessions, audit, API and command line.
+//!
+//! The kernel decides alone. Nothing in this library may ever stand between an action and its
+//! verdict: it compiles policies into tables, installs them, and reads what the kernel recorded.
+
+pub mod event;
