@@ -1,2 +1,40 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: sets up, demonstrates, tests, boots and packages AgentGuard. It must never write
+//! into the repository outside cargo's target folder.
+
+mod archive;
+mod command;
+mod debian;
+mod guest;
+mod kernels;
+mod place;
+mod setup;
+mod userland;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Set up, demonstrate, test, boot and package AgentGuard.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Find or install what building and testing need, each only when it is missing.
+    Setup(setup::Options),
+    /// Boot a guest and run one command in it; its exit status is the command's.
+    Vm(vm::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::Setup(options) => setup::main(&options),
+        Task::Vm(options) => vm::main(&options),
+    };
+    match result {
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(101)
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Boots a guest: a kernel, an initial root made of concatenated archives, one job, one status.
+//! It tells a guest that died (no status came back) from a job that failed, and repeats only the
+//! former; a failed job is never repeated.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::archive::Tree;
+use crate::command::{answer, find, shell_quoted};
+use crate::kernels::Kernel;
+use crate::place::{self, Scratch};
+
+/// The guest's first process.
+const INIT: &str = include_str!("../../vm-tests/guest/init");
+/// How often a guest that died is started again.
+const ATTEMPTS: u32 = 3;
+
+/// What to boot and what to do there.
+pub struct Guest {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// An archive with a userland that comes before everything else; without it busybox is all there is.
+    pub userland: Option<PathBuf>,
+    /// Files of this run.
+    pub overlay: Tree,
+    /// Shell text that is run; its status is the job's.
+    pub job: String,
+    /// Files to bring back.
+    pub wanted: Vec<String>,
+    /// Give the job this terminal.
+    pub interactive: bool,
+    /// Guest time counts instructions, on one CPU.
+    pub icount: bool,
+    /// Number of CPUs.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Host time after which the guest is stopped.
+    pub timeout: Duration,
+    /// Show the job's output while it runs.
+    pub show: bool,
+}
+
+/// What came back.
+pub struct Outcome {
+    /// Exit status of the job.
+    pub status: i32,
+    /// Its output (empty for an interactive guest).
+    pub output: String,
+    /// Files brought back, by their path in the guest.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// How many guests died before this one.
+    pub repeats: u32,
+    /// Host time of the run that counted.
+    pub elapsed: Duration,
+}
+
+enum Attempt {
+    Done(Outcome),
+    Died(String),
+}
+
+impl Guest {
+    /// A guest with the defaults of `cargo xtask vm`.
+    pub fn new(kernel: Kernel, job: String) -> Self {
+        let host = thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        Self {
+            kernel,
+            userland: None,
+            overlay: Tree::default(),
+            job,
+            wanted: Vec::new(),
+            interactive: false,
+            icount: false,
+            cpus: host.clamp(1, 4),
+            memory: 2048,
+            timeout: Duration::from_secs(900),
+            show: true,
+        }
+    }
+
+    /// Boots it, again if it dies, and returns what the job said.
+    pub fn run(&mut self) -> Result<Outcome> {
+        let accelerator = if self.icount {
+            "tcg,thread=single"
+        } else {
+            accelerator()?
+        };
+        let scratch = Scratch::new("guest")?;
+        self.pack(&scratch.path().join("initrd"))?;
+        for repeats in 0..ATTEMPTS {
+            match self.attempt(scratch.path(), accelerator)? {
+                Attempt::Done(mut outcome) => {
+                    outcome.repeats = repeats;
+                    return Ok(outcome);
+                }
+                Attempt::Died(log) => eprintln!(
+                    "xtask: guest {} died (attempt {} of {ATTEMPTS}); the end of its log:\n{log}",
+                    self.kernel.name,
+                    repeats + 1
+                ),
+            }
+        }
+        bail!(
+            "the guest with kernel {} died {ATTEMPTS} times",
+            self.kernel.name
+        )
+    }
+
+    fn pack(&mut self, initrd: &Path) -> Result<()> {
+        let busybox = find("busybox").context("busybox is missing: run `cargo xtask setup`")?;
+        let tree = &mut self.overlay;
+        tree.file("init", 0o755, INIT);
+        tree.copy(&fs::canonicalize(&busybox)?, "guest/busybox")?;
+        tree.file("guest/job", 0o755, self.job.as_str());
+        if !self.wanted.is_empty() {
+            tree.file("guest/return", 0o644, self.wanted.join("\n") + "\n");
+        }
+        if self.interactive {
+            tree.file("guest/interactive", 0o644, "");
+        }
+        let mut out = io::BufWriter::new(
+            File::create(initrd)
+                .with_context(|| format!("failed to create {}", initrd.display()))?,
+        );
+        if let Some(userland) = &self.userland {
+            let mut source = File::open(userland)
+                .with_context(|| format!("failed to open {}", userland.display()))?;
+            io::copy(&mut source, &mut out).context("failed to copy the userland")?;
+        }
+        tree.write_cpio(&mut out)
+            .context("failed to write the initial root")
+    }
+
+    fn attempt(&self, scratch: &Path, accelerator: &str) -> Result<Attempt> {
+        let (log, report) = (scratch.join("kernel.log"), scratch.join("report"));
+        let mut command = qemu(accelerator)?;
+        command
+            .args([
+                "-m",
+                &self.memory.to_string(),
+                "-smp",
+                &if self.icount { 1 } else { self.cpus }.to_string(),
+            ])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(scratch.join("initrd"))
+            .args([
+                "-append",
+                "console=ttyS0 loglevel=4 quiet panic=-1 oops=panic random.trust_cpu=on",
+            ])
+            .args([
+                "-chardev",
+                &format!("file,id=log,path={}", log.display()),
+                "-serial",
+                "chardev:log",
+            ])
+            .args([
+                "-chardev",
+                if self.interactive {
+                    "stdio,id=job,signal=off"
+                } else {
+                    "stdio,id=job"
+                },
+                "-serial",
+                "chardev:job",
+            ])
+            .args([
+                "-chardev",
+                &format!("file,id=report,path={}", report.display()),
+                "-serial",
+                "chardev:report",
+            ]);
+        if self.icount {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if !self.interactive {
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+        }
+        let started = Instant::now();
+        let mut child = command
+            .spawn()
+            .context("failed to start qemu-system-x86_64")?;
+        let output = collect(&mut child, self.show);
+        let in_time = wait(&mut child, (!self.interactive).then_some(self.timeout))?;
+        let output = output.map(|(thread, text)| {
+            // The reader ends with the pipe; it cannot fail.
+            let _ = thread.join();
+            text.lock()
+                .map(|text| String::from_utf8_lossy(&text).into_owned())
+                .unwrap_or_default()
+        });
+        let output = output.unwrap_or_default();
+        let (status, files) = parse_report(&fs::read(&report).unwrap_or_default());
+        if let Some(status) = status {
+            return Ok(Attempt::Done(Outcome {
+                status,
+                output,
+                files,
+                repeats: 0,
+                elapsed: started.elapsed(),
+            }));
+        }
+        let log = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+        let fatal = ["Kernel panic", "Oops", "BUG:", "general protection fault"]
+            .iter()
+            .any(|word| log.contains(word));
+        if !in_time && !fatal {
+            bail!(
+                "the job in the guest with kernel {} did not end within {} s\n{tail}",
+                self.kernel.name,
+                self.timeout.as_secs()
+            );
+        }
+        Ok(Attempt::Died(tail))
+    }
+}
+
+fn qemu(accelerator: &str) -> Result<Command> {
+    let program = find("qemu-system-x86_64")
+        .context("qemu-system-x86_64 is missing: run `cargo xtask setup`")?;
+    let mut command = Command::new(program);
+    let cpu = if accelerator == "kvm" { "host" } else { "max" };
+    command.args([
+        "-machine",
+        "pc",
+        "-cpu",
+        cpu,
+        "-accel",
+        accelerator,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    Ok(command)
+}
+
+type Collected = (thread::JoinHandle<()>, Arc<Mutex<Vec<u8>>>);
+
+fn collect(child: &mut Child, show: bool) -> Option<Collected> {
+    let mut pipe = child.stdout.take()?;
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&text);
+    let thread = thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            if show {
+                // A closed standard output does not end the guest.
+                let _ = io::stdout()
+                    .write_all(&buffer[..count])
+                    .and_then(|()| io::stdout().flush());
+            }
+            if let Ok(mut text) = sink.lock() {
+                text.extend_from_slice(&buffer[..count]);
+            }
+        }
+    });
+    Some((thread, text))
+}
+
+/// Waits for the guest's end; false if it had to be stopped.
+fn wait(child: &mut Child, timeout: Option<Duration>) -> Result<bool> {
+    let started = Instant::now();
+    loop {
+        if child
+            .try_wait()
+            .context("failed to wait for qemu-system-x86_64")?
+            .is_some()
+        {
+            return Ok(true);
+        }
+        if timeout.is_some_and(|timeout| started.elapsed() > timeout) {
+            child.kill().context("failed to stop qemu-system-x86_64")?;
+            child
+                .wait()
+                .context("failed to wait for qemu-system-x86_64")?;
+            return Ok(false);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Reads `FILE size path` with that many bytes after it, and `STATUS number`.
+fn parse_report(mut bytes: &[u8]) -> (Option<i32>, Vec<(String, Vec<u8>)>) {
+    let (mut status, mut files) = (None, Vec::new());
+    while let Some(end) = bytes.iter().position(|&byte| byte == b'\n') {
+        let line = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        bytes = &bytes[end + 1..];
+        if let Some(number) = line.strip_prefix("STATUS ") {
+            status = number.trim().parse().ok();
+        } else if let Some((size, path)) = line
+            .strip_prefix("FILE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            let size = size.parse::<usize>().unwrap_or(0).min(bytes.len());
+            files.push((path.to_owned(), bytes[..size].to_vec()));
+            bytes = &bytes[size..];
+        }
+    }
+    (status, files)
+}
+
+/// KVM where a short trial boot has shown that it works, else emulation. The trial's result is kept.
+fn accelerator() -> Result<&'static str> {
+    const EMULATED: &str = "tcg,thread=multi";
+    if File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_err()
+    {
+        return Ok(EMULATED);
+    }
+    let host = format!(
+        "{} {}",
+        answer("uname", &["-rv"]).unwrap_or_default(),
+        answer("qemu-system-x86_64", &["--version"]).unwrap_or_default()
+    );
+    let known = place::cache()?.join("kvm");
+    let verdict = fs::read_to_string(&known).unwrap_or_default();
+    let works = match verdict.split_once('\n') {
+        Some((word, for_host)) if for_host == host => word == "works",
+        _ => {
+            let works = trial("kvm").unwrap_or(false);
+            fs::write(
+                &known,
+                format!("{}\n{host}", if works { "works" } else { "fails" }),
+            )
+            .with_context(|| format!("failed to write {}", known.display()))?;
+            works
+        }
+    };
+    Ok(if works { "kvm" } else { EMULATED })
+}
+
+fn trial(accelerator: &str) -> Result<bool> {
+    eprintln!("xtask: /dev/kvm is there; trying for at most 20 s whether a guest boots with it");
+    let scratch = Scratch::new("trial")?;
+    let mut guest = Guest::new(crate::kernels::find("6.12")?, "exit 0\n".into());
+    guest.timeout = Duration::from_secs(20);
+    guest.show = false;
+    guest.pack(&scratch.path().join("initrd"))?;
+    let works = matches!(
+        guest.attempt(scratch.path(), accelerator),
+        Ok(Attempt::Done(_))
+    );
+    eprintln!(
+        "xtask: KVM {}",
+        if works {
+            "works"
+        } else {
+            "does not work here; guests are emulated"
+        }
+    );
+    Ok(works)
+}
+
+/// The job that runs one command line.
+pub fn job(words: &[String]) -> String {
+    format!(
+        "exec {}\n",
+        words.iter().map(shell_quoted).collect::<Vec<_>>().join(" ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_gives_status_and_files() {
+        let (status, files) = parse_report(b"FILE 3 /a b\nx\ny\nSTATUS 7\n");
+        assert_eq!(status, Some(7));
+        assert_eq!(files, [("/a b".to_owned(), b"x\ny".to_vec())]);
+    }
+
+    #[test]
+    fn a_report_cut_short_has_no_status() {
+        assert_eq!(parse_report(b"FILE 30 /a\nxy").0, None);
+        assert_eq!(parse_report(b"STATUS 0").0, None);
+    }
+}

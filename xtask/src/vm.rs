@@ -1,0 +1,107 @@
+//! `cargo xtask vm`: one command in a guest.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::guest::{self, Guest};
+use crate::{kernels, userland};
+
+/// Boot a guest and run one command in it; its exit status is the command's.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Kernel: 6.1, 6.12, newest, or the path of an image.
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    /// Guest time counts executed instructions, on one CPU (for measuring costs).
+    #[arg(long)]
+    icount: bool,
+    /// Only busybox instead of a Debian userland: boots faster; programs must be static.
+    #[arg(long)]
+    bare: bool,
+    /// A file or folder to put into the guest, at /share/NAME or where GUEST says.
+    #[arg(long, value_name = "PATH[:GUEST]")]
+    share: Vec<String>,
+    /// A file to bring back after the command, into the folder of --out.
+    #[arg(long, value_name = "GUEST-PATH")]
+    get: Vec<String>,
+    /// Where the files of --get are written.
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    out: PathBuf,
+    /// Memory in MiB.
+    #[arg(long, default_value_t = 2048)]
+    memory: u32,
+    /// Number of CPUs.
+    #[arg(long)]
+    cpus: Option<u32>,
+    /// Host seconds after which the guest is stopped.
+    #[arg(long, default_value_t = 900)]
+    timeout: u64,
+    /// A shell on this terminal instead of a command.
+    #[arg(long, conflicts_with = "command")]
+    shell: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required_unless_present = "shell")]
+    command: Vec<String>,
+}
+
+/// Runs the command and returns its status.
+pub fn main(options: &Options) -> Result<i32> {
+    let job = if options.shell {
+        "exec sh -i\n".to_owned()
+    } else {
+        guest::job(&options.command)
+    };
+    let mut guest = Guest::new(kernels::find(&options.kernel)?, job);
+    guest.interactive = options.shell;
+    guest.icount = options.icount;
+    guest.memory = options.memory;
+    guest.cpus = options.cpus.unwrap_or(guest.cpus);
+    guest.timeout = Duration::from_secs(options.timeout);
+    guest.wanted.clone_from(&options.get);
+    if !options.bare {
+        guest.userland = Some(userland::cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
+    }
+    for share in &options.share {
+        let (from, to) = match share.split_once(':') {
+            Some((from, to)) => (PathBuf::from(from), to.to_owned()),
+            None => {
+                let from = PathBuf::from(share);
+                let name = from
+                    .file_name()
+                    .and_then(|name| name.to_str())
+                    .with_context(|| format!("{share} has no name to use in the guest"))?;
+                (from.clone(), format!("share/{name}"))
+            }
+        };
+        guest.overlay.copy(
+            &fs::canonicalize(&from)
+                .with_context(|| format!("failed to find {}", from.display()))?,
+            &to,
+        )?;
+    }
+    let outcome = guest.run()?;
+    for (path, data) in &outcome.files {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        fs::create_dir_all(&options.out)
+            .with_context(|| format!("failed to create {}", options.out.display()))?;
+        fs::write(options.out.join(name), data)
+            .with_context(|| format!("failed to write {name}"))?;
+    }
+    if outcome.files.len() < options.get.len() {
+        bail!(
+            "only {} of {} files of --get exist in the guest",
+            outcome.files.len(),
+            options.get.len()
+        );
+    }
+    if outcome.repeats > 0 {
+        eprintln!(
+            "xtask: {} guest(s) died and were started again",
+            outcome.repeats
+        );
+    }
+    Ok(outcome.status)
+}
