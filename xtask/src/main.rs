@@ -8,6 +8,7 @@ mod guest;
 mod kernels;
 mod place;
 mod setup;
+mod toolchain;
 mod userland;
 mod vm;
 

@@ -1,31 +1,170 @@
 //! `cargo xtask setup`: finds or installs what building and testing need, each only when it is
-//! missing. A second run uses no network.
+//! missing, and says what and why. A second run uses no network.
 
-use anyhow::Result;
+use std::cell::OnceCell;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
-use crate::debian::Apt;
-use crate::kernels;
+use anyhow::{Context as _, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::command::{answer, find, quiet};
+use crate::debian::{self, Apt};
+use crate::{kernels, place, toolchain, userland};
+
+/// Oldest QEMU that boots reliably.
+const QEMU: u32 = 8;
 
 /// Find or install what building and testing need, each only when it is missing.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Only what building needs: no QEMU, no kernels, no guest.
+    #[arg(long)]
+    build_only: bool,
+}
+
+/// The package lists of every suite, read once and only when something is missing.
+#[derive(Default)]
+pub struct Packages {
+    apt: OnceCell<Apt>,
+}
+
+impl Packages {
+    /// The lists.
+    pub fn apt(&self) -> Result<&Apt> {
+        if let Some(apt) = self.apt.get() {
+            return Ok(apt);
+        }
+        if find("apt-get").is_none() {
+            bail!(
+                "there is no apt-get here: `cargo xtask setup` installs on Debian 12 and 13 only; see CONTRIBUTING.md for what it would install"
+            );
+        }
+        let apt = step(
+            "package lists",
+            "something is missing and comes from the configured mirror",
+            || {
+                let apt = Apt::every_suite()?;
+                apt.update()?;
+                Ok(apt)
+            },
+        )?;
+        Ok(self.apt.get_or_init(|| apt))
+    }
+}
 
 /// Runs every step.
-pub fn main(_options: &Options) -> Result<i32> {
-    let mut apt = None;
+pub fn main(options: &Options) -> Result<i32> {
+    let packages = Packages::default();
+    let ebpf = toolchain::ensure(&packages)?;
+    found("eBPF toolchain", &ebpf.description);
+    found("bpf-linker", &toolchain::ensure_linker(&packages, &ebpf)?);
+    if options.build_only {
+        return Ok(0);
+    }
+    found("QEMU", &ensure_qemu(&packages)?);
+    ensure_program(
+        &packages,
+        "busybox",
+        "busybox-static",
+        "the guest's first process runs on it",
+    )?;
     for choice in kernels::MATRIX {
-        if kernels::cached(choice)?.is_some() {
-            continue;
-        }
-        if apt.is_none() {
-            let fresh = Apt::every_suite()?;
-            fresh.update()?;
-            apt = Some(fresh);
-        }
-        if let Some(apt) = &apt {
-            let kernel = kernels::fetch(choice, apt)?;
-            println!("kernel {}: {}", kernel.name, kernel.release);
+        let kernel = match kernels::cached(choice)? {
+            Some(kernel) => kernel,
+            None => step(
+                &format!("kernel {}", choice.name),
+                "the tests boot it",
+                || kernels::fetch(choice, packages.apt()?),
+            )?,
+        };
+        found(&format!("kernel {}", kernel.name), &kernel.release);
+    }
+    let archive = match userland::cached()? {
+        Some(archive) => archive,
+        None => step(
+            "guest userland",
+            "real git, python and shells for the demo and the tests",
+            userland::fetch,
+        )?,
+    };
+    let size = fs::metadata(&archive)
+        .with_context(|| format!("failed to read {}", archive.display()))?
+        .len()
+        >> 20;
+    found(
+        "guest userland",
+        &format!("{size} MiB, {}", archive.display()),
+    );
+    println!(
+        "Ready. Downloads are kept in {}; another run uses no network.",
+        place::cache()?.display()
+    );
+    Ok(0)
+}
+
+fn found(what: &str, detail: &str) {
+    println!("{what:<16} {detail}");
+}
+
+/// Runs one slow step with a sign of life and its time.
+pub fn step<T>(what: &str, why: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(
+        ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
+            .context("bad progress template")?,
+    );
+    bar.set_message(format!("{what}: getting it, because {why}"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    if bar.is_hidden() {
+        println!("{what:<16} getting it, because {why} …");
+    }
+    let started = Instant::now();
+    let result = work().with_context(|| format!("failed to get {what}"));
+    bar.finish_and_clear();
+    if result.is_ok() {
+        println!(
+            "{what:<16} done in {:.0} s",
+            started.elapsed().as_secs_f64()
+        );
+    }
+    result
+}
+
+fn qemu_version() -> Option<(u32, String)> {
+    let text = answer("qemu-system-x86_64", &["--version"])?;
+    let version = text
+        .split("version ")
+        .nth(1)?
+        .split([' ', '\n'])
+        .next()?
+        .to_owned();
+    Some((version.split('.').next()?.parse().ok()?, version))
+}
+
+fn ensure_qemu(packages: &Packages) -> Result<String> {
+    if let Some((major, version)) = qemu_version() {
+        if major >= QEMU {
+            return Ok(version);
         }
     }
-    Ok(0)
+    let suite = (debian::codename().as_deref() == Some("bookworm")).then_some("bookworm-backports");
+    step(
+        "QEMU",
+        &format!("the tests run in guests, and one before {QEMU}.0 lets guests die at random"),
+        || packages.apt()?.install(suite, &["qemu-system-x86"]),
+    )?;
+    qemu_version()
+        .map(|(_, version)| version)
+        .context("qemu-system-x86_64 is still missing after its installation")
+}
+
+fn ensure_program(packages: &Packages, program: &str, package: &str, why: &str) -> Result<()> {
+    let is_static = |path: &Path| quiet(Command::new("ldd").arg(path)).is_err();
+    if find(program).is_some_and(|path| is_static(&path)) {
+        return Ok(());
+    }
+    step(program, why, || packages.apt()?.install(None, &[package]))
 }
