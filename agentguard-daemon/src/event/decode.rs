@@ -99,7 +99,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
         tid: header.tid,
         ppid: header.ppid,
         uid: header.uid,
-        gid: header.gid,
+        euid: header.euid,
         exec_id: header.exec_id,
         new_exec_id: header.new_exec_id,
         inode: header.inode,

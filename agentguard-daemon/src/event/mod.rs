@@ -40,8 +40,8 @@ pub struct Event<'a> {
     pub ppid: u32,
     /// User id in the initial user namespace.
     pub uid: u32,
-    /// Group id in the initial user namespace.
-    pub gid: u32,
+    /// Effective user id in the initial user namespace.
+    pub euid: u32,
     /// The exec record whose program the task runs; 0 if it was attached while running.
     pub exec_id: u64,
     /// exec: the number given to the task's later records. fork: flags of clone.
