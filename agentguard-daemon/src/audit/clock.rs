@@ -1,0 +1,115 @@
+//! Kernel time to wall time, and wall time to text, cheaply.
+//!
+//! Records carry `CLOCK_BOOTTIME`, which no agent can set; people read wall time. The difference of
+//! the two clocks is taken again for each batch, so a step of the wall clock shows from then on.
+
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Converts boot time to text. Keeps the text of the last second.
+#[derive(Debug)]
+pub struct Clock {
+    /// Nanoseconds from boot time to wall time.
+    offset: i128,
+    second: i64,
+    /// `2026-11-23T04:05:06` of `second`, then fraction and zone.
+    text: String,
+}
+
+const WHOLE: usize = "2026-11-23T04:05:06".len();
+
+impl Clock {
+    /// A clock set by the running kernel.
+    pub fn new() -> Self {
+        let mut clock = Self {
+            offset: 0,
+            second: i64::MIN,
+            text: String::new(),
+        };
+        clock.refresh();
+        clock
+    }
+
+    /// Takes the difference of the clocks again.
+    pub fn refresh(&mut self) {
+        self.offset = wall_nanoseconds() - boot_nanoseconds();
+    }
+
+    /// The wall time at a boot time (nanoseconds), as RFC 3339 in UTC.
+    pub fn at_boot_time(&mut self, boot: u64) -> &str {
+        self.format(i128::from(boot) + self.offset)
+    }
+
+    /// The wall time now.
+    pub fn now(&mut self) -> &str {
+        self.format(wall_nanoseconds())
+    }
+
+    fn format(&mut self, nanoseconds: i128) -> &str {
+        const SECOND: i128 = 1_000_000_000;
+        let second = i64::try_from(nanoseconds.div_euclid(SECOND)).unwrap_or(0);
+        if second != self.second || self.text.len() < WHOLE {
+            self.second = second;
+            self.text.clear();
+            let stamp = jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+            // Writing to a `String` cannot fail; the format below is checked by a test.
+            let _ = write!(self.text, "{stamp:.0}");
+        }
+        self.text.truncate(WHOLE);
+        let fraction = nanoseconds.rem_euclid(SECOND);
+        let _ = write!(self.text, ".{fraction:09}Z");
+        &self.text
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds.
+pub fn boot_nanoseconds() -> i128 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+        i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())
+    })
+}
+
+fn wall_nanoseconds() -> i128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| i128::try_from(time.as_nanos()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_written_with_nanoseconds_and_the_kept_second_changes() {
+        let mut clock = Clock::new();
+        assert_eq!(
+            clock.format(1_000_000_000),
+            "1970-01-01T00:00:01.000000000Z"
+        );
+        assert_eq!(
+            clock.format(1_000_000_007),
+            "1970-01-01T00:00:01.000000007Z"
+        );
+        assert_eq!(
+            clock.format(1_795_406_400_999_999_999),
+            "2026-11-23T04:00:00.999999999Z"
+        );
+    }
+
+    #[test]
+    fn boot_time_is_shown_as_wall_time() {
+        let mut clock = Clock::new();
+        let boot = u64::try_from(boot_nanoseconds()).unwrap();
+        let shown: jiff::Timestamp = clock.at_boot_time(boot).parse().unwrap();
+        let off = jiff::Timestamp::now().duration_since(shown).as_secs();
+        assert!(off.abs() < 2, "{off} s");
+    }
+}
