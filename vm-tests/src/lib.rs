@@ -1,1 +1,11 @@
-//! Placeholder.
+//! Scenarios that run AgentGuard on real kernels: rows of acts with what must come of each, and the
+//! machinery that performs them in a guest. It uses the product only as its users do: through the
+//! command line and the audit trail.
+
+pub mod act;
+pub mod fixture;
+pub mod guard;
+pub mod listen;
+pub mod row;
+pub mod run;
+pub mod trail;

@@ -107,11 +107,6 @@ impl Tree {
             .map(|node| node.data.as_slice())
     }
 
-    /// Removes every path for which `unwanted` says so.
-    pub fn drop_where(&mut self, unwanted: impl Fn(&str) -> bool) {
-        self.nodes.retain(|path, _| !unwanted(path));
-    }
-
     /// Copies a file or a directory with all that is in it from the host to `at`.
     pub fn copy(&mut self, from: &Path, at: &str) -> Result<()> {
         let failed = || format!("failed to read {}", from.display());
@@ -185,31 +180,31 @@ impl Tree {
                     let path = merged_path(&name);
                     if !path.is_empty() && !unwanted(&path) {
                         let mode = u32::try_from(octal(&header[100..108])?)? & 0o7777;
-                        self.member(kind, path, mode, target, data);
+                        self.member(kind, &path, mode, &target, data);
                     }
                 }
             }
         }
     }
 
-    fn member(&mut self, kind: u8, path: String, mode: u32, target: String, data: Vec<u8>) {
+    fn member(&mut self, kind: u8, path: &str, mode: u32, target: &str, data: Vec<u8>) {
         match kind {
-            b'0' | 0 => self.file(&path, mode, data),
+            b'0' | 0 => self.file(path, mode, data),
             b'1' => self.put(
-                &path,
+                path,
                 Node {
                     mode: REGULAR | mode,
                     data: Vec::new(),
-                    link_to: Some(merged_path(&target)),
+                    link_to: Some(merged_path(target)),
                 },
             ),
-            b'2' => self.symlink(&path, &target),
+            b'2' => self.symlink(path, target),
             b'5' if self
                 .nodes
-                .get(&path)
+                .get(path)
                 .is_none_or(|node| node.mode & TYPE_MASK != SYMLINK) =>
             {
-                self.directory(&path, mode)
+                self.directory(path, mode);
             }
             // Devices and FIFOs: the guest has devtmpfs.
             _ => {}
@@ -279,7 +274,7 @@ fn entry(
         0
     )?;
     out.write_all(path.as_bytes())?;
-    out.write_all(&[0; 4][..padding(110 + path.len() + 1) + 1])?;
+    out.write_all(&[0; 4][..=padding(110 + path.len() + 1)])?;
     out.write_all(data)?;
     out.write_all(&[0; 4][..padding(data.len())])
 }

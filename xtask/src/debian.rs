@@ -3,6 +3,7 @@
 //! machine's own package lists, and no mirror's name may be written down.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,7 +70,7 @@ impl Apt {
             .chain(SECURITY.iter().map(|suite| (security.as_ref(), suite)));
         for (uri, suite) in suites {
             if let (Some(uri), true) = (uri, wanted(suite)) {
-                lines.push_str(&format!("deb {signed}{uri} {suite} main\n"));
+                writeln!(lines, "deb {signed}{uri} {suite} main")?;
             }
         }
         fs::write(root.join("sources.list"), lines)

@@ -81,7 +81,7 @@ impl Guest {
             icount: false,
             cpus: host.clamp(1, 4),
             memory: 2048,
-            timeout: Duration::from_secs(900),
+            timeout: Duration::from_mins(15),
             show: true,
         }
     }

@@ -7,6 +7,7 @@ mod debian;
 mod guest;
 mod kernels;
 mod place;
+mod product;
 mod setup;
 mod toolchain;
 mod userland;

@@ -145,10 +145,8 @@ fn qemu_version() -> Option<(u32, String)> {
 }
 
 fn ensure_qemu(packages: &Packages) -> Result<String> {
-    if let Some((major, version)) = qemu_version() {
-        if major >= QEMU {
-            return Ok(version);
-        }
+    if let Some((_, version)) = qemu_version().filter(|(major, _)| *major >= QEMU) {
+        return Ok(version);
     }
     let suite = (debian::codename().as_deref() == Some("bookworm")).then_some("bookworm-backports");
     step(

@@ -7,10 +7,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::guest::{self, Guest};
-use crate::{kernels, userland};
+use crate::{kernels, product, userland};
 
 /// Boot a guest and run one command in it; its exit status is the command's.
 #[derive(clap::Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a switch of the command line"
+)]
 pub struct Options {
     /// Kernel: 6.1, 6.12, newest, or the path of an image.
     #[arg(long, default_value = "6.12")]
@@ -21,6 +25,9 @@ pub struct Options {
     /// Only busybox instead of a Debian userland: boots faster; programs must be static.
     #[arg(long)]
     bare: bool,
+    /// Do not build and pack the product and the tests.
+    #[arg(long)]
+    no_build: bool,
     /// A file or folder to put into the guest, at /share/NAME or where GUEST says.
     #[arg(long, value_name = "PATH[:GUEST]")]
     share: Vec<String>,
@@ -64,17 +71,21 @@ pub fn main(options: &Options) -> Result<i32> {
     if !options.bare {
         guest.userland = Some(userland::cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
     }
+    if !options.bare && !options.no_build {
+        product::install(&mut guest.overlay)?;
+    }
     for share in &options.share {
-        let (from, to) = match share.split_once(':') {
-            Some((from, to)) => (PathBuf::from(from), to.to_owned()),
-            None => {
-                let from = PathBuf::from(share);
-                let name = from
-                    .file_name()
-                    .and_then(|name| name.to_str())
-                    .with_context(|| format!("{share} has no name to use in the guest"))?;
-                (from.clone(), format!("share/{name}"))
-            }
+        let (from, to) = if let Some((from, to)) = share.split_once(':') {
+            (PathBuf::from(from), to.to_owned())
+        } else {
+            let name = PathBuf::from(share)
+                .file_name()
+                .and_then(|name| name.to_str())
+                .map(|name| format!("share/{name}"));
+            (
+                PathBuf::from(share),
+                name.with_context(|| format!("{share} has no name to use in the guest"))?,
+            )
         };
         guest.overlay.copy(
             &fs::canonicalize(&from)

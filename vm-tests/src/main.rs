@@ -1,0 +1,97 @@
+//! The program of the guest: runs rows against the daemon, and is each row's acting process. It
+//! must only run in a guest: it replaces policies and clears `/t`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use vm_tests::guard::{self, Daemon};
+use vm_tests::run::{Mode, Runner, Tally};
+use vm_tests::{act, fixture, listen, row};
+
+/// Tests that run in a guest.
+#[derive(Parser)]
+enum Task {
+    /// Run every row of a folder.
+    Rows {
+        /// Folder with the row files.
+        #[arg(default_value = "/guest/rows")]
+        folder: PathBuf,
+        /// Only rows whose name contains this.
+        #[arg(long, default_value = "")]
+        filter: String,
+        /// Test the tests: with a policy that permits everything, each denial row must fail.
+        #[arg(long)]
+        permissive: bool,
+        /// Try only the acts, without any guard.
+        #[arg(long, conflicts_with = "permissive")]
+        ungoverned: bool,
+    },
+    /// Perform one act when a byte arrives on standard input.
+    Act {
+        /// Become the ordinary user first.
+        #[arg(long)]
+        user: bool,
+        /// Working directory.
+        #[arg(long)]
+        cwd: Option<String>,
+        /// Verb and arguments.
+        #[arg(last = true, required = true)]
+        act: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match Task::parse() {
+        Task::Act { user, cwd, act } => {
+            ExitCode::from(u8::try_from(act::main(user, cwd.as_deref(), &act)).unwrap_or(1))
+        }
+        Task::Rows {
+            folder,
+            filter,
+            permissive,
+            ungoverned,
+        } => {
+            let mode = match (permissive, ungoverned) {
+                (true, _) => Mode::Permissive,
+                (_, true) => Mode::Ungoverned,
+                _ => Mode::Policies,
+            };
+            match rows(&folder, &filter, mode) {
+                Ok(tally) => {
+                    println!(
+                        "{} passed, {} failed, {} skipped",
+                        tally.passed, tally.failed, tally.skipped
+                    );
+                    if tally.passed == 0 {
+                        println!("nothing was tested");
+                    }
+                    ExitCode::from(u8::from(tally.failed > 0 || tally.passed == 0))
+                }
+                Err(error) => {
+                    println!("the run broke off: {error:#}\n{}", guard::log_tail());
+                    ExitCode::from(2)
+                }
+            }
+        }
+    }
+}
+
+fn rows(folder: &std::path::Path, filter: &str, mode: Mode) -> Result<Tally> {
+    let families = row::load(folder)?;
+    fixture::make_long()?;
+    listen::start().context("failed to start the services")?;
+    let daemon = (mode != Mode::Ungoverned).then(Daemon::start).transpose()?;
+    if let Some(daemon) = &daemon {
+        println!(
+            "the daemon was ready after {} ms",
+            daemon.started_in.as_millis()
+        );
+    }
+    let mut runner = Runner::new(mode, filter, guard::AUDIT.as_ref());
+    for (file, family) in &families {
+        runner.family(file, family)?;
+    }
+    Ok(runner.tally)
+}

@@ -1,0 +1,195 @@
+//! A row: one act under one policy, and all that must be true afterwards. Rows are data; this
+//! module reads them and never runs anything.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+/// A file of rows that share a subject.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Family {
+    /// Policies of this file by name, as their users would write them.
+    #[serde(default)]
+    pub policies: BTreeMap<String, String>,
+    /// The policy of rows that name none.
+    pub policy: String,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+/// What must happen to the act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Expect {
+    /// It succeeds, has its effect, and is recorded as allowed.
+    Allowed,
+    /// It fails with EPERM or EACCES, has no effect, and is recorded as denied; ungoverned it succeeds.
+    Denied,
+    /// It succeeds and is recorded as something that enforcement would deny.
+    WouldDeny,
+}
+
+impl Expect {
+    /// The verdict that the record must name.
+    pub fn verdict(self) -> &'static str {
+        match self {
+            Self::Allowed => "allow",
+            Self::Denied => "deny",
+            Self::WouldDeny => "would-deny",
+        }
+    }
+}
+
+/// The user that acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Actor {
+    /// Uid 1000, in no privileged group.
+    User,
+    /// Uid 0 with every capability.
+    Root,
+}
+
+/// One row.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// What the row shows.
+    pub name: String,
+    /// Policy, if not the file's.
+    pub policy: Option<String>,
+    /// Who acts: both, one after the other, unless one is named.
+    #[serde(rename = "as", default = "everybody")]
+    pub actors: Vec<Actor>,
+    /// Shell lines run before, ungoverned and as root, in the fixture.
+    #[serde(default)]
+    pub setup: Vec<String>,
+    /// Working directory of the act.
+    pub cwd: Option<String>,
+    /// The act: a verb of `vm-tests act` and its arguments.
+    pub act: Vec<String>,
+    /// What must happen.
+    pub expect: Expect,
+    /// Operation in the record; the verb's own if absent.
+    pub op: Option<String>,
+    /// Target in the record; the verb's first argument if absent. Escaped as records are.
+    pub target: Option<String>,
+    /// Id of the rule in the record.
+    pub rule: Option<String>,
+    /// Reason in the record.
+    pub reason: Option<String>,
+    /// The denial does not come from the policy's rules: without them it stays. Says why.
+    pub inherent: Option<String>,
+}
+
+fn everybody() -> Vec<Actor> {
+    vec![Actor::User, Actor::Root]
+}
+
+impl Row {
+    /// Operation that the record must name.
+    pub fn operation(&self) -> &str {
+        let verb = self.act.first().map_or("", String::as_str);
+        let own = match verb {
+            "exec" | "exec-memfd" => "exec",
+            "connect" | "connect-unix" => "connect",
+            "send" | "fast-open" => "send",
+            _ => "open",
+        };
+        self.op.as_deref().unwrap_or(own)
+    }
+}
+
+/// Reads every row file of a folder, in the order of their names.
+pub fn load(folder: &Path) -> Result<Vec<(String, Family)>> {
+    let mut families = Vec::new();
+    for entry in
+        fs::read_dir(folder).with_context(|| format!("failed to list {}", folder.display()))?
+    {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("failed to read {}", path.display()))?;
+        let family: Family = serde_saphyr::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
+        let name = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or_default()
+            .to_owned();
+        families.push((name, family));
+    }
+    if families.is_empty() {
+        bail!("{} holds no row files", folder.display());
+    }
+    families.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(families)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipped() -> Vec<(String, Family)> {
+        load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("rows")).expect("the rows parse")
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let families = shipped();
+        let mut names: Vec<(&str, &str)> = families
+            .iter()
+            .flat_map(|(file, family)| {
+                family
+                    .rows
+                    .iter()
+                    .map(move |row| (file.as_str(), row.name.as_str()))
+            })
+            .collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+
+    #[test]
+    fn each_file_has_allowed_and_denied_rows() {
+        for (file, family) in shipped() {
+            let count = |expect: Expect| {
+                family
+                    .rows
+                    .iter()
+                    .filter(|row| row.expect == expect)
+                    .count()
+            };
+            assert!(
+                count(Expect::Allowed) > 0,
+                "{file} has no allowed row: its denials may be accidents"
+            );
+            assert!(
+                count(Expect::Denied) + count(Expect::WouldDeny) > 0,
+                "{file} denies nothing"
+            );
+        }
+    }
+
+    #[test]
+    fn every_verb_is_known() {
+        for (file, family) in shipped() {
+            for row in family.rows {
+                let verb = row.act.first().expect("an act has a verb");
+                assert!(
+                    crate::act::VERBS.contains(&verb.as_str()),
+                    "{file}: {}: no verb {verb}",
+                    row.name
+                );
+            }
+        }
+    }
+}

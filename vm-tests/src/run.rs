@@ -1,0 +1,375 @@
+//! Runs rows: the act governed, then, for a denial, the same act by an ungoverned process, and
+//! holds what happened against the row.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::act::RESULT;
+use crate::fixture::{self, Picture};
+use crate::guard::{Agent, Group, write_policy};
+use crate::listen;
+use crate::row::{Actor, Expect, Family, Row};
+use crate::trail::{Trail, Wanted};
+
+/// What rows are run under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Their own policies.
+    Policies,
+    /// A policy that permits everything: rows that expect a denial must fail.
+    Permissive,
+    /// None at all: only the acts themselves are tried.
+    Ungoverned,
+}
+
+/// A policy that denies nothing.
+pub const PERMISSIVE: &str = "\
+version: 1
+files: {default: allow}
+exec: {default: allow}
+network: {default: allow, unix: allow}
+";
+
+/// Counts of a run.
+#[derive(Default)]
+pub struct Tally {
+    /// Rows that held.
+    pub passed: u32,
+    /// Rows that did not.
+    pub failed: u32,
+    /// Rows that were not run, with the reason printed.
+    pub skipped: u32,
+}
+
+impl Tally {
+    /// Prints and counts one result.
+    pub fn count(&mut self, name: &str, result: Result<()>, elapsed: Duration) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("ok    {name} ({} ms)", elapsed.as_millis());
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("FAIL  {name}: {error:#}");
+            }
+        }
+    }
+
+    /// Prints and counts a row that is not run.
+    pub fn skip(&mut self, name: &str, why: &str) {
+        self.skipped += 1;
+        println!("skip  {name}: {why}");
+    }
+}
+
+/// What came of one act.
+#[derive(Debug)]
+pub struct Done {
+    /// The errno, 0 for success.
+    pub errno: i32,
+    /// Its standard output.
+    pub output: Vec<u8>,
+    /// Whether anything shows that it happened.
+    pub effect: Option<String>,
+    /// Its process.
+    pub pid: u32,
+    /// What it said on standard error.
+    pub complaint: String,
+}
+
+/// Performs an act in the fixture, by a process in `group` if there is one.
+pub fn perform(
+    act: &[String],
+    cwd: Option<&str>,
+    setup: &[String],
+    actor: Actor,
+    group: Option<&Group>,
+) -> Result<Done> {
+    fixture::make(setup)?;
+    let before = (Picture::take()?, listen::arrivals()?);
+    let mut command = Command::new("/guest/vm-tests");
+    command.arg("act");
+    if actor == Actor::User {
+        command.arg("--user");
+    }
+    if let Some(cwd) = cwd {
+        command.args(["--cwd", &fixture::expand(cwd)]);
+    }
+    command
+        .arg("--")
+        .args(act.iter().map(|word| fixture::expand(word)));
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("failed to start the act")?;
+    let pid = child.id();
+    if let Some(group) = group {
+        group.take(pid)?;
+    }
+    child
+        .stdin
+        .take()
+        .context("the act has no input")?
+        .write_all(&[0])
+        .context("failed to release the act")?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = receiver.recv_timeout(Duration::from_mins(1)) else {
+        // It may end in this moment.
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(pid)?),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+        bail!("the act did not end within 60 s");
+    };
+    let output = output.context("failed to wait for the act")?;
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    let errno = errno(&complaint, output.status.success())?;
+    let effect = if let Some(path) = Picture::take()?.difference(&before.0) {
+        Some(format!("{} changed", path.display()))
+    } else if !output.stdout.is_empty() {
+        Some(format!(
+            "it printed {:?}",
+            String::from_utf8_lossy(&output.stdout)
+                .chars()
+                .take(60)
+                .collect::<String>()
+        ))
+    } else {
+        (listen::arrivals()? != before.1).then(|| "a service was reached".to_owned())
+    };
+    Ok(Done {
+        errno,
+        output: output.stdout,
+        effect,
+        pid,
+        complaint,
+    })
+}
+
+/// From the act's own report, or, when it became another program, from that program's words.
+fn errno(complaint: &str, success: bool) -> Result<i32> {
+    if let Some(line) = complaint.lines().find_map(|line| line.strip_prefix(RESULT)) {
+        let number: i32 = line
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .context("the act reported no number")?;
+        ensure!(
+            number != 0 || success,
+            "the act failed without an errno: {line}"
+        );
+        return Ok(number);
+    }
+    if success {
+        return Ok(0);
+    }
+    if complaint.contains("Operation not permitted") || complaint.contains("Errno 1]") {
+        return Ok(libc::EPERM);
+    }
+    if complaint.contains("Permission denied") || complaint.contains("Errno 13]") {
+        return Ok(libc::EACCES);
+    }
+    bail!(
+        "the program failed for another reason: {}",
+        complaint.trim()
+    )
+}
+
+/// Runs families of rows against the daemon.
+pub struct Runner {
+    mode: Mode,
+    filter: String,
+    trail: Trail,
+    /// What was counted so far.
+    pub tally: Tally,
+}
+
+impl Runner {
+    /// A runner; rows whose name lacks `filter` are left out.
+    pub fn new(mode: Mode, filter: &str, audit: &Path) -> Self {
+        Self {
+            mode,
+            filter: filter.to_owned(),
+            trail: Trail::at(audit),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Runs the rows of one file.
+    pub fn family(&mut self, file: &str, family: &Family) -> Result<()> {
+        let mut agents: BTreeMap<String, Agent> = BTreeMap::new();
+        for row in &family.rows {
+            for actor in &row.actors {
+                let who = if *actor == Actor::User {
+                    "user"
+                } else {
+                    "root"
+                };
+                let name = format!("{file}: {} [{who}]", row.name);
+                if !name.contains(&self.filter) {
+                    continue;
+                }
+                if self.mode == Mode::Permissive {
+                    if row.expect == Expect::Allowed {
+                        continue;
+                    }
+                    if let Some(why) = &row.inherent {
+                        self.tally
+                            .skip(&name, &format!("stays denied without its policy: {why}"));
+                        continue;
+                    }
+                }
+                let policy = row.policy.as_ref().unwrap_or(&family.policy);
+                let agent = if self.mode == Mode::Ungoverned {
+                    None
+                } else {
+                    Some(self.agent(&mut agents, family, file, policy)?)
+                };
+                let started = Instant::now();
+                let result = self.row(row, *actor, agent);
+                let result = if self.mode == Mode::Permissive {
+                    reversed(&result)
+                } else {
+                    result
+                };
+                self.tally.count(&name, result, started.elapsed());
+            }
+        }
+        Ok(())
+    }
+
+    fn agent<'a>(
+        &self,
+        agents: &'a mut BTreeMap<String, Agent>,
+        family: &Family,
+        file: &str,
+        policy: &str,
+    ) -> Result<&'a Agent> {
+        if !agents.contains_key(policy) {
+            let known = if self.mode == Mode::Permissive {
+                write_policy("rows-permissive", PERMISSIVE)?;
+                "rows-permissive".to_owned()
+            } else if let Some(text) = family.policies.get(policy) {
+                let known = format!("rows-{file}-{policy}");
+                write_policy(&known, text)?;
+                known
+            } else {
+                policy.to_owned()
+            };
+            let agent = Agent::attach(&format!("{file}-{policy}"), &known)?;
+            agents.insert(policy.to_owned(), agent);
+        }
+        agents.get(policy).context("the agent was just attached")
+    }
+
+    fn row(&mut self, row: &Row, actor: Actor, agent: Option<&Agent>) -> Result<()> {
+        let cwd = row.cwd.as_deref();
+        if let Some(agent) = agent {
+            let mark = self.trail.mark()?;
+            let done = perform(&row.act, cwd, &row.setup, actor, Some(&agent.group))?;
+            check(row, &done)?;
+            self.recorded(row, agent, mark)?;
+        }
+        if row.expect == Expect::Denied || agent.is_none() {
+            let mark = self.trail.mark()?;
+            let control = perform(&row.act, cwd, &row.setup, actor, None)?;
+            ensure!(
+                control.errno == 0,
+                "the same act fails ungoverned too (errno {}): {}",
+                control.errno,
+                control.complaint.trim()
+            );
+            ensure!(
+                control.effect.is_some(),
+                "the same act has no effect that a test could see when it succeeds"
+            );
+            ensure!(
+                !self.trail.has(
+                    mark,
+                    &Wanted {
+                        pid: Some(control.pid),
+                        ..Wanted::default()
+                    }
+                )?,
+                "an ungoverned process was recorded"
+            );
+        }
+        Ok(())
+    }
+
+    fn recorded(&mut self, row: &Row, agent: &Agent, mark: usize) -> Result<()> {
+        let target = row
+            .target
+            .as_ref()
+            .or_else(|| row.act.get(1))
+            .map(|target| fixture::expand(target));
+        let wanted = Wanted {
+            agent: Some(agent.name.clone()),
+            op: Some(row.operation().to_owned()),
+            target,
+            verdict: Some(row.expect.verdict().to_owned()),
+            rule: row.rule.clone(),
+            reason: row.reason.clone(),
+            pid: None,
+        };
+        self.trail.wait(mark, &wanted)?;
+        if row.expect == Expect::Denied {
+            let contrary = Wanted {
+                verdict: Some("allow".to_owned()),
+                rule: None,
+                reason: None,
+                ..wanted
+            };
+            ensure!(
+                !self.trail.has(mark, &contrary)?,
+                "the same act is also recorded as allowed"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn check(row: &Row, done: &Done) -> Result<()> {
+    match row.expect {
+        Expect::Denied => {
+            if let Some(effect) = &done.effect {
+                bail!("it had an effect: {effect} (errno {})", done.errno);
+            }
+            ensure!(
+                done.errno == libc::EPERM || done.errno == libc::EACCES,
+                "errno is {}: {}",
+                done.errno,
+                done.complaint.trim()
+            );
+        }
+        Expect::Allowed | Expect::WouldDeny => {
+            ensure!(
+                done.errno == 0,
+                "it failed with errno {}: {}",
+                done.errno,
+                done.complaint.trim()
+            );
+            ensure!(done.effect.is_some(), "it had no effect");
+        }
+    }
+    Ok(())
+}
+
+/// Without its policy a row that expects a denial must fail.
+fn reversed(result: &Result<()>) -> Result<()> {
+    match result {
+        Ok(()) => bail!("it holds without its policy too, so it shows nothing"),
+        Err(_) => Ok(()),
+    }
+}

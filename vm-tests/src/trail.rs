@@ -1,0 +1,182 @@
+//! The audit trail as tests read it: lines as they arrive, and waiting for one of them. It never
+//! sleeps longer than the record takes, and says what was there instead when the time is over.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+/// How long a record may take from the act to the file. Guests are emulated and busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a record must say. Fields that are absent may have any value.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Name of the agent.
+    pub agent: Option<String>,
+    /// Operation; `*` for any.
+    pub op: Option<String>,
+    /// Target, escaped as in the record; with a final `*` only its beginning.
+    pub target: Option<String>,
+    /// Verdict.
+    pub verdict: Option<String>,
+    /// Id of the rule.
+    pub rule: Option<String>,
+    /// Reason.
+    pub reason: Option<String>,
+    /// Process.
+    pub pid: Option<u32>,
+}
+
+impl Wanted {
+    fn fits(&self, record: &Value) -> bool {
+        let text = |key: &str, wanted: &Option<String>| {
+            wanted
+                .as_deref()
+                .is_none_or(|wanted| record.get(key).and_then(Value::as_str) == Some(wanted))
+        };
+        text("agent", &self.agent)
+            && (self.op.as_deref() == Some("*") || text("op", &self.op))
+            && self.target.as_deref().is_none_or(|wanted| {
+                target_fits(
+                    wanted,
+                    record
+                        .get("target")
+                        .and_then(Value::as_str)
+                        .unwrap_or_default(),
+                )
+            })
+            && text("verdict", &self.verdict)
+            && text("rule", &self.rule)
+            && text("reason", &self.reason)
+            && self
+                .pid
+                .is_none_or(|pid| record.get("pid").and_then(Value::as_u64) == Some(pid.into()))
+    }
+}
+
+/// Equal, or equal up to a final `*`.
+fn target_fits(wanted: &str, target: &str) -> bool {
+    wanted
+        .strip_suffix('*')
+        .map_or(wanted == target, |start| target.starts_with(start))
+}
+
+/// The trail read so far.
+pub struct Trail {
+    path: PathBuf,
+    read: u64,
+    records: Vec<Value>,
+}
+
+impl Trail {
+    /// A trail in this file, which need not exist yet.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read: 0,
+            records: Vec::new(),
+        }
+    }
+
+    /// The place that later records come after.
+    pub fn mark(&mut self) -> Result<usize> {
+        self.refresh()?;
+        Ok(self.records.len())
+    }
+
+    /// Records since a mark.
+    pub fn since(&mut self, mark: usize) -> Result<&[Value]> {
+        self.refresh()?;
+        Ok(&self.records[mark..])
+    }
+
+    fn refresh(&mut self) -> Result<()> {
+        let Ok(mut file) = File::open(&self.path) else {
+            return Ok(());
+        };
+        file.seek(SeekFrom::Start(self.read))?;
+        let mut lines = BufReader::new(file);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let count = lines.read_until(b'\n', &mut line)?;
+            if count == 0 || line.last() != Some(&b'\n') {
+                return Ok(());
+            }
+            self.read += count as u64;
+            let record = serde_json::from_slice(&line).with_context(|| {
+                format!(
+                    "a line of the audit trail is not JSON: {}",
+                    String::from_utf8_lossy(&line)
+                )
+            })?;
+            self.records.push(record);
+        }
+    }
+
+    /// True if a record since the mark fits now.
+    pub fn has(&mut self, mark: usize, wanted: &Wanted) -> Result<bool> {
+        Ok(self.since(mark)?.iter().any(|record| wanted.fits(record)))
+    }
+
+    /// Waits for a record since the mark that fits.
+    pub fn wait(&mut self, mark: usize, wanted: &Wanted) -> Result<Value> {
+        let started = Instant::now();
+        loop {
+            if let Some(record) = self.since(mark)?.iter().find(|record| wanted.fits(record)) {
+                return Ok(record.clone());
+            }
+            if started.elapsed() > PATIENCE {
+                bail!(
+                    "no audit record fits {wanted:?}; there are: {}",
+                    self.near(mark, wanted)
+                );
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Records that might have been meant, for people to read.
+    fn near(&self, mark: usize, wanted: &Wanted) -> String {
+        let alike = |record: &&Value| {
+            wanted
+                .op
+                .as_deref()
+                .is_none_or(|op| record.get("op").and_then(Value::as_str) == Some(op))
+        };
+        let field = |record: &Value, key: &str| {
+            record
+                .get(key)
+                .map(|value| {
+                    value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_owned)
+                })
+                .unwrap_or_default()
+        };
+        let lines: Vec<String> = self.records[mark..]
+            .iter()
+            .filter(alike)
+            .rev()
+            .take(8)
+            .map(|record| {
+                ["op", "target", "access", "verdict", "rule", "reason"]
+                    .map(|key| field(record, key))
+                    .join(" ")
+            })
+            .collect();
+        if lines.is_empty() {
+            format!(
+                "none of this operation ({} others)",
+                self.records.len() - mark
+            )
+        } else {
+            lines.join(" | ")
+        }
+    }
+}
