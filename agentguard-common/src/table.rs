@@ -31,6 +31,10 @@ pub const MAX_COMMAND: usize = 32 << 10;
 /// Where one automaton begins.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
 pub struct Automaton {
     /// Byte offset of the start state's row.
     pub start: u32,
@@ -45,6 +49,10 @@ pub struct Automaton {
 /// The head of a table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "user",
+    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+)]
 pub struct TableHeader {
     /// [`MAGIC`].
     pub magic: u32,

@@ -1,0 +1,52 @@
+//! Arithmetic on labels: the verdicts that a state stands for, packed into seven bits.
+
+use agentguard_common::table::path_label::{EXEC, EXEC_BY_COMMAND, READ, WRITE};
+use agentguard_common::verdict::{Verdict, access};
+
+/// Verdicts for reading, writing and executing (2 bits each), and "a command rule may speak of it".
+pub type Label = u8;
+
+const MAY_WAIT: Label = EXEC_BY_COMMAND as Label;
+
+/// The label of a program that command rules may speak of.
+pub const BY_COMMAND: Label = MAY_WAIT;
+
+/// The strictest of two labels, for each access by itself.
+///
+/// Where executing is denied, nothing waits for arguments: that bit is then set in both, so that a
+/// label that denies everything absorbs all others.
+pub fn join(a: Label, b: Label) -> Label {
+    let strictest =
+        (a & 3).max(b & 3) | (a & 12).max(b & 12) | (a & 48).max(b & 48) | ((a | b) & MAY_WAIT);
+    if strictest & 48 >= 32 {
+        strictest | MAY_WAIT
+    } else {
+        strictest
+    }
+}
+
+/// Whether `b` changes nothing where `a` holds already.
+pub fn absorbs(a: Label, b: Label) -> bool {
+    join(a, b) == join(a, a)
+}
+
+/// The label as the kernel reads it.
+pub fn published(label: Label) -> Label {
+    if label & 48 >= 32 {
+        label & !MAY_WAIT
+    } else {
+        label
+    }
+}
+
+/// The label of a path rule.
+pub fn of_path(verdict: Verdict, accesses: u8) -> Label {
+    [
+        (access::READ, READ),
+        (access::WRITE, WRITE),
+        (access::EXEC, EXEC),
+    ]
+    .iter()
+    .filter(|(bit, _)| accesses & bit != 0)
+    .fold(0, |label, (_, shift)| join(label, (verdict as u8) << shift))
+}

@@ -1,0 +1,178 @@
+//! The compiler: rules to the table that the kernel reads.
+//!
+//! Four automata: anchored and floating paths (stepped in lockstep, over the same classes), command
+//! lines, destinations. The meaning is that of `judge`; tests compare the two. A policy that does not
+//! fit is a diagnostic that names what it is that costs so much, never a table with less in it.
+
+mod build;
+mod classes;
+mod label;
+mod minimise;
+mod nfa;
+mod serialise;
+mod subset;
+
+use agentguard_common::table::LARGE_TABLE;
+
+use self::build::Automata;
+use self::classes::Classes;
+use self::minimise::minimise;
+use self::nfa::Nfa;
+use self::subset::{Dfa, Limits, determinise};
+use super::diagnostic::PolicyError;
+use super::{Policy, Rule};
+
+/// Transitions that one construction may hold (64 MiB), four times what a table can.
+const MAX_ENTRIES: usize = 16 << 20;
+/// Open positions that one construction may hold (128 MiB).
+const MAX_POSITIONS: usize = 32 << 20;
+
+/// A compiled policy.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// What the kernel gets.
+    pub bytes: Vec<u8>,
+    /// What it consists of.
+    pub stats: TableStats,
+}
+
+/// Sizes of a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct TableStats {
+    /// Bytes in use.
+    pub bytes: usize,
+    /// Rules anchored at the root.
+    pub anchored: AutomatonStats,
+    /// Rules that match at any depth.
+    pub floating: AutomatonStats,
+    /// Command lines.
+    pub command: AutomatonStats,
+    /// Destinations.
+    pub network: AutomatonStats,
+}
+
+impl TableStats {
+    /// States of all automata.
+    pub fn states(&self) -> usize {
+        self.anchored.states + self.floating.states + self.command.states + self.network.states
+    }
+}
+
+/// Sizes of one automaton.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct AutomatonStats {
+    /// States before minimising.
+    pub built: usize,
+    /// States in the table.
+    pub states: usize,
+    /// Byte classes: columns of the table.
+    pub classes: usize,
+}
+
+/// One automaton on its way into the table.
+struct Compiled {
+    dfa: Dfa,
+    stats: AutomatonStats,
+    visits: Vec<u32>,
+}
+
+impl Policy {
+    /// Compiles the policy. `generation` is stamped into every record that the table decides.
+    pub fn compile(&self, generation: u32) -> Result<Table, PolicyError> {
+        let automata = Automata::of(self)?;
+        let paths = Classes::of(&[&automata.anchored, &automata.floating]);
+        let commands = Classes::of(&[&automata.command]);
+        let destinations = Classes::of(&[&automata.network]);
+        let anchored = self.determinise(&automata.anchored, &paths)?;
+        let floating = self.determinise(&automata.floating, &paths)?;
+        let command = self.determinise(&automata.command, &commands)?;
+        let network = self.determinise(&automata.network, &destinations)?;
+        let bytes = serialise::serialise(
+            self,
+            generation,
+            [&paths, &commands, &destinations],
+            [&anchored.dfa, &floating.dfa, &command.dfa, &network.dfa],
+        );
+        if bytes.len() > LARGE_TABLE {
+            let size = |part: &Compiled| part.dfa.next.len();
+            let parts = [
+                (&automata.anchored, &anchored),
+                (&automata.floating, &floating),
+                (&automata.command, &command),
+                (&automata.network, &network),
+            ];
+            let largest = parts.into_iter().max_by_key(|(_, part)| size(part));
+            let (nfa, part) = largest.unwrap_or(parts[0]);
+            return Err(self.too_large(nfa, &part.visits));
+        }
+        let stats = TableStats {
+            bytes: bytes.len(),
+            anchored: anchored.stats,
+            floating: floating.stats,
+            command: command.stats,
+            network: network.stats,
+        };
+        Ok(Table { bytes, stats })
+    }
+
+    fn determinise(&self, nfa: &Nfa, classes: &Classes) -> Result<Compiled, PolicyError> {
+        let limits = Limits {
+            entries: MAX_ENTRIES,
+            positions: MAX_POSITIONS,
+        };
+        let outcome = determinise(nfa, classes, limits);
+        let Some(built) = outcome.dfa else {
+            return Err(self.too_large(nfa, &outcome.visits));
+        };
+        let dfa = minimise(&built);
+        let stats = AutomatonStats {
+            built: built.labels.len(),
+            states: dfa.labels.len(),
+            classes: classes.count,
+        };
+        Ok(Compiled {
+            dfa,
+            stats,
+            visits: outcome.visits,
+        })
+    }
+
+    /// Names the rules that cost most.
+    fn too_large(&self, nfa: &Nfa, visits: &[u32]) -> PolicyError {
+        let mut costs: Vec<(usize, f64)> = nfa.cost_by_rule(visits).into_iter().collect();
+        costs.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let total: f64 = costs.iter().map(|(_, cost)| cost).sum();
+        let share = |cost: f64| (100.0 * cost / total.max(1.0)).round();
+        let named = |rule: &Rule, cost: f64| {
+            let place = self.rule_ref(rule);
+            format!(
+                "{} ({}:{}, {}%)",
+                rule.id,
+                place.file.display(),
+                place.line,
+                share(cost)
+            )
+        };
+        let worst = costs
+            .iter()
+            .take(5)
+            .map(|(rule, cost)| named(&self.rules[*rule], *cost))
+            .collect::<Vec<_>>();
+        let message = format!(
+            "the policy is too large: compiled, it does not fit into {} MiB",
+            LARGE_TABLE >> 20
+        );
+        let help = format!(
+            "the costliest rules: {}. Patterns with several `*`, and `**/` in the middle of many patterns, cost most",
+            worst.join(", ")
+        );
+        match costs.first() {
+            Some((rule, _)) => {
+                let rule = &self.rules[*rule];
+                PolicyError::at(&self.sources[rule.source], rule.span, message, help)
+                    .label("the costliest rule")
+            }
+            None => PolicyError::general(message, help),
+        }
+    }
+}

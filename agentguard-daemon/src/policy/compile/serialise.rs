@@ -1,0 +1,92 @@
+//! The table's bytes. The layout is that of `agentguard_common::table`; nothing else knows it here.
+
+use agentguard_common::table::{
+    Automaton, COMMAND_CLASSES, MAGIC, NETWORK_CLASSES, PATH_CLASSES, ROWS, TableHeader, flags,
+};
+use agentguard_common::verdict::access;
+use zerocopy::IntoBytes as _;
+
+use super::classes::Classes;
+use super::label;
+use super::subset::Dfa;
+use crate::policy::{Audit, Matcher, Mode, Policy};
+
+/// Writes the table. Classes: paths, commands, destinations. Automata: anchored, floating, command, network.
+pub fn serialise(
+    policy: &Policy,
+    generation: u32,
+    classes: [&Classes; 3],
+    automata: [&Dfa; 4],
+) -> Vec<u8> {
+    let mut bytes = vec![0; ROWS];
+    for (at, classes) in [PATH_CLASSES, COMMAND_CLASSES, NETWORK_CLASSES]
+        .into_iter()
+        .zip(classes)
+    {
+        for (byte, class) in classes.of.iter().enumerate() {
+            let column = 4 * (1 + u16::from(*class));
+            bytes[at + 2 * byte..][..2].copy_from_slice(&column.to_le_bytes());
+        }
+    }
+    let placed = automata.map(|dfa| append(&mut bytes, dfa));
+    let [anchored, floating, command, network] = placed;
+    let defaults = policy.defaults;
+    let path_default = [
+        (defaults.read, access::READ),
+        (defaults.write, access::WRITE),
+        (defaults.exec, access::EXEC),
+    ]
+    .into_iter()
+    .fold(0, |all, (verdict, bit)| {
+        label::join(all, label::of_path(verdict, bit))
+    });
+    let header = TableHeader {
+        magic: MAGIC,
+        len: bytes.len() as u32,
+        generation,
+        flags: header_flags(policy),
+        path_default: u32::from(label::published(path_default)),
+        network_default: defaults.network as u32,
+        reserved: [0; 2],
+        anchored,
+        floating,
+        command,
+        network,
+    };
+    let head = header.as_bytes();
+    bytes[..head.len()].copy_from_slice(head);
+    bytes
+}
+
+fn header_flags(policy: &Policy) -> u32 {
+    let commands = policy
+        .rules
+        .iter()
+        .any(|rule| matches!(rule.matcher, Matcher::Command { .. }));
+    [
+        (policy.mode == Mode::Shadow, flags::SHADOW),
+        (policy.unix_allowed, flags::UNIX_ALLOWED),
+        (policy.audit == Audit::Denied, flags::QUIET_OPENS),
+        (commands, flags::HAS_COMMANDS),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .fold(0, |all, (_, flag)| all | flag)
+}
+
+fn append(bytes: &mut Vec<u8>, dfa: &Dfa) -> Automaton {
+    let start = bytes.len();
+    let row = 4 * (1 + dfa.classes);
+    for (state, label) in dfa.labels.iter().enumerate() {
+        bytes.extend(u32::from(*label).to_le_bytes());
+        for to in &dfa.next[state * dfa.classes..(state + 1) * dfa.classes] {
+            bytes.extend(((start + *to as usize * row) as u32).to_le_bytes());
+        }
+    }
+    Automaton {
+        start: start as u32,
+        classes: dfa.classes as u32,
+        states: dfa.labels.len() as u32,
+        reserved: 0,
+    }
+}

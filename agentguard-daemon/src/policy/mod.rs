@@ -1,0 +1,134 @@
+//! Policies: reading them, judging by them plainly, and compiling them for the kernel.
+//!
+//! The order of the rooms: `load` reads files into `schema`, `lower` gives them meaning (`rule`,
+//! `glob`, `command`, `address`), `judge` is the plain reference, `compile` makes the kernel's table,
+//! `table` walks such a table in user space. Nothing here touches the kernel, and nothing here ever
+//! repairs a policy: what is not understood is refused with a [`PolicyError`].
+
+pub mod address;
+mod builtin;
+pub mod command;
+mod compile;
+mod diagnostic;
+mod examples;
+#[doc(hidden)]
+pub mod generate;
+pub mod glob;
+mod judge;
+mod load;
+mod lower;
+mod matcher;
+mod rule;
+pub mod schema;
+mod suggest;
+pub mod table;
+mod vars;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agentguard_common::verdict::Verdict;
+
+pub use builtin::NAMES as BUILT_IN_NAMES;
+pub use compile::{Table, TableStats};
+pub use diagnostic::{PatternError, PolicyError, Source, Span};
+pub use examples::{Example, OwnedAction, TestOutcome};
+pub use load::{LoadOptions, MAX_FILE};
+pub use rule::{Action, Judgement, Matcher, Rule, RuleExample, RuleRef};
+pub use schema::{Audit, Mode};
+
+/// Longest value of a variable, in bytes.
+pub(crate) const MAX_VALUE: usize = 4096;
+
+/// Verdicts where no rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// Opening for reading.
+    pub read: Verdict,
+    /// Opening for writing.
+    pub write: Verdict,
+    /// Running a program.
+    pub exec: Verdict,
+    /// Connecting.
+    pub network: Verdict,
+}
+
+/// A policy that was read, understood and checked.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    name: String,
+    description: Option<String>,
+    mode: Mode,
+    audit: Audit,
+    defaults: Defaults,
+    unix_allowed: bool,
+    rules: Vec<Rule>,
+    sources: Vec<Arc<Source>>,
+    files: Vec<PathBuf>,
+    examples: Vec<Example>,
+}
+
+/// Reads a policy, by name or by path, with all that it extends.
+pub fn load(name_or_path: &str, options: &LoadOptions) -> Result<Policy, PolicyError> {
+    let stem = Path::new(name_or_path)
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    lower::lower(load::read(name_or_path, options)?, &options.vars, &stem)
+}
+
+/// Reads a policy from text. `path` stands for it in diagnostics.
+pub fn load_text(path: &Path, text: &str, options: &LoadOptions) -> Result<Policy, PolicyError> {
+    let stem = path
+        .file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    lower::lower(load::read_text(path, text, options)?, &options.vars, &stem)
+}
+
+impl Policy {
+    /// Its name: `name:`, or that of the file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is for.
+    pub fn description(&self) -> Option<&str> {
+        self.description.as_deref()
+    }
+
+    /// Whether denials are carried out.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What is recorded.
+    pub fn audit(&self) -> Audit {
+        self.audit
+    }
+
+    /// Verdicts where no rule matches.
+    pub fn defaults(&self) -> Defaults {
+        self.defaults
+    }
+
+    /// Whether Unix-domain sockets may be connected to.
+    pub fn unix_allowed(&self) -> bool {
+        self.unix_allowed
+    }
+
+    /// The rules: the outermost file's first.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Every file that was read, for watching. Built-in policies have none.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+}

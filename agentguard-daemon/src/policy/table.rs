@@ -1,0 +1,129 @@
+//! A walker for compiled tables in user space, for tests and for `doctor`: what the kernel does, step by step.
+//!
+//! It reads nothing but the table; it must never be used in place of the kernel's verdict or of the
+//! reference.
+
+use agentguard_common::table::{
+    Automaton, COMMAND_CLASSES, MAGIC, NETWORK_CLASSES, PATH_CLASSES, ROWS, TableHeader, flags,
+    path_label, unpack,
+};
+use agentguard_common::verdict::{Reason, Verdict, access};
+use zerocopy::FromBytes as _;
+
+use super::rule::Action;
+
+/// The header of a table, if it is whole.
+pub fn header(table: &[u8]) -> Option<TableHeader> {
+    let (header, _) = TableHeader::read_from_prefix(table).ok()?;
+    (header.magic == MAGIC && header.len as usize <= table.len() && table.len() >= ROWS)
+        .then_some(header)
+}
+
+/// The verdict and reason that a table gives. [`Verdict::None`] where a program's arguments must be seen first.
+pub fn walk(table: &[u8], action: &Action<'_>) -> (Verdict, Reason) {
+    let Some(header) = header(table) else {
+        return (Verdict::Deny, Reason::TableDamaged);
+    };
+    match *action {
+        Action::Path { path, access } => {
+            decide_path(&header, path_label_of(table, &header, path), access)
+        }
+        Action::Exec { path, argv } => decide_exec(table, &header, path, argv),
+        Action::Network { destination } => {
+            let label = run(table, &header.network, NETWORK_CLASSES, &destination.key());
+            or_default(unpack(label, 0), unpack(header.network_default, 0))
+        }
+        Action::Unix if header.flags & flags::UNIX_ALLOWED != 0 => {
+            (Verdict::Allow, Reason::Default)
+        }
+        Action::Unix => (Verdict::Deny, Reason::UnixSocket),
+    }
+}
+
+fn or_default(found: Verdict, default: Verdict) -> (Verdict, Reason) {
+    match found {
+        Verdict::None => (default, Reason::Default),
+        verdict => (verdict, Reason::Rule),
+    }
+}
+
+/// Runs one automaton over the input; the label of the last state.
+fn run(table: &[u8], automaton: &Automaton, classes: usize, input: &[u8]) -> u32 {
+    let mut state = automaton.start as usize;
+    for byte in input {
+        let at = classes + 2 * usize::from(*byte);
+        let column = u16::from_le_bytes([table[at], table[at + 1]]);
+        state = word(table, state + usize::from(column)) as usize;
+    }
+    word(table, state)
+}
+
+fn word(table: &[u8], at: usize) -> u32 {
+    table.get(at..at + 4).map_or(0, |bytes| {
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    })
+}
+
+/// The strictest of both automata.
+fn path_label_of(table: &[u8], header: &TableHeader, path: &[u8]) -> u32 {
+    let anchored = run(table, &header.anchored, PATH_CLASSES, path);
+    let floating = run(table, &header.floating, PATH_CLASSES, path);
+    let strictest = [path_label::READ, path_label::WRITE, path_label::EXEC]
+        .into_iter()
+        .fold(0, |all, shift| {
+            all | (unpack(anchored, shift).strictest(unpack(floating, shift)) as u32) << shift
+        });
+    strictest | ((anchored | floating) & path_label::EXEC_BY_COMMAND)
+}
+
+fn decide_path(header: &TableHeader, label: u32, wanted: u8) -> (Verdict, Reason) {
+    let wanted = if wanted == 0 {
+        access::READ | access::WRITE
+    } else {
+        wanted
+    };
+    let mut result = (Verdict::None, Reason::None);
+    for (bit, shift) in [
+        (access::READ, path_label::READ),
+        (access::WRITE, path_label::WRITE),
+        (access::EXEC, path_label::EXEC),
+    ] {
+        if wanted & bit == 0 {
+            continue;
+        }
+        let next = or_default(unpack(label, shift), unpack(header.path_default, shift));
+        if next.0 > result.0 || (next.0 == result.0 && next.1 == Reason::Rule) {
+            result = next;
+        }
+    }
+    result
+}
+
+fn decide_exec(
+    table: &[u8],
+    header: &TableHeader,
+    path: &[u8],
+    argv: Option<&[&[u8]]>,
+) -> (Verdict, Reason) {
+    let label = path_label_of(table, header, path);
+    let by_path = unpack(label, path_label::EXEC);
+    let default = unpack(header.path_default, path_label::EXEC);
+    if header.flags & flags::HAS_COMMANDS == 0 || by_path >= Verdict::Ask {
+        return or_default(by_path, default);
+    }
+    let waits = by_path == Verdict::Allow || label & path_label::EXEC_BY_COMMAND != 0;
+    match argv {
+        None if waits => (Verdict::None, Reason::None),
+        None => (default, Reason::Default),
+        Some(argv) => {
+            let mut input = path.to_vec();
+            input.push(0);
+            for argument in argv {
+                input.extend_from_slice(argument);
+                input.push(0);
+            }
+            let by_command = unpack(run(table, &header.command, COMMAND_CLASSES, &input), 0);
+            or_default(by_path.strictest(by_command), default)
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Tests of the rooms together: text to verdict.
+
+use std::path::Path;
+
+use agentguard_common::verdict::{Verdict, access};
+
+use super::*;
+
+fn policy(text: &str) -> Policy {
+    let options = LoadOptions {
+        search: Vec::new(),
+        vars: [("workspace", "/work/x"), ("home", "/home/u")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into(),
+    };
+    load_text(Path::new("test.yaml"), text, &options)
+        .unwrap_or_else(|error| panic!("{error}: {}", error.help_text()))
+}
+
+/// The verdict of both judges.
+fn verdict(policy: &Policy, action: &OwnedAction) -> Verdict {
+    let table = policy.compile(1).expect("a table");
+    action.with(|action| {
+        let judgement = policy.judge(action);
+        assert_eq!(
+            (judgement.verdict, judgement.reason),
+            table::walk(&table.bytes, action),
+            "{action:?}"
+        );
+        judgement.verdict
+    })
+}
+
+fn reads(globs: &str, path: &str) -> bool {
+    let policy = policy(&format!(
+        "version: 1\nfiles: {{read: {{allow: {globs}}}}}\n"
+    ));
+    let action = OwnedAction::Path {
+        path: path.as_bytes().to_vec(),
+        access: access::READ,
+    };
+    verdict(&policy, &action) == Verdict::Allow
+}
+
+#[test]
+fn globs_mean_what_the_manual_says() {
+    let rows: &[(&str, &[&str], &[&str])] = &[
+        (
+            "['/a/**']",
+            &["/a", "/a/", "/a/b", "/a/b/c", "/a/\nb"],
+            &["/ab", "/", "/b/a"],
+        ),
+        (
+            "['/a/*']",
+            &["/a/b", "/a/.b", "/a/\n"],
+            &["/a", "/a/", "/a/b/c"],
+        ),
+        ("['/*']", &["/a"], &["/", "/a/b"]),
+        ("['/']", &["/"], &["/a"]),
+        ("['/**']", &["/", "/a", "/a/b"], &[]),
+        (
+            "['**/x']",
+            &["/x", "/a/x", "/a/b/x"],
+            &["/ax", "/x/a", "/a/xb"],
+        ),
+        (
+            "['/a/**/x']",
+            &["/a/x", "/a/b/x", "/a/b/c/x"],
+            &["/ax", "/a/bx", "/x"],
+        ),
+        (
+            "['**/x/**']",
+            &["/x", "/a/x", "/a/x/y/z"],
+            &["/ax/b", "/a/xx"],
+        ),
+        ("['/a?c']", &["/abc"], &["/a/c", "/ac", "/abbc"]),
+        ("['/[a-c]x']", &["/ax", "/cx"], &["/dx", "/x", "//x"]),
+        ("['/[!a]x']", &["/bx", "/\nx"], &["/ax", "//x"]),
+        (
+            "['/{a,b*}/c']",
+            &["/a/c", "/b/c", "/bb/c"],
+            &["/c/c", "/ab/c"],
+        ),
+        ("['/{a,**/b}']", &["/a", "/b", "/x/b"], &["/x/a"]),
+        ("['/a\\*b']", &["/a*b"], &["/axb"]),
+        ("['/a\\x0ab']", &["/a\nb"], &["/ab"]),
+        (
+            "['~/.ssh/**']",
+            &["/home/u/.ssh/id"],
+            &["/home/v/.ssh/id", "/home/u/.sshx"],
+        ),
+        (
+            "['${workspace}/*.rs']",
+            &["/work/x/a.rs"],
+            &["/work/x/a/b.rs", "/work/a.rs"],
+        ),
+        (
+            "[{path: /a/**, except: /a/b/**}]",
+            &["/a/c", "/a"],
+            &["/a/b", "/a/b/c"],
+        ),
+        (
+            "[{path: '**/.env*', except: '**/.env.example'}]",
+            &["/.env", "/x/.env.local"],
+            &["/x/.env.example"],
+        ),
+        (
+            "[{path: /a/**, except: '**/k'}]",
+            &["/a/c", "/a/k/c"],
+            &["/a/k", "/a/b/k"],
+        ),
+    ];
+    for (globs, yes, no) in rows {
+        yes.iter()
+            .for_each(|path| assert!(reads(globs, path), "{globs} must match {path:?}"));
+        no.iter()
+            .for_each(|path| assert!(!reads(globs, path), "{globs} must not match {path:?}"));
+    }
+}
+
+#[test]
+fn commands_mean_what_the_manual_says() {
+    let policy = policy(
+        "version: 1
+exec:
+  default: deny
+  allow:
+    - git push **
+    - command: /usr/bin/make
+    - /bin/echo
+  deny:
+    - command: 'git ** push ** {-f,--force*} **'
+      except: 'git push --force-if-includes'
+",
+    );
+    let rows = [
+        ("git push", true),
+        ("git push origin main", true),
+        ("git push -f", false),
+        ("git push origin --force", false),
+        ("git push --force-if-includes", true),
+        ("git push --force-if-includes x", false),
+        ("git -C x push --force", false),
+        ("git pull", false),
+        ("/opt/git/git push", true),
+        ("make", true),
+        ("make all", false),
+        ("/bin/echo anything", true),
+    ];
+    for (command, allowed) in rows {
+        let action = OwnedAction::command(command).expect("a command");
+        let expected = if allowed {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        };
+        assert_eq!(verdict(&policy, &action), expected, "{command}");
+    }
+    for (path, expected) in [
+        ("/usr/bin/git", Verdict::None),
+        ("/bin/echo", Verdict::None),
+        ("/bin/ls", Verdict::Deny),
+    ] {
+        assert_eq!(
+            verdict(&policy, &OwnedAction::Program { path: path.into() }),
+            expected,
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn destinations_mean_what_the_manual_says() {
+    let policy = policy(
+        "version: 1
+network:
+  allow:
+    - any:443/tcp
+    - '[::/0]:80/tcp'
+    - {cidr: [10.0.0.0/8, 'fd00::/12'], port: [8000-8999, 22], protocol: tcp}
+    - 127.0.0.1
+  deny:
+    - {address: any, port: 443, protocol: any, except: ['9.9.9.9', '1.0.0.0/8', '2001:db8::/31']}
+    - 169.254.0.0/16
+",
+    );
+    let rows = [
+        ("9.9.9.9:443/tcp", true),
+        ("[::ffff:9.9.9.9]:443/tcp", true),
+        ("9.9.9.9:443/udp", false),
+        ("8.8.8.8:443/tcp", false),
+        ("1.2.3.4:80/tcp", false),
+        ("[2001:db9::1]:443/tcp", true),
+        ("[2001:dba::1]:443/tcp", false),
+        ("[2001:dba::1]:80/tcp", true),
+        ("[::1]:80/tcp", true),
+        ("[::]:80/tcp", true),
+        ("10.9.8.7:8500/tcp", true),
+        ("10.9.8.7:7999/tcp", false),
+        ("10.9.8.7:22/udp", false),
+        ("[fd0f::1]:22/tcp", true),
+        ("[fd10::1]:22/tcp", false),
+        ("127.0.0.1:5/udp", true),
+        ("0.0.0.0:5/udp", true),
+        ("169.254.169.254:80/tcp", false),
+    ];
+    for (destination, allowed) in rows {
+        let action =
+            OwnedAction::Network(address::parse_destination(destination).expect("a destination"));
+        let expected = if allowed {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        };
+        assert_eq!(verdict(&policy, &action), expected, "{destination}");
+    }
+}
+
+#[test]
+fn built_in_policies_pass_their_own_tests() {
+    let options = LoadOptions {
+        search: Vec::new(),
+        vars: [("workspace", "/work/x"), ("home", "/home/u")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into(),
+    };
+    for name in BUILT_IN_NAMES {
+        let policy = load(name, &options).unwrap_or_else(|error| {
+            panic!("{name}: {error}: {:?} {}", error.place(), error.help_text())
+        });
+        let outcomes = policy.run_inline_tests();
+        let failed: Vec<&TestOutcome> = outcomes
+            .iter()
+            .filter(|outcome| outcome.failure.is_some())
+            .collect();
+        assert!(failed.is_empty(), "{name}: {failed:#?}");
+        assert!(!outcomes.is_empty(), "{name} has no tests");
+        let table = policy
+            .compile(1)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(
+            table.bytes.len() <= agentguard_common::table::LARGE_TABLE,
+            "{name}: {:?}",
+            table.stats
+        );
+        println!("{name}: {:?}", table.stats);
+    }
+}
