@@ -44,8 +44,19 @@ pub struct Guest {
     pub memory: u32,
     /// Host time after which the guest is stopped.
     pub timeout: Duration,
-    /// Show the job's output while it runs.
-    pub show: bool,
+    /// What is shown of the job's output while it runs.
+    pub show: Show,
+}
+
+/// What is shown of a job's output while it runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Show {
+    /// All of it, as it comes.
+    Everything,
+    /// Lines that do not begin with `ok`.
+    Remarkable,
+    /// None of it.
+    Nothing,
 }
 
 /// What came back.
@@ -58,8 +69,6 @@ pub struct Outcome {
     pub files: Vec<(String, Vec<u8>)>,
     /// How many guests died before this one.
     pub repeats: u32,
-    /// Host time of the run that counted.
-    pub elapsed: Duration,
 }
 
 enum Attempt {
@@ -82,7 +91,7 @@ impl Guest {
             cpus: host.clamp(1, 4),
             memory: 2048,
             timeout: Duration::from_mins(15),
-            show: true,
+            show: Show::Everything,
         }
     }
 
@@ -206,7 +215,6 @@ impl Guest {
                 output,
                 files,
                 repeats: 0,
-                elapsed: started.elapsed(),
             }));
         }
         let log = String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
@@ -249,25 +257,42 @@ fn qemu(accelerator: &str) -> Result<Command> {
 
 type Collected = (thread::JoinHandle<()>, Arc<Mutex<Vec<u8>>>);
 
-fn collect(child: &mut Child, show: bool) -> Option<Collected> {
+fn collect(child: &mut Child, show: Show) -> Option<Collected> {
     let mut pipe = child.stdout.take()?;
     let text = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&text);
     let thread = thread::spawn(move || {
         let mut buffer = [0; 4096];
+        let mut line = Vec::new();
         while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-            if show {
-                // A closed standard output does not end the guest.
-                let _ = io::stdout()
-                    .write_all(&buffer[..count])
-                    .and_then(|()| io::stdout().flush());
+            match show {
+                Show::Everything => print(&buffer[..count]),
+                Show::Nothing => {}
+                Show::Remarkable => {
+                    line.extend_from_slice(&buffer[..count]);
+                    while let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+                        let rest = line.split_off(end + 1);
+                        let whole = std::mem::replace(&mut line, rest);
+                        if !whole.starts_with(b"ok ") {
+                            print(&whole);
+                        }
+                    }
+                }
             }
             if let Ok(mut text) = sink.lock() {
                 text.extend_from_slice(&buffer[..count]);
             }
         }
+        print(&line);
     });
     Some((thread, text))
+}
+
+fn print(text: &[u8]) {
+    // A closed standard output does not end the guest.
+    let _ = io::stdout()
+        .write_all(text)
+        .and_then(|()| io::stdout().flush());
 }
 
 /// Waits for the guest's end; false if it had to be stopped.
@@ -350,7 +375,7 @@ fn trial(accelerator: &str) -> Result<bool> {
     let scratch = Scratch::new("trial")?;
     let mut guest = Guest::new(crate::kernels::find("6.12")?, "exit 0\n".into());
     guest.timeout = Duration::from_secs(20);
-    guest.show = false;
+    guest.show = Show::Nothing;
     guest.pack(&scratch.path().join("initrd"))?;
     let works = matches!(
         guest.attempt(scratch.path(), accelerator),

@@ -9,6 +9,7 @@ mod kernels;
 mod place;
 mod product;
 mod setup;
+mod test;
 mod toolchain;
 mod userland;
 mod vm;
@@ -23,6 +24,8 @@ use clap::Parser;
 enum Task {
     /// Find or install what building and testing need, each only when it is missing.
     Setup(setup::Options),
+    /// Run every test: on this host, then in a guest with each kernel of the matrix.
+    Test(test::Options),
     /// Boot a guest and run one command in it; its exit status is the command's.
     Vm(vm::Options),
 }
@@ -30,6 +33,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Setup(options) => setup::main(&options),
+        Task::Test(options) => test::main(&options),
         Task::Vm(options) => vm::main(&options),
     };
     match result {

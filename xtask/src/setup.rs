@@ -22,7 +22,7 @@ const QEMU: u32 = 8;
 pub struct Options {
     /// Only what building needs: no QEMU, no kernels, no guest.
     #[arg(long)]
-    build_only: bool,
+    pub build_only: bool,
 }
 
 /// The package lists of every suite, read once and only when something is missing.

@@ -1,0 +1,306 @@
+//! `cargo xtask test`: every test there is, and one table of what came of it. A step that could not
+//! run is a failure or a counted skip with its reason, never silence.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{answer, run};
+use crate::guest::{Guest, Show};
+use crate::kernels::{self, Kernel, MATRIX};
+use crate::product::{self, cargo};
+use crate::{place, setup, userland};
+
+/// Run every test: on this host, then in a guest with each kernel of the matrix.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only this kernel: 6.1, 6.12, newest, or the path of an image.
+    #[arg(long, conflicts_with = "host_only")]
+    kernel: Option<String>,
+    /// Only the tests that need no guest.
+    #[arg(long)]
+    host_only: bool,
+    /// Only the tests in guests.
+    #[arg(long, conflicts_with = "host_only")]
+    guests_only: bool,
+    /// Only rows whose name contains this (guests only).
+    #[arg(long, conflicts_with = "host_only")]
+    filter: Option<String>,
+}
+
+/// What came of one step.
+struct Outcome {
+    step: String,
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    elapsed: Duration,
+    note: String,
+}
+
+impl Outcome {
+    fn of(step: &str, started: Instant, result: Result<Counts>) -> Self {
+        let elapsed = started.elapsed();
+        let (counts, note) = match result {
+            Ok(counts) => (counts, String::new()),
+            Err(error) => {
+                eprintln!("xtask: {step}: {error:#}");
+                (
+                    Counts {
+                        failed: 1,
+                        ..Counts::default()
+                    },
+                    format!("{error:#}")
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .chars()
+                        .take(70)
+                        .collect(),
+                )
+            }
+        };
+        let note = if counts.note.is_empty() {
+            note
+        } else {
+            counts.note
+        };
+        Self {
+            step: step.to_owned(),
+            passed: counts.passed,
+            failed: counts.failed,
+            skipped: counts.skipped,
+            elapsed,
+            note,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    note: String,
+}
+
+/// Runs them; 0 when all passed.
+pub fn main(options: &Options) -> Result<i32> {
+    setup::main(&setup::Options {
+        build_only: options.host_only,
+    })?;
+    let mut outcomes = Vec::new();
+    if options.kernel.is_none() && options.filter.is_none() && !options.guests_only {
+        host(&mut outcomes);
+    }
+    if !options.host_only {
+        let kernels: Vec<Kernel> = match &options.kernel {
+            Some(name) => vec![kernels::find(name)?],
+            None => MATRIX
+                .iter()
+                .map(|choice| kernels::find(choice.name))
+                .collect::<Result<_>>()?,
+        };
+        // Also when it fails the host's results are shown.
+        let started = Instant::now();
+        match product::build() {
+            Ok(_) => guests(
+                &mut outcomes,
+                &kernels,
+                options.filter.as_deref().unwrap_or_default(),
+            ),
+            Err(error) => outcomes.push(Outcome::of("release build", started, Err(error))),
+        }
+    }
+    Ok(report(&outcomes))
+}
+
+fn host(outcomes: &mut Vec<Outcome>) {
+    let mut step = |name: &str, work: &dyn Fn() -> Result<Counts>| {
+        println!("\n== {name}");
+        let started = Instant::now();
+        outcomes.push(Outcome::of(name, started, work()));
+    };
+    let single = |arguments: &[&str]| {
+        run(cargo().args(arguments))?;
+        Ok(Counts {
+            passed: 1,
+            ..Counts::default()
+        })
+    };
+    step("format", &|| single(&["fmt", "--all", "--check"]));
+    step("lints", &|| {
+        single(&[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ])
+    });
+    step("host tests", &cargo_tests);
+    step("licences, advisories", &|| {
+        if answer("cargo-deny", &["--version"]).is_none() {
+            return Ok(Counts {
+                skipped: 1,
+                note: "cargo-deny is not installed".into(),
+                ..Counts::default()
+            });
+        }
+        // The advisory database needs a network of its own; licences and sources do not.
+        single(&["deny", "--offline", "check", "licenses", "bans", "sources"])
+    });
+}
+
+fn cargo_tests() -> Result<Counts> {
+    let mut command = cargo();
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = command.output().context("failed to start cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut counts = Counts::default();
+    for line in text
+        .lines()
+        .filter_map(|line| line.strip_prefix("test result:"))
+    {
+        let number = |word: &str| {
+            line.split(['.', ';'])
+                .find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u32>().ok())
+                .unwrap_or(0)
+        };
+        counts.passed += number("passed");
+        counts.failed += number("failed");
+        counts.skipped += number("ignored");
+    }
+    if !output.status.success() {
+        println!("{text}");
+        counts.failed = counts.failed.max(1);
+    }
+    Ok(counts)
+}
+
+fn guests(outcomes: &mut Vec<Outcome>, kernels: &[Kernel], filter: &str) {
+    for kernel in kernels {
+        let name = format!("kernel {}", kernel.name);
+        println!("\n== {name} ({})", kernel.release);
+        let started = Instant::now();
+        match guest(kernel, filter) {
+            Ok([rows, reversed]) => {
+                outcomes.push(Outcome::of(&name, started, Ok(rows)));
+                let mut reversed =
+                    Outcome::of(&format!("{name}, without policies"), started, Ok(reversed));
+                reversed.elapsed = Duration::ZERO;
+                outcomes.push(reversed);
+            }
+            Err(error) => outcomes.push(Outcome::of(&name, started, Err(error))),
+        }
+    }
+}
+
+/// All rows under their policies, then the denial rows without, which must fail.
+fn guest(kernel: &Kernel, filter: &str) -> Result<[Counts; 2]> {
+    const LOG: &str = "/var/log/agentguard-daemon.txt";
+    const TRAIL: &str = "/tmp/audit-tail.jsonl";
+    let quoted = crate::command::shell_quoted(filter);
+    let job = format!(
+        "/guest/vm-tests rows --filter {quoted}\nrows=$?\n\
+         echo 'Without their policies the rows that expect a denial must fail:'\n\
+         /guest/vm-tests rows --filter {quoted} --permissive\nreversed=$?\n\
+         [ $((rows + reversed)) = 0 ] || tail -c 500000 /var/log/agentguard/audit.jsonl >{TRAIL}\n\
+         exit $((rows + reversed))\n"
+    );
+    let mut guest = Guest::new(kernel.clone(), job);
+    guest.userland = userland::cached()?;
+    guest.show = Show::Remarkable;
+    guest.wanted = vec![LOG.into(), TRAIL.into()];
+    product::install(&mut guest.overlay)?;
+    let outcome = guest.run()?;
+    let folder = place::target()
+        .join("vm")
+        .join(kernel.name.replace('/', "_"));
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("failed to create {}", folder.display()))?;
+    fs::write(folder.join("output.txt"), &outcome.output)?;
+    for (path, data) in &outcome.files {
+        fs::write(folder.join(path.rsplit('/').next().unwrap_or(path)), data)?;
+    }
+    let mut closings = outcome.output.lines().filter_map(closing);
+    let broken = || Counts {
+        failed: 1,
+        note: format!("broke off; see {}", folder.display()),
+        ..Counts::default()
+    };
+    let mut rows = closings.next().unwrap_or_else(broken);
+    let reversed = closings.next().unwrap_or_else(broken);
+    if outcome.repeats > 0 {
+        rows.note = format!("{} guest(s) died and were repeated", outcome.repeats);
+    }
+    if outcome.status != 0 && rows.failed + reversed.failed == 0 {
+        rows.failed += 1;
+        rows.note = format!("the guest's status is {}", outcome.status);
+    }
+    Ok([rows, reversed])
+}
+
+/// Reads `N passed, M failed, K skipped`; a run in which nothing passed has failed.
+fn closing(line: &str) -> Option<Counts> {
+    let mut parts = line.trim().split(", ");
+    let mut number = |word: &str| parts.next()?.strip_suffix(word)?.trim().parse::<u32>().ok();
+    let (passed, failed, skipped) = (number("passed")?, number("failed")?, number("skipped")?);
+    let failed = if passed == 0 { failed.max(1) } else { failed };
+    Some(Counts {
+        passed,
+        failed,
+        skipped,
+        note: String::new(),
+    })
+}
+
+fn report(outcomes: &[Outcome]) -> i32 {
+    let width = outcomes
+        .iter()
+        .map(|outcome| outcome.step.len())
+        .max()
+        .unwrap_or(0);
+    println!("\n{:width$}  passed  failed  skipped    time", "");
+    for outcome in outcomes {
+        let time = if outcome.elapsed.is_zero() {
+            String::new()
+        } else {
+            format!("{:.0} s", outcome.elapsed.as_secs_f64())
+        };
+        let line = format!(
+            "{:width$}  {:>6}  {:>6}  {:>7}  {time:>6}  {}",
+            outcome.step, outcome.passed, outcome.failed, outcome.skipped, outcome.note
+        );
+        println!("{}", line.trim_end());
+    }
+    let sum = |field: fn(&Outcome) -> u32| outcomes.iter().map(field).sum::<u32>();
+    let (passed, failed, skipped) = (sum(|o| o.passed), sum(|o| o.failed), sum(|o| o.skipped));
+    println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+    i32::from(failed > 0 || passed == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closings_are_read_and_an_empty_run_fails() {
+        let counts = closing("12 passed, 1 failed, 3 skipped").expect("a closing");
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (12, 1, 3));
+        assert_eq!(
+            closing("0 passed, 0 failed, 9 skipped")
+                .expect("a closing")
+                .failed,
+            1
+        );
+        assert!(closing("ok    12 passed").is_none());
+    }
+}
