@@ -50,6 +50,15 @@ impl Apt {
         Self::over("all", |_| true)
     }
 
+    /// A tree that sees this machine's own release and its backports: only from it may packages be
+    /// installed here, or the machine would become a mixture of releases.
+    pub fn own_release() -> Result<Self> {
+        let own = codename()
+            .filter(|name| ARCHIVE.contains(&name.as_str()))
+            .context("packages can be installed on Debian 12 and 13 only; see CONTRIBUTING.md for what is needed")?;
+        Self::over("own", |suite| suite.starts_with(&own))
+    }
+
     /// A tree that sees the suites for which `wanted` says so.
     pub fn over(name: &str, wanted: impl Fn(&str) -> bool) -> Result<Self> {
         let root = place::cache()?.join("apt").join(name);

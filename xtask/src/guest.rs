@@ -194,7 +194,6 @@ impl Guest {
         if !self.interactive {
             command.stdin(Stdio::null()).stdout(Stdio::piped());
         }
-        let started = Instant::now();
         let mut child = command
             .spawn()
             .context("failed to start qemu-system-x86_64")?;

@@ -25,16 +25,30 @@ pub struct Options {
     pub build_only: bool,
 }
 
-/// The package lists of every suite, read once and only when something is missing.
+/// Package lists, read once and only when something is missing.
 #[derive(Default)]
 pub struct Packages {
-    apt: OnceCell<Apt>,
+    own: OnceCell<Apt>,
+    matrix: OnceCell<Apt>,
 }
 
 impl Packages {
-    /// The lists.
-    pub fn apt(&self) -> Result<&Apt> {
-        if let Some(apt) = self.apt.get() {
+    /// Those of this machine's release.
+    pub fn own(&self) -> Result<&Apt> {
+        Self::lists(&self.own, "package lists", Apt::own_release)
+    }
+
+    /// Those of every release in the matrix.
+    fn matrix(&self) -> Result<&Apt> {
+        Self::lists(&self.matrix, "matrix lists", Apt::every_suite)
+    }
+
+    fn lists<'a>(
+        cell: &'a OnceCell<Apt>,
+        what: &str,
+        make: fn() -> Result<Apt>,
+    ) -> Result<&'a Apt> {
+        if let Some(apt) = cell.get() {
             return Ok(apt);
         }
         if find("apt-get").is_none() {
@@ -43,15 +57,15 @@ impl Packages {
             );
         }
         let apt = step(
-            "package lists",
+            what,
             "something is missing and comes from the configured mirror",
             || {
-                let apt = Apt::every_suite()?;
+                let apt = make()?;
                 apt.update()?;
                 Ok(apt)
             },
         )?;
-        Ok(self.apt.get_or_init(|| apt))
+        Ok(cell.get_or_init(|| apt))
     }
 }
 
@@ -77,7 +91,7 @@ pub fn main(options: &Options) -> Result<i32> {
             None => step(
                 &format!("kernel {}", choice.name),
                 "the tests boot it",
-                || kernels::fetch(choice, packages.apt()?),
+                || kernels::fetch(choice, packages.matrix()?),
             )?,
         };
         found(&format!("kernel {}", kernel.name), &kernel.release);
@@ -152,7 +166,7 @@ fn ensure_qemu(packages: &Packages) -> Result<String> {
     step(
         "QEMU",
         &format!("the tests run in guests, and one before {QEMU}.0 lets guests die at random"),
-        || packages.apt()?.install(suite, &["qemu-system-x86"]),
+        || packages.own()?.install(suite, &["qemu-system-x86"]),
     )?;
     qemu_version()
         .map(|(_, version)| version)
@@ -164,5 +178,5 @@ fn ensure_program(packages: &Packages, program: &str, package: &str, why: &str) 
     if find(program).is_some_and(|path| is_static(&path)) {
         return Ok(());
     }
-    step(program, why, || packages.apt()?.install(None, &[package]))
+    step(program, why, || packages.own()?.install(None, &[package]))
 }

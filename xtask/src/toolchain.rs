@@ -17,6 +17,9 @@ const LINKER: &str = "0.13.0";
 /// The oldest compiler that builds the kernel programs.
 const OLDEST: (u32, u32) = (1, 95);
 
+/// Debian's second Rust, which follows the newest releases also in stable Debian.
+const PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src"];
+
 /// A compiler that can build the kernel programs.
 pub struct Toolchain {
     /// What to tell people.
@@ -30,24 +33,19 @@ pub fn ensure(packages: &Packages) -> Result<Toolchain> {
     if let Some(toolchain) = discover() {
         return Ok(toolchain);
     }
-    let wanted: (&str, &[&str]) = match debian::codename().as_deref() {
-        Some("bookworm") => (
-            "bookworm-security",
-            &["rustc-web", "cargo-web", "rust-web-src"],
-        ),
-        Some("trixie") => ("trixie-backports", &["rustc", "cargo", "rust-src"]),
-        _ => bail!(
+    if debian::codename().is_none() {
+        bail!(
             "no toolchain for the kernel programs: install one with `rustup toolchain install nightly --component rust-src`"
-        ),
-    };
+        );
+    }
     let why = "the kernel programs need `core` built for the kernel's own target, and no rustup nightly with rust-src is here";
     step("eBPF toolchain", why, || {
-        packages.apt()?.install(Some(wanted.0), wanted.1)
+        packages.own()?.install(None, PACKAGES)
     })?;
     discover().with_context(|| {
         format!(
             "the packages {} hold no Rust {}.{} with source",
-            wanted.1.join(", "),
+            PACKAGES.join(", "),
             OLDEST.0,
             OLDEST.1
         )
@@ -156,7 +154,7 @@ fn llvm_prefix(packages: &Packages, major: u32) -> Result<PathBuf> {
         step(
             "LLVM",
             "bpf-linker is built with the compiler's LLVM",
-            || packages.apt()?.install(None, &names),
+            || packages.own()?.install(None, &names),
         )?;
     }
     Ok(prefix)
