@@ -8,4 +8,5 @@ pub mod guard;
 pub mod listen;
 pub mod row;
 pub mod run;
+pub mod scenario;
 pub mod trail;

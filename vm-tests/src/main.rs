@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
-use vm_tests::{act, fixture, listen, row};
+use vm_tests::{act, fixture, listen, row, scenario};
 
 /// Tests that run in a guest.
 #[derive(Parser)]
@@ -93,5 +93,9 @@ fn rows(folder: &std::path::Path, filter: &str, mode: Mode) -> Result<Tally> {
     for (file, family) in &families {
         runner.family(file, family)?;
     }
-    Ok(runner.tally)
+    let mut tally = runner.tally;
+    if mode == Mode::Policies {
+        scenario::run(guard::AUDIT.as_ref(), filter, &mut tally);
+    }
+    Ok(tally)
 }

@@ -80,8 +80,8 @@ pub struct Row {
     pub target: Option<String>,
     /// Id of the rule in the record.
     pub rule: Option<String>,
-    /// Reason in the record.
-    pub reason: Option<String>,
+    /// Cause in the record: the stable name of why it was decided so.
+    pub cause: Option<String>,
     /// The denial does not come from the policy's rules: without them it stays. Says why.
     pub inherent: Option<String>,
 }

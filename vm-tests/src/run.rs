@@ -320,7 +320,7 @@ impl Runner {
             target,
             verdict: Some(row.expect.verdict().to_owned()),
             rule: row.rule.clone(),
-            reason: row.reason.clone(),
+            cause: row.cause.clone(),
             pid: None,
         };
         self.trail.wait(mark, &wanted)?;
@@ -328,7 +328,7 @@ impl Runner {
             let contrary = Wanted {
                 verdict: Some("allow".to_owned()),
                 rule: None,
-                reason: None,
+                cause: None,
                 ..wanted
             };
             ensure!(

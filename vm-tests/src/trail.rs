@@ -26,8 +26,8 @@ pub struct Wanted {
     pub verdict: Option<String>,
     /// Id of the rule.
     pub rule: Option<String>,
-    /// Reason.
-    pub reason: Option<String>,
+    /// Cause.
+    pub cause: Option<String>,
     /// Process.
     pub pid: Option<u32>,
 }
@@ -52,7 +52,7 @@ impl Wanted {
             })
             && text("verdict", &self.verdict)
             && text("rule", &self.rule)
-            && text("reason", &self.reason)
+            && text("cause", &self.cause)
             && self
                 .pid
                 .is_none_or(|pid| record.get("pid").and_then(Value::as_u64) == Some(pid.into()))
@@ -165,7 +165,7 @@ impl Trail {
             .rev()
             .take(8)
             .map(|record| {
-                ["op", "target", "access", "verdict", "rule", "reason"]
+                ["op", "target", "access", "verdict", "rule", "cause"]
                     .map(|key| field(record, key))
                     .join(" ")
             })

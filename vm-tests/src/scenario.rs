@@ -1,0 +1,639 @@
+//! What rows cannot say: things that happen over time. Each scenario makes its own agent and its
+//! own ungoverned twin, and leaves nothing behind.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::fixture;
+use crate::guard::{Agent, Group, agentguard, agentguard_ok, write_policy};
+use crate::row::Actor;
+use crate::run::{Done, PERMISSIVE, Tally, perform};
+use crate::trail::{Trail, Wanted};
+
+const SECRET: &str = "/t/secret/key";
+const FREE: &str = "/t/ws/free.txt";
+const GUARDED: &str = "\
+version: 1
+files:
+  read: {default: allow, deny: [{id: no-secret, path: \"/t/secret/**\"}]}
+  write: {default: allow}
+exec: {default: allow}
+network: {default: allow, unix: allow}
+";
+
+/// What a scenario has to work with.
+pub struct Stage {
+    trail: Trail,
+}
+
+type Scenario = (&'static str, fn(&mut Stage) -> Result<()>);
+
+/// Every scenario, by name.
+pub const SCENARIOS: &[Scenario] = &[
+    (
+        "policy: a new version of the file takes effect while the agent runs",
+        swap,
+    ),
+    (
+        "policy: a broken version leaves the old one in force",
+        broken,
+    ),
+    ("agent: detached, it is free", detach),
+    (
+        "agent: a running process with threads is attached by its cgroup",
+        attach_running,
+    ),
+    (
+        "agent: a running process is attached by its pid",
+        attach_pid,
+    ),
+    ("lineage: forked directly into the cgroup", fork_into),
+    ("lineage: a cgroup below the agent's", nested),
+    ("record: exit status", exit_status),
+    ("record: arguments of a program", arguments),
+    ("run: exit status and denial", run_command),
+    ("run: under sudo it drops to the invoking user", run_drops),
+    ("agent: frozen, thawed, killed", freeze),
+    ("guard: a second daemon is refused", second_daemon),
+    (
+        "guard: a governed root process may not command the daemon",
+        commands_from_inside,
+    ),
+    ("guard: doctor finds everything it needs", doctor),
+    (
+        "record: thousands of opens, each judged again by the reference",
+        bulk,
+    ),
+    (
+        "record: no alarm, no gap, nothing malformed in this run",
+        quiet,
+    ),
+];
+
+/// Runs the scenarios whose name contains `filter`.
+pub fn run(audit: &Path, filter: &str, tally: &mut Tally) {
+    let mut stage = Stage {
+        trail: Trail::at(audit),
+    };
+    for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| name.contains(filter)) {
+        let started = Instant::now();
+        let result = scenario(&mut stage);
+        tally.count(name, result, started.elapsed());
+    }
+}
+
+fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    perform(&words, None, &[], Actor::Root, group)
+}
+
+fn must_read(path: &str, group: &Group) -> Result<()> {
+    let done = act(&["open-read", path], Some(group))?;
+    ensure!(
+        done.errno == 0,
+        "reading {path} failed with errno {}",
+        done.errno
+    );
+    Ok(())
+}
+
+fn must_not_read(path: &str, group: &Group) -> Result<()> {
+    let done = act(&["open-read", path], Some(group))?;
+    ensure!(
+        done.errno == libc::EPERM || done.errno == libc::EACCES,
+        "reading {path} gave errno {}",
+        done.errno
+    );
+    ensure!(
+        done.output.is_empty(),
+        "reading {path} was denied and yet gave its contents"
+    );
+    Ok(())
+}
+
+fn guarded(name: &str) -> Result<Agent> {
+    write_policy(name, GUARDED)?;
+    Agent::attach(name, name)
+}
+
+fn denial(agent: &str, op: &str, target: &str) -> Wanted {
+    Wanted {
+        agent: Some(agent.into()),
+        op: Some(op.into()),
+        target: Some(target.into()),
+        verdict: Some("deny".into()),
+        ..Wanted::default()
+    }
+}
+
+fn swap(stage: &mut Stage) -> Result<()> {
+    let agent = guarded("swap")?;
+    must_not_read(SECRET, &agent.group)?;
+    for (text, permitted) in [(PERMISSIVE, true), (GUARDED, false)] {
+        let mark = stage.trail.mark()?;
+        write_policy("swap", text)?;
+        stage.trail.wait(
+            mark,
+            &Wanted {
+                agent: Some("swap".into()),
+                op: Some("policy-install".into()),
+                ..Wanted::default()
+            },
+        )?;
+        if permitted {
+            must_read(SECRET, &agent.group)?;
+        } else {
+            must_not_read(SECRET, &agent.group)?;
+        }
+    }
+    Ok(())
+}
+
+fn broken(stage: &mut Stage) -> Result<()> {
+    let agent = guarded("broken")?;
+    for text in [
+        "version: 1\nfils: {}\n",
+        "",
+        "version: 1\nfiles: {read: {allow: [\"/a[\"]}}\n",
+    ] {
+        let mark = stage.trail.mark()?;
+        write_policy("broken", text)?;
+        stage.trail.wait(
+            mark,
+            &Wanted {
+                op: Some("policy-error".into()),
+                ..Wanted::default()
+            },
+        )?;
+        must_not_read(SECRET, &agent.group)?;
+        must_read(FREE, &agent.group)?;
+    }
+    Ok(())
+}
+
+fn detach(stage: &mut Stage) -> Result<()> {
+    let agent = guarded("detach")?;
+    let mut inside = Reader::start(Some(&agent.group))?;
+    ensure!(
+        inside.read(SECRET)? == "1",
+        "the agent could read before it was detached"
+    );
+    agentguard_ok(&["detach", "detach"])?;
+    let mark = stage.trail.mark()?;
+    ensure!(
+        inside.read(SECRET)? == "0",
+        "a process of the agent is still governed after detach"
+    );
+    must_read(SECRET, &agent.group)?;
+    let recorded = stage.trail.has(
+        mark,
+        &Wanted {
+            agent: Some("detach".into()),
+            op: Some("open".into()),
+            ..Wanted::default()
+        },
+    )?;
+    ensure!(!recorded, "a detached agent is still recorded");
+    Ok(())
+}
+
+fn attach_running(stage: &mut Stage) -> Result<()> {
+    write_policy("running", GUARDED)?;
+    let group = Group::new("running")?;
+    let mut inside = Reader::start(Some(&group))?;
+    ensure!(
+        inside.read(SECRET)? == "0",
+        "an ungoverned process could not read"
+    );
+    let path = group
+        .path()
+        .to_str()
+        .context("the cgroup's path is UTF-8")?
+        .to_owned();
+    let mark = stage.trail.mark()?;
+    agentguard_ok(&[
+        "attach", "--cgroup", &path, "--policy", "running", "--name", "running",
+    ])?;
+    let result = inside
+        .read(SECRET)
+        .and_then(|main| Ok((main, inside.read_in_thread(SECRET)?)));
+    stage.trail.wait(mark, &denial("running", "open", SECRET))?;
+    agentguard_ok(&["detach", "running"])?;
+    let (main, thread) = result?;
+    ensure!(
+        main == "1",
+        "the main thread is not governed (errno {main})"
+    );
+    ensure!(
+        thread == "1",
+        "a thread that ran before is not governed (errno {thread})"
+    );
+    Ok(())
+}
+
+fn attach_pid(stage: &mut Stage) -> Result<()> {
+    write_policy("by-pid", GUARDED)?;
+    let mut inside = Reader::start(None)?;
+    let mark = stage.trail.mark()?;
+    agentguard_ok(&[
+        "attach",
+        "--pid",
+        &inside.child.id().to_string(),
+        "--policy",
+        "by-pid",
+        "--name",
+        "by-pid",
+    ])?;
+    let read = inside.read(SECRET);
+    stage.trail.wait(mark, &denial("by-pid", "open", SECRET))?;
+    agentguard_ok(&["detach", "by-pid"])?;
+    ensure!(read? == "1", "the process is not governed");
+    Ok(())
+}
+
+/// `clone3` with `CLONE_INTO_CGROUP`: the child is never moved, it is born there.
+fn fork_into(stage: &mut Stage) -> Result<()> {
+    const PROGRAM: &str = r#"
+import ctypes, os, struct, sys
+group = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+libc = ctypes.CDLL(None, use_errno=True)
+r, w = os.pipe()
+arguments = struct.pack("11Q", 0x200000000, 0, 0, 0, 17, 0, 0, 0, 0, 0, group)
+child = libc.syscall(435, arguments, len(arguments))
+if child == 0:
+    try:
+        open("/t/secret/key").read()
+        os.write(w, b"0")
+    except OSError as error:
+        os.write(w, str(error.errno).encode())
+    os._exit(0)
+if child < 0:
+    sys.exit("clone3: errno %d" % ctypes.get_errno())
+os.close(w)
+print(os.read(r, 10).decode(), end="")
+"#;
+    let agent = guarded("born-inside")?;
+    fixture::make(&[])?;
+    let mark = stage.trail.mark()?;
+    let output = Command::new("/usr/bin/python3")
+        .args(["-c", PROGRAM])
+        .arg(agent.group.path())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    ensure!(text == "1", "the child read a denied file (errno {text})");
+    stage
+        .trail
+        .wait(mark, &denial("born-inside", "open", SECRET))
+        .map(drop)
+}
+
+fn nested(stage: &mut Stage) -> Result<()> {
+    let agent = guarded("nested")?;
+    let below = Group::new("nested/below")?;
+    let mark = stage.trail.mark()?;
+    must_not_read(SECRET, &below)?;
+    must_read(FREE, &below)?;
+    drop(below);
+    stage
+        .trail
+        .wait(mark, &denial(&agent.name, "open", SECRET))
+        .map(drop)
+}
+
+fn exit_status(stage: &mut Stage) -> Result<()> {
+    let agent = guarded("exits")?;
+    let mark = stage.trail.mark()?;
+    // The act itself is killed, which is no result that `act` takes for one.
+    let killed = act(
+        &[
+            "exec",
+            "/usr/bin/dash",
+            "-c",
+            "dash -c 'exit 7'; kill -9 $$",
+        ],
+        Some(&agent.group),
+    );
+    ensure!(killed.is_err(), "a process that kills itself went on");
+    let exits = |stage: &mut Stage, status: u64| -> Result<bool> {
+        Ok(stage.trail.since(mark)?.iter().any(|record| {
+            record["op"] == "exit"
+                && record["agent"] == "exits"
+                && record["status"].as_u64() == Some(status)
+        }))
+    };
+    let started = Instant::now();
+    while !(exits(stage, 7 << 8)? && exits(stage, 9)?) {
+        ensure!(
+            started.elapsed().as_secs() < 10,
+            "no exit records with the statuses of a process that exited with 7 and of one that was killed"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn arguments(stage: &mut Stage) -> Result<()> {
+    let agent = guarded("arguments")?;
+    let mark = stage.trail.mark()?;
+    act(
+        &[
+            "exec",
+            "/usr/bin/echo",
+            "",
+            "two words",
+            "new\nline",
+            "\u{e9}",
+        ],
+        Some(&agent.group),
+    )?;
+    let wanted = Wanted {
+        op: Some("exec".into()),
+        target: Some("/usr/bin/echo".into()),
+        ..denial("arguments", "exec", "")
+    };
+    let record = stage.trail.wait(
+        mark,
+        &Wanted {
+            verdict: Some("allow".into()),
+            ..wanted
+        },
+    )?;
+    let argv: Vec<&str> = record["argv"]
+        .as_array()
+        .context("the record has no argv")?
+        .iter()
+        .filter_map(|word| word.as_str())
+        .collect();
+    ensure!(
+        argv == ["/usr/bin/echo", "", "two words", r"new\x0aline", "\u{e9}"],
+        "argv is {argv:?}"
+    );
+    Ok(())
+}
+
+fn run_command(stage: &mut Stage) -> Result<()> {
+    write_policy("run", GUARDED)?;
+    fixture::make(&[])?;
+    let mark = stage.trail.mark()?;
+    let output = agentguard(&[
+        "run",
+        "--policy",
+        "run",
+        "--name",
+        "run",
+        "--",
+        "sh",
+        "-c",
+        "cat /t/ws/free.txt; cat /t/secret/key; exit 7",
+    ])?;
+    ensure!(
+        output.status.code() == Some(7),
+        "the exit status is {}",
+        output.status
+    );
+    ensure!(
+        output.stdout == b"free",
+        "the output is {:?}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    stage
+        .trail
+        .wait(mark, &denial("run", "open", SECRET))
+        .map(drop)
+}
+
+fn run_drops(_: &mut Stage) -> Result<()> {
+    write_policy("run", GUARDED)?;
+    let script = "SUDO_UID=1000 SUDO_GID=1000 SUDO_USER=agent agentguard run --policy run --name drops -- sh -c 'id -u; id -g; cat /proc/self/status | grep CapEff'";
+    let output = Command::new("/usr/bin/sh").args(["-c", script]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    ensure!(
+        lines.first() == Some(&"1000") && lines.get(1) == Some(&"1000"),
+        "it ran as {lines:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    ensure!(
+        lines
+            .get(2)
+            .is_some_and(|line| line.ends_with("0000000000000000")),
+        "it kept capabilities: {lines:?}"
+    );
+    Ok(())
+}
+
+fn freeze(_: &mut Stage) -> Result<()> {
+    let agent = guarded("freeze")?;
+    let mut inside = Reader::start(Some(&agent.group))?;
+    let state =
+        || std::fs::read_to_string(agent.group.path().join("cgroup.events")).unwrap_or_default();
+    agentguard_ok(&["freeze", "freeze"])?;
+    ensure!(
+        state().contains("frozen 1"),
+        "the cgroup is not frozen: {}",
+        state()
+    );
+    agentguard_ok(&["thaw", "freeze"])?;
+    ensure!(
+        inside.read(FREE)? == "0",
+        "the agent does not run after thaw"
+    );
+    agentguard_ok(&["kill", "freeze"])?;
+    let status = inside.child.wait()?;
+    ensure!(!status.success(), "the agent's process survived kill");
+    Ok(())
+}
+
+fn second_daemon(_: &mut Stage) -> Result<()> {
+    let output = agentguard(&["daemon"])?;
+    ensure!(!output.status.success(), "a second daemon ran");
+    ensure!(
+        !output.stderr.is_empty(),
+        "a second daemon was refused without a word"
+    );
+    Ok(())
+}
+
+fn commands_from_inside(_: &mut Stage) -> Result<()> {
+    write_policy("inside", PERMISSIVE)?;
+    let agent = Agent::attach("inside", "inside")?;
+    let control = act(&["exec", "/usr/bin/agentguard", "ps"], None)?;
+    ensure!(control.errno == 0, "an ungoverned root may not list agents");
+    for words in [
+        &["exec", "/usr/bin/agentguard", "ps"][..],
+        &["exec", "/usr/bin/agentguard", "detach", "inside"],
+    ] {
+        // Whatever it says: it must not succeed.
+        if let Ok(done) = act(words, Some(&agent.group)) {
+            ensure!(done.errno != 0, "{words:?} succeeded from inside");
+        }
+    }
+    let listed = agentguard_ok(&["ps", "--json"])?;
+    ensure!(listed.contains("inside"), "the agent freed itself");
+    Ok(())
+}
+
+fn doctor(_: &mut Stage) -> Result<()> {
+    agentguard_ok(&["doctor"]).map(drop)
+}
+
+fn bulk(stage: &mut Stage) -> Result<()> {
+    const PROGRAM: &str = r#"
+import os, random
+random.seed(7)
+words = [".env", "a", "b.key", "src", ".git", "x y", "id_rsa", "\n", "*", "node_modules", "target", "\xe9"]
+opened = 0
+for _ in range(3000):
+    path = "/t/" + "/".join(random.choice(words) for _ in range(random.randint(1, 6)))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.close(os.open(path, random.choice([os.O_RDONLY, os.O_WRONLY, os.O_RDWR]) | os.O_CREAT, 0o600))
+    except OSError:
+        pass
+"#;
+    let policy = "\
+version: 1
+files:
+  read: {default: allow, deny: [\"**/.env\", \"**/*.key\", \"/t/**/id_*\", \"/t/a/**\"]}
+  write: {allow: [{path: \"/t/**\", except: [\"**/.git/**\"]}], deny: [\"**/node_modules/**\", \"/t/*/src\"]}
+exec: {default: allow}
+network: {default: deny}
+";
+    write_policy("bulk", policy)?;
+    let agent = Agent::attach("bulk", "bulk")?;
+    let mark = stage.trail.mark()?;
+    let done = act(
+        &["exec", "/usr/bin/python3", "-c", PROGRAM],
+        Some(&agent.group),
+    );
+    // It prints nothing, so only a failure is of interest.
+    ensure!(done?.errno == 0, "the program failed");
+    let wanted = Wanted {
+        agent: Some("bulk".into()),
+        op: Some("exit".into()),
+        ..Wanted::default()
+    };
+    stage.trail.wait(mark, &wanted)?;
+    let (mut opens, mut denied) = (0, 0);
+    for record in stage.trail.since(mark)? {
+        ensure!(
+            record["op"] != "alarm",
+            "kernel and reference disagree: {record}"
+        );
+        if record["op"] == "open"
+            && record["target"]
+                .as_str()
+                .is_some_and(|target| target.starts_with("/t/"))
+        {
+            opens += 1;
+            denied += u32::from(record["verdict"] == "deny");
+        }
+    }
+    ensure!(
+        opens > 2000 && denied > 200 && denied < opens,
+        "{opens} opens were recorded, {denied} of them denied"
+    );
+    Ok(())
+}
+
+fn quiet(stage: &mut Stage) -> Result<()> {
+    for record in stage.trail.since(0)? {
+        let op = record["op"].as_str().unwrap_or_default();
+        if matches!(op, "alarm" | "gap" | "malformed" | "log-repair") {
+            bail!("{record}");
+        }
+    }
+    Ok(())
+}
+
+/// A process that opens files when it is told to, in its main thread or in a second one that has
+/// been there from the start.
+struct Reader {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Reader {
+    const PROGRAM: &'static str = r#"
+import queue, sys, threading
+def read(path):
+    try:
+        open(path).read()
+        print(0, flush=True)
+    except OSError as error:
+        print(error.errno, flush=True)
+orders = queue.Queue()
+def work():
+    while True:
+        read(orders.get())
+threading.Thread(target=work, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    where, path = line.rstrip("\n").split(" ", 1)
+    if where == "thread":
+        orders.put(path)
+    else:
+        read(path)
+"#;
+
+    fn start(group: Option<&Group>) -> Result<Self> {
+        fixture::make(&[])?;
+        let mut child = Command::new("/usr/bin/python3")
+            .args(["-c", Self::PROGRAM])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let orders = child.stdin.take().context("no input")?;
+        let answers = BufReader::new(child.stdout.take().context("no output")?);
+        let mut reader = Self {
+            child,
+            orders,
+            answers,
+        };
+        ensure!(reader.answer()? == "ready", "the reader did not start");
+        if let Some(group) = group {
+            group.take(reader.child.id())?;
+        }
+        Ok(reader)
+    }
+
+    fn answer(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    fn order(&mut self, place: &str, path: &str) -> Result<String> {
+        writeln!(self.orders, "{place} {path}")?;
+        self.orders.flush()?;
+        self.answer()
+    }
+
+    /// Opens in the main thread; the errno, `0` for success.
+    fn read(&mut self, path: &str) -> Result<String> {
+        self.order("main", path)
+    }
+
+    /// Opens in the other thread.
+    fn read_in_thread(&mut self, path: &str) -> Result<String> {
+        self.order("thread", path)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // It may have been killed by the scenario.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
