@@ -1,11 +1,12 @@
-//! The program of the guest: runs rows against the daemon, and is each row's acting process. It
-//! must only run in a guest: it replaces policies and clears `/t`.
+//! The program of the guest: runs rows against the daemon, and is each row's acting process. Its
+//! rows must only run in a guest: they replace policies and clear `/t`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
 use vm_tests::{act, fixture, listen, row, scenario};
@@ -40,6 +41,8 @@ enum Task {
         #[arg(last = true, required = true)]
         act: Vec<String>,
     },
+    /// Play the demonstration.
+    Demo(Scene),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,13 @@ fn main() -> ExitCode {
         Task::Act { user, cwd, act } => {
             ExitCode::from(u8::try_from(act::main(user, cwd.as_deref(), &act)).unwrap_or(1))
         }
+        Task::Demo(scene) => match scene.play() {
+            Ok(held) => ExitCode::from(u8::from(!held)),
+            Err(error) => {
+                println!("the demonstration broke off: {error:#}");
+                ExitCode::from(2)
+            }
+        },
         Task::Rows {
             folder,
             filter,
@@ -64,9 +74,6 @@ fn main() -> ExitCode {
                         "{} passed, {} failed, {} skipped",
                         tally.passed, tally.failed, tally.skipped
                     );
-                    if tally.passed == 0 {
-                        println!("nothing was tested");
-                    }
                     ExitCode::from(u8::from(tally.failed > 0 || tally.passed == 0))
                 }
                 Err(error) => {
@@ -78,7 +85,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn rows(folder: &std::path::Path, filter: &str, mode: Mode) -> Result<Tally> {
+fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     let families = row::load(folder)?;
     fixture::make_long()?;
     listen::start().context("failed to start the services")?;

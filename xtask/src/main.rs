@@ -4,6 +4,7 @@
 mod archive;
 mod command;
 mod debian;
+mod demo;
 mod guest;
 mod kernels;
 mod place;
@@ -24,6 +25,8 @@ use clap::Parser;
 enum Task {
     /// Find or install what building and testing need, each only when it is missing.
     Setup(setup::Options),
+    /// Show what an agent under `policies/coding-agent.yaml` can and cannot do.
+    Demo(demo::Options),
     /// Run every test: on this host, then in a guest with each kernel of the matrix.
     Test(test::Options),
     /// Boot a guest and run one command in it; its exit status is the command's.
@@ -33,6 +36,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Setup(options) => setup::main(&options),
+        Task::Demo(options) => demo::main(&options),
         Task::Test(options) => test::main(&options),
         Task::Vm(options) => vm::main(&options),
     };
