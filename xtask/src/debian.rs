@@ -2,7 +2,6 @@
 //! the machine's own are read through a private apt tree in the cache: nothing here may change the
 //! machine's own package lists, and no mirror's name may be written down.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::command::{answer, quiet};
-use crate::place;
+use crate::{place, sources};
 
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
@@ -66,7 +65,11 @@ impl Apt {
             fs::create_dir_all(root.join(folder))
                 .with_context(|| format!("failed to create {}", root.join(folder).display()))?;
         }
-        let (archive, security) = mirrors()?;
+        let mirrors = sources::configured();
+        let archive = mirrors.archive.context(
+            "no Debian repository is configured in /etc/apt: the guest's kernels and programs come from one",
+        )?;
+        let security = mirrors.security;
         let signed = if Path::new(KEYRING).exists() {
             format!("[signed-by={KEYRING}] ")
         } else {
@@ -247,35 +250,4 @@ fn packages_in(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// The configured repositories of Debian itself and of its security updates.
-fn mirrors() -> Result<(String, Option<String>)> {
-    let text = quiet(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI) $(RELEASE)"]))
-        .context("failed to read this machine's package sources (the guest's kernels come from a Debian mirror)")?;
-    let targets: BTreeSet<(&str, &str)> = text
-        .lines()
-        .filter_map(|line| line.rsplit_once(' '))
-        .collect();
-    let known = |release: &str| {
-        [
-            "bookworm",
-            "trixie",
-            "forky",
-            "sid",
-            "stable",
-            "oldstable",
-            "testing",
-        ]
-        .iter()
-        .any(|name| release.starts_with(name))
-    };
-    let pick = |security: bool| {
-        targets
-            .iter()
-            .find(|(_, release)| known(release) && release.ends_with("-security") == security)
-            .map(|(uri, _)| (*uri).to_owned())
-    };
-    let archive = pick(false).context("no Debian repository is configured in /etc/apt: the guest's kernels and programs come from one")?;
-    Ok((archive, pick(true)))
 }

@@ -10,6 +10,7 @@ mod kernels;
 mod place;
 mod product;
 mod setup;
+mod sources;
 mod test;
 mod toolchain;
 mod userland;
