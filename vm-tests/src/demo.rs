@@ -132,9 +132,9 @@ pub struct Scene {
     /// The guard's program.
     #[arg(long, default_value = "/usr/bin/agentguard")]
     program: PathBuf,
-    /// Where policies are looked for, if not in the installed place.
-    #[arg(long)]
-    policies: Option<PathBuf>,
+    /// Folder of the policies.
+    #[arg(long, default_value = "/etc/agentguard/policies")]
+    policies: PathBuf,
     /// This machine is a guest made for this: a metadata service may be put up.
     #[arg(long)]
     guest: bool,
@@ -173,24 +173,15 @@ impl Scene {
         let started = Instant::now();
         let mut governed = Command::new(&self.program);
         governed
-            .args([
-                "run",
-                "--policy",
-                "coding-agent",
-                "--name",
-                "demo",
-                "--audit",
-            ])
-            .arg(&trail);
+            .args(["run", "--policy"])
+            .arg(self.policies.join("coding-agent.yaml"));
+        governed.args(["--name", "demo", "--audit"]).arg(&trail);
         governed.args([
             "--set",
             &format!("workspace={}", work.display()),
             "--set",
             &format!("home={}", self.home.display()),
         ]);
-        if let Some(policies) = &self.policies {
-            governed.env("AGENTGUARD_POLICIES", policies);
-        }
         governed
             .env("SUDO_UID", self.uid.to_string())
             .env("SUDO_GID", self.gid.to_string())
@@ -343,7 +334,7 @@ impl Scene {
         )?;
         fs::write(project.join(".env"), "API_TOKEN=sesame\n")?;
         fs::write(project.join("README.md"), "# Project\n")?;
-        fs::write(project.join("agent.sh"), script())?;
+        fs::write(project.join("agent.sh"), script(&self.home))?;
         own(&self.home, (self.uid, self.gid))?;
         fs::set_permissions(self.home.join(".ssh/id_rsa"), Permissions::from_mode(0o600))?;
         let line = "git init -q && git add README.md && git commit -q -m Begin && git init -q --bare ../upstream.git && git remote add origin ../upstream.git && git push -q -u origin main";
@@ -477,14 +468,14 @@ impl Action {
 }
 
 /// What the agent runs. A marker before each action lets the observer tell their output apart.
-fn script() -> String {
+fn script(home: &Path) -> String {
     let quoted = |action: &Action| action.command.replace('\'', r"'\''");
     let actions = ACTIONS
         .iter()
         .map(|action| format!("echo @@action\nbash -c '{}' 2>&1\n", quoted(action)));
-    std::iter::once("cd \"$HOME/work/project\"\n".to_owned())
-        .chain(actions)
-        .collect()
+    // The guard gives a user's command that user's home; the scene's is another where it plays on a host.
+    let start = format!("export HOME='{}'\ncd ~/work/project\n", home.display());
+    std::iter::once(start).chain(actions).collect()
 }
 
 fn records(trail: &Path) -> Result<Vec<Value>> {

@@ -82,8 +82,9 @@ fn host_refuses(program: &Path) -> Option<String> {
         }
     }
     let trial = Command::new(program)
-        .args(["run", "--policy", "permissive", "--", "true"])
-        .env("AGENTGUARD_POLICIES", place::workspace().join("policies"))
+        .args(["run", "--policy"])
+        .arg(place::workspace().join("policies/permissive.yaml"))
+        .args(["--", "true"])
         .stdin(Stdio::null())
         .output();
     match trial {

@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::archive::Tree;
-use crate::command::{answer, find, shell_quoted};
+use crate::command::{find, shell_quoted};
 use crate::kernels::Kernel;
-use crate::place::{self, Scratch};
+use crate::place::Scratch;
+use crate::qemu;
 
 /// The guest's first process.
 const INIT: &str = include_str!("../../vm-tests/guest/init");
@@ -71,8 +72,11 @@ pub struct Outcome {
     pub repeats: u32,
 }
 
-enum Attempt {
+/// What became of one boot.
+pub enum Attempt {
+    /// A status came back.
     Done(Outcome),
+    /// None did; the end of the kernel log.
     Died(String),
 }
 
@@ -100,7 +104,7 @@ impl Guest {
         let accelerator = if self.icount {
             "tcg,thread=single"
         } else {
-            accelerator()?
+            qemu::accelerator()?
         };
         let scratch = Scratch::new("guest")?;
         self.pack(&scratch.path().join("initrd"))?;
@@ -123,7 +127,8 @@ impl Guest {
         )
     }
 
-    fn pack(&mut self, initrd: &Path) -> Result<()> {
+    /// Writes the initial root.
+    pub fn pack(&mut self, initrd: &Path) -> Result<()> {
         let busybox = find("busybox").context("busybox is missing: run `cargo xtask setup`")?;
         let tree = &mut self.overlay;
         tree.file("init", 0o755, INIT);
@@ -148,9 +153,10 @@ impl Guest {
             .context("failed to write the initial root")
     }
 
-    fn attempt(&self, scratch: &Path, accelerator: &str) -> Result<Attempt> {
+    /// Boots once.
+    pub fn attempt(&self, scratch: &Path, accelerator: &str) -> Result<Attempt> {
         let (log, report) = (scratch.join("kernel.log"), scratch.join("report"));
-        let mut command = qemu(accelerator)?;
+        let mut command = qemu::command(accelerator)?;
         command
             .args([
                 "-m",
@@ -233,27 +239,6 @@ impl Guest {
     }
 }
 
-fn qemu(accelerator: &str) -> Result<Command> {
-    let program = find("qemu-system-x86_64")
-        .context("qemu-system-x86_64 is missing: run `cargo xtask setup`")?;
-    let mut command = Command::new(program);
-    let cpu = if accelerator == "kvm" { "host" } else { "max" };
-    command.args([
-        "-machine",
-        "pc",
-        "-cpu",
-        cpu,
-        "-accel",
-        accelerator,
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-    ]);
-    Ok(command)
-}
-
 type Collected = (thread::JoinHandle<()>, Arc<Mutex<Vec<u8>>>);
 
 fn collect(child: &mut Child, show: Show) -> Option<Collected> {
@@ -334,61 +319,6 @@ fn parse_report(mut bytes: &[u8]) -> (Option<i32>, Vec<(String, Vec<u8>)>) {
         }
     }
     (status, files)
-}
-
-/// KVM where a short trial boot has shown that it works, else emulation. The trial's result is kept.
-fn accelerator() -> Result<&'static str> {
-    const EMULATED: &str = "tcg,thread=multi";
-    if File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_err()
-    {
-        return Ok(EMULATED);
-    }
-    let host = format!(
-        "{} {}",
-        answer("uname", &["-rv"]).unwrap_or_default(),
-        answer("qemu-system-x86_64", &["--version"]).unwrap_or_default()
-    );
-    let known = place::cache()?.join("kvm");
-    let verdict = fs::read_to_string(&known).unwrap_or_default();
-    let works = match verdict.split_once('\n') {
-        Some((word, for_host)) if for_host == host => word == "works",
-        _ => {
-            let works = trial("kvm").unwrap_or(false);
-            fs::write(
-                &known,
-                format!("{}\n{host}", if works { "works" } else { "fails" }),
-            )
-            .with_context(|| format!("failed to write {}", known.display()))?;
-            works
-        }
-    };
-    Ok(if works { "kvm" } else { EMULATED })
-}
-
-fn trial(accelerator: &str) -> Result<bool> {
-    eprintln!("xtask: /dev/kvm is there; trying for at most 20 s whether a guest boots with it");
-    let scratch = Scratch::new("trial")?;
-    let mut guest = Guest::new(crate::kernels::find("6.12")?, "exit 0\n".into());
-    guest.timeout = Duration::from_secs(20);
-    guest.show = Show::Nothing;
-    guest.pack(&scratch.path().join("initrd"))?;
-    let works = matches!(
-        guest.attempt(scratch.path(), accelerator),
-        Ok(Attempt::Done(_))
-    );
-    eprintln!(
-        "xtask: KVM {}",
-        if works {
-            "works"
-        } else {
-            "does not work here; guests are emulated"
-        }
-    );
-    Ok(works)
 }
 
 /// The job that runs one command line.

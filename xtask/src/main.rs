@@ -5,10 +5,12 @@ mod archive;
 mod command;
 mod debian;
 mod demo;
+mod dist;
 mod guest;
 mod kernels;
 mod place;
 mod product;
+mod qemu;
 mod setup;
 mod sources;
 mod test;
@@ -28,6 +30,8 @@ enum Task {
     Setup(setup::Options),
     /// Show what an agent under `policies/coding-agent.yaml` can and cannot do.
     Demo(demo::Options),
+    /// Pack the release: programs, policies, unit, completions and manual pages, with checksums.
+    Dist(dist::Options),
     /// Run every test: on this host, then in a guest with each kernel of the matrix.
     Test(test::Options),
     /// Boot a guest and run one command in it; its exit status is the command's.
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Setup(options) => setup::main(&options),
         Task::Demo(options) => demo::main(&options),
+        Task::Dist(options) => dist::main(&options),
         Task::Test(options) => test::main(&options),
         Task::Vm(options) => vm::main(&options),
     };

@@ -1,0 +1,156 @@
+//! `cargo xtask dist`: the release as one archive with checksums, all below cargo's target folder.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{quiet, run};
+use crate::product::cargo;
+use crate::{place, setup};
+
+/// Pack the release: programs, policies, unit, completions and manual pages, with checksums.
+#[derive(clap::Args)]
+pub struct Options {}
+
+const SHELLS: &[&str] = &["bash", "zsh", "fish"];
+
+/// Builds and packs it.
+pub fn main(_: &Options) -> Result<i32> {
+    setup::main(&setup::Options { build_only: true })?;
+    run(cargo().args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "agentguard-daemon",
+    ]))
+    .context("failed to build the release")?;
+    let binary = place::target().join("release/agentguard");
+    let version = env!("CARGO_PKG_VERSION");
+    let name = format!("agentguard-{version}-{}-linux", std::env::consts::ARCH);
+    let dist = place::target().join("dist");
+    let root = dist.join(&name);
+    match fs::remove_dir_all(&root) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("failed to clear {}", root.display()));
+        }
+        _ => {}
+    }
+    fill(&root, &binary)?;
+    let archive = format!("{name}.tar.gz");
+    // Same sources, same archive: no times, owners or order of this machine.
+    let tar = [
+        "--sort=name",
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+        "--mtime=@0",
+        "--use-compress-program=gzip -n",
+        "-cf",
+    ];
+    quiet(
+        Command::new("tar")
+            .current_dir(&dist)
+            .args(tar)
+            .args([&archive, &name]),
+    )?;
+    let sums = quiet(Command::new("sha256sum").current_dir(&dist).arg(&archive))?;
+    fs::write(dist.join("SHA256SUMS"), &sums).context("failed to write SHA256SUMS")?;
+    let size = fs::metadata(dist.join(&archive))
+        .context("failed to read the archive")?
+        .len()
+        >> 10;
+    println!(
+        "{} ({size} KiB)\n{}",
+        dist.join(&archive).display(),
+        sums.trim()
+    );
+    Ok(0)
+}
+
+fn fill(root: &Path, binary: &Path) -> Result<()> {
+    let workspace = place::workspace();
+    copy(binary, &root.join("bin/agentguard"), 0o755)?;
+    if crate::command::find("strip").is_some() {
+        quiet(
+            Command::new("strip")
+                .arg("--strip-debug")
+                .arg(root.join("bin/agentguard")),
+        )?;
+    }
+    for entry in fs::read_dir(workspace.join("policies")).context("failed to list policies")? {
+        let path = entry?.path();
+        if let Some(name) = path.file_name().filter(|_| {
+            path.extension()
+                .is_some_and(|extension| extension == "yaml")
+        }) {
+            copy(
+                &path,
+                &root.join("etc/agentguard/policies").join(name),
+                0o644,
+            )?;
+        }
+    }
+    let packaging = workspace.join("agentguard-daemon/packaging");
+    for entry in fs::read_dir(&packaging)
+        .with_context(|| format!("failed to list {}", packaging.display()))?
+    {
+        let path = entry?.path();
+        let Some(name) = path.file_name() else {
+            continue;
+        };
+        let folder = if path
+            .extension()
+            .is_some_and(|extension| extension == "service")
+        {
+            "lib/systemd/system"
+        } else {
+            "share/agentguard"
+        };
+        copy(&path, &root.join(folder).join(name), 0o644)?;
+    }
+    for shell in SHELLS {
+        let text = quiet(Command::new(binary).args(["completions", shell]))?;
+        let path = root
+            .join("share/completions")
+            .join(format!("agentguard.{shell}"));
+        write(&path, &text)?;
+    }
+    let manual = root.join("share/man/man1");
+    fs::create_dir_all(&manual)
+        .with_context(|| format!("failed to create {}", manual.display()))?;
+    quiet(Command::new(binary).arg("man").arg(&manual))?;
+    for name in [
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+        "LICENSE",
+    ] {
+        let path = workspace.join(name);
+        if path.exists() {
+            copy(&path, &root.join("share/doc/agentguard").join(name), 0o644)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    write(
+        to,
+        fs::read(from).with_context(|| format!("failed to read {}", from.display()))?,
+    )?;
+    fs::set_permissions(to, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("failed to set the mode of {}", to.display()))
+}
+
+fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("failed to create {}", folder.display()))?;
+    }
+    fs::write(path, contents).with_context(|| format!("failed to write {}", path.display()))
+}
