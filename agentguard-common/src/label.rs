@@ -6,7 +6,12 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct Label {
     /// Agent slot, 1 to [`crate::table::MAX_AGENTS`] − 1.
@@ -22,7 +27,12 @@ pub struct Label {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(
     feature = "user",
-    derive(zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
 )]
 pub struct Membership {
     /// Agent slot.
@@ -35,3 +45,26 @@ const _: () = {
     assert!(size_of::<Label>() == 16);
     assert!(size_of::<Membership>() == 8);
 };
+
+/// Counters that only the kernel programs write; the daemon reads them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Tasks that entered an agent's cgroup and may lack their label. While it is not zero,
+    /// unlabelled tasks are judged by their cgroup.
+    pub unsettled: u64,
+    /// Number of the last exec of a governed task.
+    pub exec_ids: u64,
+}
+
+/// What the daemon tells the task iterator.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// 0: label the members of governed cgroups. Else: take the label of this agent away.
+    pub unlabel_agent: u64,
+    /// Subtracted from [`State::unsettled`] when every task has been seen.
+    pub settled: u64,
+    /// Set by the iterator: tasks labelled or unlabelled.
+    pub changed: u64,
+}

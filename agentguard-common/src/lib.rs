@@ -9,5 +9,6 @@
 pub mod label;
 pub mod offsets;
 pub mod record;
+pub mod selftest;
 pub mod table;
 pub mod verdict;

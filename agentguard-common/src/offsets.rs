@@ -30,6 +30,7 @@ macro_rules! kernel_offsets {
             OFF_TASK_EXIT_CODE: "task_struct" . "exit_code",
             OFF_TASK_SIGNAL: "task_struct" . "signal",
             OFF_SIGNAL_LIVE: "signal_struct" . "live",
+            OFF_SIGNAL_NR_THREADS: "signal_struct" . "nr_threads",
             OFF_CSS_SET_DFL_CGRP: "css_set" . "dfl_cgrp",
             OFF_CGROUP_KN: "cgroup" . "kn",
             OFF_KERNFS_NODE_ID: "kernfs_node" . "id",

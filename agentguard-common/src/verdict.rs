@@ -48,7 +48,11 @@ impl Verdict {
     /// The stricter of two verdicts.
     #[inline(always)]
     pub const fn strictest(self, other: Self) -> Self {
-        if (self as u8) >= (other as u8) { self } else { other }
+        if (self as u8) >= (other as u8) {
+            self
+        } else {
+            other
+        }
     }
 }
 

@@ -5,4 +5,5 @@
 
 pub mod audit;
 pub mod event;
+pub mod kernel;
 pub mod policy;

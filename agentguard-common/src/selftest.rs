@@ -1,0 +1,35 @@
+//! The input of the bulk test of the kernel's decide code. Used by tests alone.
+
+use crate::table::MAX_COMMAND;
+
+/// What a case is decided as.
+pub mod kind {
+    /// Reading or writing a path.
+    pub const FILE: u32 = 1;
+    /// Starting a program, before its arguments are known.
+    pub const PROGRAM: u32 = 2;
+    /// Starting a program with arguments.
+    pub const COMMAND: u32 = 3;
+    /// Connecting to a [`crate::record::Destination`].
+    pub const NETWORK: u32 = 4;
+}
+
+/// One case.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// See [`kind`].
+    pub kind: u32,
+    /// Access bits, for files.
+    pub access: u32,
+    /// Bytes of path.
+    pub path_len: u32,
+    /// Bytes of arguments behind the path.
+    pub args_len: u32,
+    /// Number of arguments.
+    pub count: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Path, then arguments; or a destination.
+    pub bytes: [u8; 4096 + MAX_COMMAND],
+}

@@ -1,0 +1,171 @@
+//! The system calls that aya does not offer: making, filling and removing inner maps.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_BTF_LOAD: libc::c_long = 18;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+/// Programs can read the value and never write it.
+const BPF_F_RDONLY_PROG: u32 = 1 << 7;
+
+/// `union bpf_attr` for `BPF_MAP_CREATE`, up to the last field that is set here.
+#[repr(C)]
+#[derive(Default)]
+struct CreateMap {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
+    map_ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+}
+
+/// `union bpf_attr` for `BPF_BTF_LOAD`.
+#[repr(C)]
+#[derive(Default)]
+struct LoadBtf {
+    btf: u64,
+    log_buf: u64,
+    btf_size: u32,
+    log_size: u32,
+    log_level: u32,
+}
+
+/// Calls `bpf` for a new descriptor.
+fn descriptor<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a live `bpf_attr` of the size that is passed.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Type information with three types: 1 is `u32`, 2 an array of so many of it, 3 a struct of that.
+fn table_types(words: u32) -> io::Result<OwnedFd> {
+    const TYPES: u32 = 16 + 24 + 24;
+    const STRINGS: &[u8] = b"\0u32\0table\0";
+    let mut blob = Vec::new();
+    for word in [0x0001_eb9f, 24, 0, TYPES, TYPES, STRINGS.len() as u32] {
+        blob.extend(u32::to_ne_bytes(word));
+    }
+    // int: name, kind 1, size 4, 32 bits. array: no name, kind 3, size 0, element, index, length.
+    // struct: name, kind 4 with one member, size; name, type and offset of the member.
+    for word in [
+        1,
+        1 << 24,
+        4,
+        32,
+        0,
+        3 << 24,
+        0,
+        1,
+        1,
+        words,
+        5,
+        4 << 24 | 1,
+        words * 4,
+        5,
+        2,
+        0,
+    ] {
+        blob.extend(u32::to_ne_bytes(word));
+    }
+    blob.extend(STRINGS);
+    let mut attr = LoadBtf {
+        btf: blob.as_ptr().addr() as u64,
+        btf_size: blob.len() as u32,
+        ..LoadBtf::default()
+    };
+    descriptor(BPF_BTF_LOAD, &mut attr)
+}
+
+/// Makes the array map of one value that holds a policy.
+///
+/// It carries type information, of a struct, because the template in the object does: Linux 6.1 tells
+/// maps with and without it apart, and refuses the one for the other.
+pub fn create_table_map(value_size: u32) -> io::Result<OwnedFd> {
+    let types = table_types(value_size / 4)?;
+    let mut attr = CreateMap {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries: 1,
+        map_flags: BPF_F_RDONLY_PROG,
+        btf_fd: types.as_raw_fd() as u32,
+        btf_key_type_id: 1,
+        btf_value_type_id: 3,
+        ..CreateMap::default()
+    };
+    attr.map_name[..6].copy_from_slice(b"policy");
+    descriptor(BPF_MAP_CREATE, &mut attr)
+}
+
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+
+/// The head of `union bpf_attr` for operations on elements.
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn element(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: u32,
+    value: *const u8,
+) -> io::Result<()> {
+    let mut attr = Element {
+        map_fd: map.as_raw_fd() as u32,
+        key: (&raw const key).addr() as u64,
+        value: value.addr() as u64,
+        ..Element::default()
+    };
+    // SAFETY: `attr` is a live `bpf_attr` of the size that is passed; key and value outlive the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<Element>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Writes a table into the one value of a map, with zeroes behind it.
+pub fn fill_table_map(map: &OwnedFd, value_size: usize, table: &[u8]) -> io::Result<()> {
+    if table.len() > value_size {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut value = vec![0u8; value_size];
+    value[..table.len()].copy_from_slice(table);
+    element(BPF_MAP_UPDATE_ELEM, map.as_fd(), 0, value.as_ptr())
+}
+
+/// Removes an inner map from a map of maps; fine if there is none.
+pub fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    match element(BPF_MAP_DELETE_ELEM, map, key, std::ptr::null()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}

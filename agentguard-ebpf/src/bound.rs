@@ -1,0 +1,222 @@
+//! The one home of verifier shaping: bounded reads and the walks of the automata.
+//! Nothing here knows what a verdict means.
+
+use agentguard_common::record::DESTINATION_KEY;
+use agentguard_common::table::{COMMAND_CLASSES, MAX_COMMAND, NETWORK_CLASSES, PATH_CLASSES};
+use aya_ebpf::helpers::generated::bpf_loop;
+
+use crate::maps::{PATH_BUFFER, Walk};
+
+/// Bytes of a path that one iteration of the walk takes.
+pub const STRIDE: usize = 8;
+
+/// A policy table of a size known at compile time, which must be a power of two.
+#[derive(Clone, Copy)]
+pub struct Table<const BYTES: usize>(pub *const u8);
+
+impl<const BYTES: usize> Table<BYTES> {
+    /// VERIFIER: all kernels: the mask proves that the word lies inside the map's value and is aligned.
+    const MASK: u32 = (BYTES - 4) as u32;
+
+    /// The word at a byte offset, which wraps at the size of the table.
+    #[inline(always)]
+    pub fn word(self, offset: u32) -> u32 {
+        // SAFETY: the mask keeps the offset inside the value and a multiple of four.
+        unsafe { *self.0.add((offset & Self::MASK) as usize).cast::<u32>() }
+    }
+
+    /// A word of the header, at a constant offset.
+    #[inline(always)]
+    pub fn field(self, offset: usize) -> u32 {
+        // SAFETY: header offsets are constants below the size of the smallest table.
+        unsafe { *self.0.add(offset).cast::<u32>() }
+    }
+
+    /// Class of a byte, as the distance of its word from the start of a row.
+    #[inline(always)]
+    fn class(self, map: usize, byte: u8) -> u32 {
+        // SAFETY: class maps are constants plus at most 510, inside the smallest table.
+        u32::from(unsafe { *self.0.add(map + usize::from(byte) * 2).cast::<u16>() })
+    }
+
+    /// One byte of a path through both automata.
+    #[inline(always)]
+    fn step_path(self, byte: u8, a: &mut u32, b: &mut u32) {
+        let class = self.class(PATH_CLASSES, byte);
+        *a = self.word(*a + class);
+        *b = self.word(*b + class);
+    }
+
+    /// Walks two automata over a path at once; gives the labels of the states they end in.
+    /// The buffer must have [`STRIDE`] readable bytes behind the longest path.
+    ///
+    /// VERIFIER: all kernels: a loop helper (the kernel inlines it) that takes eight bytes a call. A plain
+    /// loop of 4,096 steps is verified step by step in each place that calls it, and its states are
+    /// compared with each other: minutes under emulation, and over the limit of a million instructions.
+    #[inline(always)]
+    pub fn walk_path(self, path: *const u8, len: u32, a: u32, b: u32) -> (u32, u32) {
+        let mut pair = Pair {
+            table: self.0,
+            path,
+            a: u64::from(a),
+            b: u64::from(b),
+        };
+        // SAFETY: the callback has the signature that the helper expects, and the context outlives the call.
+        unsafe {
+            bpf_loop(
+                len / STRIDE as u32,
+                step_pair::<BYTES> as *mut core::ffi::c_void,
+                core::ptr::from_mut(&mut pair).cast(),
+                0,
+            );
+        }
+        let (mut a, mut b) = (pair.a as u32, pair.b as u32);
+        let rest = len & (STRIDE as u32 - 1);
+        let i = (len & (PATH_BUFFER as u32 - STRIDE as u32)) as usize;
+        let mut k = 0;
+        while k < STRIDE - 1 {
+            if k as u32 >= rest {
+                break;
+            }
+            // SAFETY: less than `STRIDE` bytes behind an offset inside the buffer.
+            self.step_path(unsafe { *path.add(i + k) }, &mut a, &mut b);
+            k += 1;
+        }
+        (self.word(a), self.word(b))
+    }
+
+    /// Walks the command automaton over the program's path and its separator.
+    #[inline(always)]
+    pub fn walk_program(self, path: *const u8, len: u32, walk: *mut Walk) {
+        // SAFETY: the caller owns the walk.
+        unsafe {
+            (*walk).from = 0;
+            // One more than any path has: the path itself contains no separator.
+            (*walk).left = 1;
+        }
+        self.walk_arguments(path, len, walk);
+        // SAFETY: as above.
+        unsafe {
+            let state = core::ptr::read_volatile(&raw const (*walk).state) as u32;
+            (*walk).state = u64::from(self.word(state + self.class(COMMAND_CLASSES, 0)));
+        }
+    }
+
+    /// Walks the network automaton over a destination; gives the label of the state it ends in.
+    #[inline(always)]
+    pub fn walk_destination(self, key: &[u8; DESTINATION_KEY], mut state: u32) -> u32 {
+        let mut i = 0;
+        while i < DESTINATION_KEY {
+            state = self.word(state + self.class(NETWORK_CLASSES, key[i]));
+            i += 1;
+        }
+        self.word(state)
+    }
+
+    /// Walks the command automaton over `walk.left` NUL-terminated arguments, at most `limit` bytes,
+    /// that begin at `buffer[walk.from]`. `walk.left` is 0 afterwards if all were there.
+    #[inline(always)]
+    pub fn walk_arguments(self, buffer: *const u8, limit: u32, walk: *mut Walk) {
+        let mut context = Context {
+            table: self.0,
+            buffer,
+            walk,
+        };
+        // SAFETY: the callback has the signature that the helper expects, and the context outlives the call.
+        unsafe {
+            bpf_loop(
+                limit,
+                step::<BYTES> as *mut core::ffi::c_void,
+                core::ptr::from_mut(&mut context).cast(),
+                0,
+            );
+        }
+    }
+}
+
+/// What the loop over a path carries.
+#[repr(C)]
+struct Pair {
+    table: *const u8,
+    path: *const u8,
+    a: u64,
+    b: u64,
+}
+
+/// Eight bytes of a path. Returns 1 to stop.
+unsafe extern "C" fn step_pair<const BYTES: usize>(i: u64, pair: *mut Pair) -> u64 {
+    if i >= (PATH_BUFFER / STRIDE) as u64 {
+        return 1;
+    }
+    // SAFETY: the helper hands back the pointer that it was given.
+    let pair = unsafe { &mut *pair };
+    let table = Table::<BYTES>(pair.table);
+    let (mut a, mut b) = (pair.a as u32, pair.b as u32);
+    let mut k = 0;
+    while k < STRIDE {
+        // SAFETY: bounded just above.
+        table.step_path(
+            unsafe { *pair.path.add(i as usize * STRIDE + k) },
+            &mut a,
+            &mut b,
+        );
+        k += 1;
+    }
+    pair.a = u64::from(a);
+    pair.b = u64::from(b);
+    0
+}
+
+/// What the loop over arguments is handed: pointers only, so that a spill keeps its type.
+#[repr(C)]
+struct Context {
+    table: *const u8,
+    buffer: *const u8,
+    walk: *mut Walk,
+}
+
+/// Largest offset of a byte of an argument in its buffer.
+const LAST: u64 = (PATH_BUFFER + MAX_COMMAND - 1) as u64;
+
+/// One byte of the arguments. Returns 1 to stop.
+///
+/// VERIFIER: 5.17: a loop helper, because 32,768 unrolled steps would exceed the limit of a program.
+unsafe extern "C" fn step<const BYTES: usize>(i: u64, context: *mut Context) -> u64 {
+    // SAFETY: the helper hands back the pointer that it was given; the caller owns the walk.
+    let (context, walk) = unsafe { (&*context, &mut *(*context).walk) };
+    if walk.left == 0 {
+        return 1;
+    }
+    let at = walk.from + i;
+    if at > LAST {
+        return 1;
+    }
+    let table = Table::<BYTES>(context.table);
+    // SAFETY: bounded just above.
+    let byte = unsafe { *context.buffer.add(at as usize) };
+    walk.state = u64::from(table.word(walk.state as u32 + table.class(COMMAND_CLASSES, byte)));
+    walk.used = i + 1;
+    if byte == 0 {
+        walk.left -= 1;
+    }
+    0
+}
+
+/// Bounds a length so that the verifier believes it.
+///
+/// VERIFIER: all kernels: LLVM may prove a bound, drop the check and keep the unbounded register;
+/// the barrier makes the checked register the one that is used.
+#[inline(always)]
+pub fn at_most(value: u32, max: u32) -> u32 {
+    let mut value = u64::from(value);
+    // SAFETY: a move of a register to itself. (An empty barrier would leave two entries of line
+    // information for one instruction, which the kernel refuses.)
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags))
+    };
+    if value > max as u64 {
+        max
+    } else {
+        value as u32
+    }
+}

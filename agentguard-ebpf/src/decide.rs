@@ -1,0 +1,291 @@
+//! The one place where a verdict is made: labels of automata in, a decision out.
+//! Every path through here that cannot decide is a denial with its own reason.
+
+use agentguard_common::record::Destination;
+use agentguard_common::table::{LARGE_TABLE, SMALL_TABLE, TableHeader, flags, path_label};
+use agentguard_common::verdict::{Reason, Verdict, access};
+use core::mem::offset_of;
+
+use crate::bound::Table;
+use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Walk};
+
+/// A verdict with its reason, before shadow mode is applied.
+#[derive(Clone, Copy)]
+pub struct Decision {
+    /// Number of the [`Verdict`]: allow, ask or deny.
+    pub verdict: u32,
+    /// Number of the [`Reason`].
+    pub reason: u32,
+    /// Generation of the policy that decided, or 0.
+    pub generation: u32,
+    /// Flags of that policy.
+    pub flags: u32,
+}
+
+impl Decision {
+    /// A denial that no policy made.
+    #[inline(always)]
+    pub const fn failure(reason: Reason) -> Self {
+        Self {
+            verdict: Verdict::Deny as u32,
+            reason: reason as u32,
+            generation: 0,
+            flags: 0,
+        }
+    }
+
+    /// The same policy, another verdict.
+    #[inline(always)]
+    pub const fn with(self, verdict: Verdict, reason: Reason) -> Self {
+        Self {
+            verdict: verdict as u32,
+            reason: reason as u32,
+            ..self
+        }
+    }
+
+    /// Nothing stands in the way.
+    #[inline(always)]
+    pub const fn is_allowed(self) -> bool {
+        self.verdict == Verdict::Allow as u32
+    }
+}
+
+/// The policy of one agent, found once for a whole decision.
+#[derive(Clone, Copy)]
+pub enum Policy {
+    /// In a small table.
+    Small(Table<SMALL_TABLE>),
+    /// In a large table.
+    Large(Table<LARGE_TABLE>),
+}
+
+/// The policy in force for an agent.
+///
+/// Small before large: the daemon installs the new table first and removes the old one of the other
+/// size only after every program that may have missed it has ended.
+#[inline(always)]
+pub fn policy(agent: u32) -> Option<Policy> {
+    // A key of its own on the stack: a promoted `&0` may be merged with a global that the loader sets.
+    let key = core::hint::black_box(0u32);
+    if let Some(table) = POLICIES_SMALL.get_value(agent, &key) {
+        return Some(Policy::Small(Table(core::ptr::from_ref(table).cast())));
+    }
+    POLICIES_LARGE
+        .get_value(agent, &key)
+        .map(|table| Policy::Large(Table(core::ptr::from_ref(table).cast())))
+}
+
+/// Runs the same code on the table, whatever its size.
+macro_rules! with_table {
+    ($policy:expr, $table:ident => $body:expr) => {
+        match $policy {
+            $crate::decide::Policy::Small($table) => $body,
+            $crate::decide::Policy::Large($table) => $body,
+        }
+    };
+}
+pub(crate) use with_table;
+
+/// Starts a decision: allowed by nothing yet, with the policy's generation and flags.
+#[inline(always)]
+fn begin<const BYTES: usize>(table: Table<BYTES>) -> Decision {
+    Decision {
+        verdict: Verdict::Deny as u32,
+        reason: Reason::TableDamaged as u32,
+        generation: table.field(offset_of!(TableHeader, generation)),
+        flags: table.field(offset_of!(TableHeader, flags)),
+    }
+}
+
+/// The two-bit verdict of a label, or 0 for none.
+#[inline(always)]
+const fn opinion(label: u32, shift: u32) -> u32 {
+    (label >> shift) & 3
+}
+
+#[inline(always)]
+const fn stricter(a: u32, b: u32) -> u32 {
+    if a >= b { a } else { b }
+}
+
+/// Turns an opinion into a decision: the section's default where there is none.
+#[inline(always)]
+fn settle(decision: Decision, opinion: u32, default: u32) -> Decision {
+    if opinion != 0 {
+        Decision {
+            verdict: opinion,
+            reason: Reason::Rule as u32,
+            ..decision
+        }
+    } else if default != 0 {
+        Decision {
+            verdict: default,
+            reason: Reason::Default as u32,
+            ..decision
+        }
+    } else {
+        // A table without a default is damaged: deny.
+        decision
+    }
+}
+
+/// The combined label of a path: the stricter of both automata for each access.
+#[inline(never)]
+pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
+    let (a, b) = table.walk_path(
+        path,
+        len,
+        table.field(offset_of!(TableHeader, anchored)),
+        table.field(offset_of!(TableHeader, floating)),
+    );
+    stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
+        | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
+            << path_label::WRITE
+        | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
+        | (a | b) & path_label::EXEC_BY_COMMAND
+}
+
+/// Decides on reading, writing or both.
+#[inline(always)]
+pub fn file<const BYTES: usize>(
+    table: Table<BYTES>,
+    path: *const u8,
+    len: u32,
+    wanted: u32,
+) -> Decision {
+    let decision = begin(table);
+    let label = label_of(table, path, len);
+    let default = table.field(offset_of!(TableHeader, path_default));
+    let read = settle(
+        decision,
+        opinion(label, path_label::READ),
+        opinion(default, path_label::READ),
+    );
+    let write = settle(
+        decision,
+        opinion(label, path_label::WRITE),
+        opinion(default, path_label::WRITE),
+    );
+    let reads = wanted & access::READ as u32 != 0;
+    let writes = wanted & access::WRITE as u32 != 0;
+    match (reads, writes) {
+        (true, true) => {
+            if write.verdict > read.verdict
+                || (write.verdict == read.verdict && write.reason < read.reason)
+            {
+                write
+            } else {
+                read
+            }
+        }
+        (false, true) => write,
+        _ => read,
+    }
+}
+
+/// Decides on starting a program before its arguments are known. Allowed may mean "wait for the
+/// arguments": the decision with them always follows.
+#[inline(always)]
+pub fn program<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> Decision {
+    program_labelled(table, label_of(table, path, len))
+}
+
+/// The same for a label that is known already.
+#[inline(always)]
+pub fn program_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Decision {
+    let decision = begin(table);
+    let exec = opinion(label, path_label::EXEC);
+    if exec == 0 && label & path_label::EXEC_BY_COMMAND != 0 {
+        return decision.with(Verdict::Allow, Reason::Rule);
+    }
+    settle(decision, exec, default_of(table, path_label::EXEC))
+}
+
+/// The default for one access to a path.
+#[inline(always)]
+fn default_of<const BYTES: usize>(table: Table<BYTES>, shift: u32) -> u32 {
+    opinion(table.field(offset_of!(TableHeader, path_default)), shift)
+}
+
+/// A command line in scratch memory: `path_len` bytes of path, then the arguments, `argv[0]` first.
+#[derive(Clone, Copy)]
+pub struct Command {
+    /// Where the path begins.
+    pub buffer: *const u8,
+    /// Bytes of path.
+    pub path_len: u32,
+    /// Bytes behind the path that hold arguments (and perhaps more).
+    pub limit: u32,
+    /// `left` says how many arguments there are; the decision says in `used` how many bytes they take.
+    pub walk: *mut Walk,
+}
+
+/// Decides on starting a program whose path has this label with these arguments.
+#[inline(always)]
+pub fn command<const BYTES: usize>(table: Table<BYTES>, label: u32, command: Command) -> Decision {
+    let decision = begin(table);
+    let mut verdict = opinion(label, path_label::EXEC);
+    let walk = command.walk;
+    // Without rules on command lines the walk still measures the arguments, for the record.
+    // SAFETY: the caller owns the walk.
+    let (left, state) = unsafe {
+        let count = core::ptr::read_volatile(&raw const (*walk).left);
+        (*walk).state = u64::from(table.field(offset_of!(TableHeader, command)));
+        table.walk_program(command.buffer, command.path_len, walk);
+        (*walk).from = u64::from(command.path_len);
+        (*walk).left = count;
+        (*walk).used = 0;
+        table.walk_arguments(command.buffer, command.limit, walk);
+        (
+            core::ptr::read_volatile(&raw const (*walk).left),
+            core::ptr::read_volatile(&raw const (*walk).state),
+        )
+    };
+    if decision.flags & flags::HAS_COMMANDS != 0 {
+        if left != 0 {
+            return decision.with(Verdict::Deny, Reason::ArgumentsTooLong);
+        }
+        verdict = stricter(verdict, opinion(table.word(state as u32), 0));
+    }
+    settle(decision, verdict, default_of(table, path_label::EXEC))
+}
+
+/// Decides on a socket destination of an internet family.
+#[inline(always)]
+pub fn destination<const BYTES: usize>(table: Table<BYTES>, destination: &Destination) -> Decision {
+    let decision = begin(table);
+    if destination.protocol > 255 {
+        return decision.with(Verdict::Deny, Reason::ProtocolNotPermitted);
+    }
+    let state = table.walk_destination(
+        &destination.key(),
+        table.field(offset_of!(TableHeader, network)),
+    );
+    settle(
+        decision,
+        opinion(state, 0),
+        opinion(table.field(offset_of!(TableHeader, network_default)), 0),
+    )
+}
+
+/// Decides on Unix-domain sockets.
+#[inline(always)]
+pub fn unix<const BYTES: usize>(table: Table<BYTES>) -> Decision {
+    let decision = begin(table);
+    if decision.flags & flags::UNIX_ALLOWED != 0 {
+        decision.with(Verdict::Allow, Reason::UnixSocket)
+    } else {
+        decision.with(Verdict::Deny, Reason::UnixSocket)
+    }
+}
+
+/// Decides on something that depends on no rule, so that generation and mode are right.
+#[inline(always)]
+pub fn fixed<const BYTES: usize>(
+    table: Table<BYTES>,
+    verdict: Verdict,
+    reason: Reason,
+) -> Decision {
+    begin(table).with(verdict, reason)
+}

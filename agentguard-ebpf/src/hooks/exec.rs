@@ -1,0 +1,349 @@
+//! Starting programs. Threat: an agent runs a program, or a permitted program with arguments, that
+//! its policy does not name. Choke points: `bprm_check_security` refuses with EPERM before the point
+//! of no return, on the resolved file and on the arguments as far as they can be read there;
+//! `bprm_committed_creds` judges the arguments that the new program will really see, which nobody
+//! else can change any more, and kills before its first instruction.
+
+use agentguard_common::record::record_flags;
+use agentguard_common::table::{MAX_COMMAND, flags};
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_user, bpf_probe_read_user_str, bpf_send_signal, bpf_task_pt_regs,
+};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::{identify, resolve};
+use crate::bound::at_most;
+use crate::decide::{self, Command, Decision, Policy, with_table};
+use crate::emit::{self, DENIED_ERRNO};
+use crate::label::{Standing, Subject, current, load, peek};
+use crate::maps::{ExecScratch, PATH_BUFFER, Walk, exec_ids};
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const SIGKILL: u32 = 9;
+/// Arguments that the first check reads; longer lists are left to the second.
+const FIRST_CHECK: u32 = 64;
+/// Longest single argument that the first check reads.
+const FIRST_CHECK_BYTES: u32 = 4096;
+/// x86-64: `execve` and `execveat`, and where `struct pt_regs` keeps what they are given.
+const EXECVE: u64 = 59;
+const EXECVEAT: u64 = 322;
+const REGS_ORIG_AX: u64 = 120;
+const REGS_SI: u64 = 104;
+const REGS_DX: u64 = 96;
+
+/// `bprm_check_security(struct linux_binprm *bprm)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "bprm_check_security")]
+pub fn bprm_check_security(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => {
+            // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
+            emit::count_loss(agentguard_common::record::class::DENIED);
+            DENIED_ERRNO
+        }
+        Standing::Governed(subject) => {
+            // SAFETY: the label is a live map value.
+            let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+                // The agent is gone or was never installed: deny (no-policy).
+                return emit::bare(
+                    subject,
+                    Operation::Exec,
+                    Decision::failure(Reason::NoPolicy),
+                );
+            };
+            let Some(scratch) = scratch::claim::<ExecScratch>() else {
+                // Every slot is taken: deny (scratch-unavailable).
+                let decision = with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+                return emit::bare(subject, Operation::Exec, decision);
+            };
+            let result = check(subject, ctx.arg(0), policy, scratch);
+            scratch::release(scratch);
+            result
+        }
+    }
+}
+
+/// `bprm_committed_creds(struct linux_binprm *bprm)`. Minimum kernel 5.7. Cannot refuse: kills.
+#[lsm(hook = "bprm_committed_creds")]
+pub fn bprm_committed_creds(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => {}
+        Standing::Unlabelled => {
+            emit::count_loss(agentguard_common::record::class::DENIED);
+            kill();
+        }
+        Standing::Governed(subject) => {
+            // SAFETY: the label is a live map value.
+            let failed = match decide::policy(unsafe { (*subject.label).agent }) {
+                // The agent is gone: kill (no-policy).
+                None => Decision::failure(Reason::NoPolicy),
+                Some(policy) => match scratch::claim::<ExecScratch>() {
+                    Some(scratch) => {
+                        commit(subject, ctx.arg(0), policy, scratch);
+                        scratch::release(scratch);
+                        return 0;
+                    }
+                    // Every slot is taken: kill (scratch-unavailable).
+                    None => {
+                        with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable))
+                    }
+                },
+            };
+            if emit::bare(subject, Operation::Exec, failed) != 0 {
+                kill();
+            }
+        }
+    }
+    0
+}
+
+/// Ends the process before it returns to user space.
+#[inline(always)]
+fn kill() {
+    // SAFETY: a helper; it can fail only for the init task, which is never governed.
+    unsafe { bpf_send_signal(SIGKILL) };
+}
+
+/// The file that a new program is read from.
+///
+/// # Safety
+/// `bprm` must be the hook's argument.
+#[inline(always)]
+unsafe fn file_of(bprm: *const u8) -> *const u8 {
+    // SAFETY: the caller's promise.
+    unsafe { load(bprm, get(&off::OFF_BPRM_FILE)) }
+}
+
+/// Copies the arguments of the system call behind the path, as far as they can be read; their number
+/// and length are left in `walk`. False: leave them to the second check.
+#[inline(always)]
+fn read_arguments(subject: Subject, buffer: *mut u8, walk: *mut Walk) -> bool {
+    // SAFETY: the current task has user registers: it is inside a system call.
+    let regs = unsafe { bpf_task_pt_regs(subject.task as *mut _) } as u64;
+    if regs == 0 {
+        return false;
+    }
+    let list = match peek::<u64>(regs + REGS_ORIG_AX, 0) {
+        EXECVE => peek::<u64>(regs + REGS_SI, 0),
+        EXECVEAT => peek::<u64>(regs + REGS_DX, 0),
+        _ => return false,
+    };
+    if list == 0 {
+        return false;
+    }
+    let mut i = 0u32;
+    while i < FIRST_CHECK {
+        let mut pointer = 0u64;
+        // SAFETY: the caller owns buffer and walk; the helpers check user addresses; the offset is
+        // bounded before each read.
+        unsafe {
+            let slot = (list + u64::from(i) * 8) as *const _;
+            if bpf_probe_read_user(core::ptr::from_mut(&mut pointer).cast(), 8, slot) != 0 {
+                return false;
+            }
+            let count = core::ptr::read_volatile(&raw const (*walk).left);
+            if pointer == 0 {
+                return count != 0;
+            }
+            let used = core::ptr::read_volatile(&raw const (*walk).used);
+            let from = core::ptr::read_volatile(&raw const (*walk).from);
+            let at = from + used;
+            if at > (PATH_BUFFER + MAX_COMMAND) as u64 - FIRST_CHECK_BYTES as u64 {
+                return false;
+            }
+            let len = bpf_probe_read_user_str(
+                buffer.add(at as usize).cast(),
+                FIRST_CHECK_BYTES,
+                pointer as *const _,
+            );
+            if len <= 0 || len >= i64::from(FIRST_CHECK_BYTES) {
+                return false;
+            }
+            core::ptr::write_volatile(&raw mut (*walk).used, used + len as u64);
+            core::ptr::write_volatile(&raw mut (*walk).left, count + 1);
+        }
+        i += 1;
+    }
+    false
+}
+
+/// The first check. Allowed means no more than "go on to the second"; it leaves no record.
+#[inline(always)]
+fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecScratch) -> i32 {
+    // SAFETY: this task owns the slot until it is released; `bprm` is the hook's argument.
+    unsafe {
+        let file = file_of(bprm);
+        let tail = &raw mut (*scratch).tail as *mut u8;
+        let len = if file.is_null() {
+            -2
+        } else {
+            resolve(file, tail)
+        };
+        let header = &mut (*scratch).header;
+        header.flags = 0;
+        let anonymous = !file.is_null() && identify(file, header);
+        let (inode, device) = (header.inode, header.device);
+        let path_len = if len < 0 {
+            0
+        } else {
+            at_most(len as u32, PATH_BUFFER as u32 - 1)
+        };
+        let (mut count, mut used) = (0, 0);
+        let mut label = 0;
+        let mut decision = if len < 0 {
+            // The buffer holds somebody's earlier path: deny (path-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
+        } else if anonymous {
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::Anonymous))
+        } else {
+            label = with_table!(policy, t => decide::label_of(t, tail, path_len));
+            with_table!(policy, t => decide::program_labelled(t, label))
+        };
+        // An interpreter is started with other arguments than the caller gave: leave them to the second check.
+        let filename: u64 = load(bprm, get(&off::OFF_BPRM_FILENAME));
+        let interpreter: u64 = load(bprm, get(&off::OFF_BPRM_INTERP));
+        if decision.is_allowed()
+            && decision.flags & flags::HAS_COMMANDS != 0
+            && filename == interpreter
+        {
+            let walk = &raw mut (*scratch).walk;
+            (*walk).from = u64::from(path_len);
+            (*walk).used = 0;
+            (*walk).left = 0;
+            if read_arguments(subject, tail, walk) {
+                count = core::ptr::read_volatile(&raw const (*walk).left) as u32;
+                used = at_most(
+                    core::ptr::read_volatile(&raw const (*walk).used) as u32,
+                    MAX_COMMAND as u32,
+                );
+                let command = Command {
+                    buffer: tail,
+                    path_len,
+                    limit: used,
+                    walk,
+                };
+                decision = with_table!(policy, t => decide::command(t, label, command));
+            }
+        }
+        let outcome = emit::outcome(decision);
+        if !outcome.refused {
+            return 0;
+        }
+        emit::fill(header, subject, Operation::Exec, decision, outcome);
+        header.access = access::EXEC;
+        if len < 0 {
+            header.errno = -len as u16;
+        }
+        header.inode = inode;
+        header.device = device;
+        if anonymous {
+            header.flags |= record_flags::ANONYMOUS;
+        }
+        header.aux = count;
+        header.target_len = path_len;
+        header.args_len = used;
+        let tail_len = path_len + used;
+        emit::send::<{ (PATH_BUFFER + MAX_COMMAND) as u32 }>(
+            header,
+            tail_len,
+            outcome,
+            &raw mut (*scratch).emitted,
+        );
+        DENIED_ERRNO
+    }
+}
+
+/// The second check, and the record of the exec.
+#[inline(always)]
+fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecScratch) {
+    // SAFETY: this task owns the slot until it is released; `bprm` is the hook's argument.
+    unsafe {
+        let file = file_of(bprm);
+        let tail = &raw mut (*scratch).tail as *mut u8;
+        let len = if file.is_null() {
+            -2
+        } else {
+            resolve(file, tail)
+        };
+        let header = &mut (*scratch).header;
+        header.flags = 0;
+        let anonymous = !file.is_null() && identify(file, header);
+        let (inode, device) = (header.inode, header.device);
+        let path_len = if len < 0 {
+            0
+        } else {
+            at_most(len as u32, PATH_BUFFER as u32 - 1)
+        };
+        let count: u32 = load(bprm, get(&off::OFF_BPRM_ARGC));
+        let start: u64 = load(bprm, get(&off::OFF_BPRM_P));
+        let end: u64 = load(bprm, get(&off::OFF_BPRM_EXEC));
+        // Everything from here to the program's own name is mapped: arguments, then environment.
+        let there = if end > start { end - start } else { 0 };
+        let limit = if there > MAX_COMMAND as u64 {
+            MAX_COMMAND as u32
+        } else {
+            there as u32
+        };
+        let limit = at_most(limit, MAX_COMMAND as u32);
+        let to = tail.add(at_most(path_len, PATH_BUFFER as u32 - 1) as usize);
+        let fault = limit == 0 || bpf_probe_read_user(to.cast(), limit, start as *const _) != 0;
+        let mut used = 0;
+        let decision = if len < 0 {
+            // The buffer holds somebody's earlier path: kill (path-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
+        } else if anonymous {
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::Anonymous))
+        } else if fault {
+            // What will run cannot be known: kill (arguments-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ArgumentsUnreadable))
+        } else {
+            let walk = &raw mut (*scratch).walk;
+            (*walk).left = u64::from(count);
+            let command = Command {
+                buffer: tail,
+                path_len,
+                limit,
+                walk,
+            };
+            let decision = with_table!(policy, t => decide::command(t, decide::label_of(t, tail, path_len), command));
+            used = at_most(
+                core::ptr::read_volatile(&raw const (*walk).used) as u32,
+                MAX_COMMAND as u32,
+            );
+            decision
+        };
+        let outcome = emit::outcome(decision);
+        emit::fill(header, subject, Operation::Exec, decision, outcome);
+        header.access = access::EXEC;
+        if len < 0 {
+            header.errno = -len as u16;
+        }
+        header.inode = inode;
+        header.device = device;
+        if anonymous {
+            header.flags |= record_flags::ANONYMOUS;
+        }
+        if outcome.refused {
+            header.flags |= record_flags::KILLED;
+        }
+        header.aux = count;
+        header.target_len = path_len;
+        header.args_len = used;
+        let id = crate::atomic::add(exec_ids(), 1) + 1;
+        header.new_exec_id = id;
+        (*subject.label).exec_id = id;
+        let tail_len = path_len + used;
+        emit::send::<{ (PATH_BUFFER + MAX_COMMAND) as u32 }>(
+            header,
+            tail_len,
+            outcome,
+            &raw mut (*scratch).emitted,
+        );
+        if outcome.refused {
+            kill();
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Reaching other hosts. Threat: an agent talks to an address that its policy does not name.
+//! Choke points: `socket_connect`, and `socket_sendmsg` for whatever names its destination in the
+//! message (UDP without connect, TCP fast open). Both read the address from kernel memory.
+
+use agentguard_common::record::Destination;
+use agentguard_common::verdict::{Operation, Reason, Verdict};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use crate::decide::{self, Decision, with_table};
+use crate::emit::{self, DENIED_ERRNO};
+use crate::label::{Standing, Subject, current, load};
+use crate::maps::{PATH_BUFFER, PathScratch};
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const AF_UNSPEC: u16 = 0;
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const AF_NETLINK: u16 = 16;
+/// `sizeof(struct sockaddr_in)` without its padding; `SIN6_LEN_RFC2133`.
+const INET_LEN: u32 = 8;
+const INET6_LEN: u32 = 24;
+/// `IPPROTO_MPTCP`, judged as TCP: that is what goes over the wire.
+const IPPROTO_MPTCP: u16 = 262;
+const IPPROTO_TCP: u16 = 6;
+
+/// What an address turned out to be.
+enum Address {
+    /// Judge it by the network rules.
+    Internet,
+    /// A Unix-domain socket.
+    Unix,
+    /// Nothing is reached: a socket is disconnected, or the kernel itself is asked (netlink).
+    Nowhere,
+    /// Deny with this reason.
+    Refuse(Reason),
+}
+
+/// `socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "socket_connect")]
+pub fn socket_connect(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => unlabelled(),
+        Standing::Governed(subject) => {
+            let len: i32 = ctx.arg(2);
+            governed(
+                subject,
+                Operation::Connect,
+                ctx.arg(0),
+                ctx.arg(1),
+                len as u32,
+            )
+        }
+    }
+}
+
+/// `socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "socket_sendmsg")]
+pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => unlabelled(),
+        Standing::Governed(subject) => {
+            let msg: *const u8 = ctx.arg(1);
+            // SAFETY: fields of the hook's argument.
+            let (name, len): (u64, u32) = unsafe {
+                (
+                    load(msg, get(&off::OFF_MSGHDR_NAME)),
+                    load(msg, get(&off::OFF_MSGHDR_NAMELEN)),
+                )
+            };
+            if name == 0 || len == 0 {
+                // A connected socket: judged when it connected.
+                return 0;
+            }
+            governed(subject, Operation::Send, ctx.arg(0), name, len)
+        }
+    }
+}
+
+/// No memory for the label: deny (label-unavailable); counted, since a record needs the label.
+#[inline(always)]
+fn unlabelled() -> i32 {
+    emit::count_loss(agentguard_common::record::class::DENIED);
+    DENIED_ERRNO
+}
+
+#[inline(always)]
+fn governed(
+    subject: Subject,
+    operation: Operation,
+    socket: *const u8,
+    address: u64,
+    len: u32,
+) -> i32 {
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(subject, operation, Decision::failure(Reason::NoPolicy));
+    };
+    let mut destination = Destination::default();
+    let kind = read(&mut destination, operation, socket, address, len);
+    let decision = match kind {
+        Address::Nowhere => return 0,
+        Address::Internet => with_table!(policy, t => decide::destination(t, &destination)),
+        Address::Unix => with_table!(policy, t => decide::unix(t)),
+        Address::Refuse(reason) => {
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
+        }
+    };
+    let Some(scratch) = scratch::claim::<PathScratch>() else {
+        // The decision stands; only its target is missing from the record.
+        return emit::bare(subject, operation, decision);
+    };
+    let outcome = emit::outcome(decision);
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, operation, decision, outcome);
+        let tail = &raw mut (*scratch).tail;
+        *tail.cast::<Destination>() = destination;
+        let mut tail_len = size_of::<Destination>() as u32;
+        if matches!(kind, Address::Unix) && len > 2 {
+            // The name as the caller gave it, for the record only.
+            let name = crate::bound::at_most(len - 2, 108);
+            let at = (tail as *mut u8).add(size_of::<Destination>());
+            if bpf_probe_read_kernel(at.cast(), name, (address + 2) as *const _) == 0 {
+                tail_len += name;
+            }
+        }
+        header.target_len = tail_len;
+        emit::send::<{ PATH_BUFFER as u32 - 1 }>(
+            header,
+            tail_len,
+            outcome,
+            &raw mut (*scratch).emitted,
+        );
+    }
+    scratch::release(scratch);
+    if outcome.refused { DENIED_ERRNO } else { 0 }
+}
+
+/// Copies bytes of the address out of kernel memory; false on a fault.
+#[inline(always)]
+fn copy<const N: usize>(to: &mut [u8; N], from: u64) -> bool {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_kernel(to.as_mut_ptr().cast(), N as u32, from as *const _) == 0 }
+}
+
+#[inline(always)]
+fn read(
+    destination: &mut Destination,
+    operation: Operation,
+    socket: *const u8,
+    address: u64,
+    len: u32,
+) -> Address {
+    // SAFETY: typed loads along pointers that the verifier follows.
+    let own_family: u16 = unsafe {
+        let sk: *const u8 = load(socket, get(&off::OFF_SOCKET_SK));
+        if sk.is_null() {
+            return Address::Refuse(Reason::AddressUnreadable);
+        }
+        let kind: u16 = load(socket, get(&off::OFF_SOCKET_TYPE));
+        let protocol: u16 = load(sk, get(&off::OFF_SOCK_PROTOCOL));
+        destination.kind = kind;
+        destination.protocol = if protocol == IPPROTO_MPTCP {
+            IPPROTO_TCP
+        } else {
+            protocol
+        };
+        load(sk, get(&off::OFF_SOCK_FAMILY))
+    };
+    let mut family = [0u8; 2];
+    if len < 2 || !copy(&mut family, address) {
+        return Address::Refuse(Reason::AddressUnreadable);
+    }
+    let given = u16::from_ne_bytes(family);
+    destination.family = given;
+    let judged = if given == AF_UNSPEC {
+        if matches!(operation, Operation::Connect) {
+            // Dissolves an association; nothing is reached.
+            return Address::Nowhere;
+        }
+        // The kernel takes an unspecified family in a message for the socket's own.
+        own_family
+    } else {
+        given
+    };
+    match judged {
+        AF_INET => {
+            let mut bytes = [0u8; 6];
+            if len < INET_LEN || !copy(&mut bytes, address + 2) {
+                return Address::Refuse(Reason::AddressUnreadable);
+            }
+            destination.port = u16::from_be_bytes([bytes[0], bytes[1]]);
+            destination.address = [
+                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, bytes[2], bytes[3], bytes[4], bytes[5],
+            ];
+            Address::Internet
+        }
+        AF_INET6 => {
+            let mut port = [0u8; 2];
+            if len < INET6_LEN
+                || !copy(&mut port, address + 2)
+                || !copy(&mut destination.address, address + 8)
+            {
+                return Address::Refuse(Reason::AddressUnreadable);
+            }
+            destination.port = u16::from_be_bytes(port);
+            Address::Internet
+        }
+        AF_UNIX => Address::Unix,
+        AF_NETLINK => {
+            // sockaddr_nl: family, pad, pid. Port id 0 is the kernel; everybody else is another process.
+            let mut port_id = [0u8; 4];
+            if len < 8 || !copy(&mut port_id, address + 4) {
+                return Address::Refuse(Reason::AddressUnreadable);
+            }
+            if u32::from_ne_bytes(port_id) == 0 {
+                Address::Nowhere
+            } else {
+                Address::Refuse(Reason::FamilyNotPermitted)
+            }
+        }
+        _ => Address::Refuse(Reason::FamilyNotPermitted),
+    }
+}

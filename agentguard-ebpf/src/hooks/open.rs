@@ -1,0 +1,124 @@
+//! Opening files. Threat: an agent reads or changes what its policy does not name.
+//! Choke point: `file_open`, after the kernel resolved the path, for every open by every syscall.
+
+use agentguard_common::record::record_flags;
+use agentguard_common::table::flags;
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::{identify, resolve};
+use crate::decide::{self, Decision, Policy, with_table};
+use crate::emit::{self, DENIED_ERRNO};
+use crate::label::{Standing, Subject, current, load};
+use crate::maps::{PATH_BUFFER, PathScratch};
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+/// `FMODE_READ`, `FMODE_WRITE` of `f_mode`.
+const FMODE_READ: u32 = 1;
+const FMODE_WRITE: u32 = 2;
+/// `__FMODE_EXEC` of `f_flags`: set by the kernel alone, when it opens a program or its interpreter.
+const FMODE_EXEC: u32 = 0x20;
+/// `O_TRUNC` of `f_flags`: changes the file even where it is opened for reading.
+const O_TRUNC: u32 = 0o1000;
+
+/// `file_open(struct file *file)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "file_open")]
+pub fn file_open(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => {
+            // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
+            emit::count_loss(agentguard_common::record::class::DENIED);
+            DENIED_ERRNO
+        }
+        Standing::Governed(subject) => governed(subject, ctx.arg(0)),
+    }
+}
+
+#[inline(always)]
+fn governed(subject: Subject, file: *const u8) -> i32 {
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(
+            subject,
+            Operation::Open,
+            Decision::failure(Reason::NoPolicy),
+        );
+    };
+    let Some(scratch) = scratch::claim::<PathScratch>() else {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        return emit::bare(subject, Operation::Open, decision);
+    };
+    let result = judged(subject, file, policy, scratch);
+    scratch::release(scratch);
+    result
+}
+
+#[inline(always)]
+fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathScratch) -> i32 {
+    // SAFETY: this task owns the slot until it is released; `file` is the hook's argument.
+    unsafe {
+        let header = &mut (*scratch).header;
+        let mode: u32 = load(file, get(&off::OFF_FILE_MODE));
+        let file_flags: u32 = load(file, get(&off::OFF_FILE_FLAGS));
+        let for_exec = file_flags & FMODE_EXEC != 0;
+        let mut wanted = 0;
+        if for_exec {
+            wanted = access::EXEC;
+        } else {
+            if mode & FMODE_READ != 0 {
+                wanted |= access::READ;
+            }
+            if mode & FMODE_WRITE != 0 || file_flags & O_TRUNC != 0 {
+                wanted |= access::WRITE;
+            }
+        }
+        let tail = &raw mut (*scratch).tail as *mut u8;
+        let len = resolve(file, tail);
+        let mut errno = 0u16;
+        header.flags = 0;
+        let anonymous = identify(file, header);
+        let (inode, device) = (header.inode, header.device);
+        let decision = if len < 0 {
+            // The buffer holds somebody's earlier path: deny (path-unreadable).
+            errno = -len as u16;
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
+        } else if anonymous {
+            let verdict = if for_exec {
+                Verdict::Deny
+            } else {
+                Verdict::Allow
+            };
+            with_table!(policy, t => decide::fixed(t, verdict, Reason::Anonymous))
+        } else if for_exec {
+            with_table!(policy, t => decide::program(t, tail, len as u32))
+        } else {
+            with_table!(policy, t => decide::file(t, tail, len as u32, u32::from(wanted)))
+        };
+        let outcome = emit::outcome(decision);
+        if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
+            return 0;
+        }
+        emit::fill(header, subject, Operation::Open, decision, outcome);
+        header.access = wanted;
+        header.errno = errno;
+        header.inode = inode;
+        header.device = device;
+        header.aux = file_flags;
+        if anonymous {
+            header.flags |= record_flags::ANONYMOUS;
+        }
+        if for_exec {
+            header.flags |= record_flags::FOR_EXEC;
+        }
+        let len = if len < 0 { 0 } else { len as u32 };
+        header.target_len = len;
+        emit::send::<{ PATH_BUFFER as u32 - 1 }>(header, len, outcome, &raw mut (*scratch).emitted);
+        if outcome.refused { DENIED_ERRNO } else { 0 }
+    }
+}

@@ -1,0 +1,160 @@
+//! Who is governed: reading, giving and inheriting the lineage label.
+//! The answer for an ungoverned task must stay cheap: one load when it has no task storage at all.
+
+use agentguard_common::label::{Label, Membership};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_storage_delete, bpf_task_storage_get,
+};
+
+use crate::maps::{CGROUPS, LABELS, unsettled};
+use crate::offsets::{self as off, get};
+
+/// `BPF_LOCAL_STORAGE_GET_F_CREATE`.
+const CREATE: u64 = 1;
+/// Levels of cgroups that are searched for a governed ancestor.
+const MAX_DEPTH: u32 = 24;
+
+/// A task and its label, for the length of one hook.
+#[derive(Clone, Copy)]
+pub struct Subject {
+    /// The current task.
+    pub task: *const u8,
+    /// Its label, in task storage.
+    pub label: *mut Label,
+}
+
+/// Reads a kernel word through a pointer that the verifier does not know.
+#[inline(always)]
+pub fn peek<T: Copy>(address: u64, zero: T) -> T {
+    let mut value = zero;
+    // SAFETY: the helper checks the address and leaves zeroes on a fault.
+    unsafe {
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(&mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        )
+    };
+    value
+}
+
+/// A typed load from an object that the verifier tracks by BTF.
+///
+/// # Safety
+/// `object` must be a kernel object known to the verifier and `offset` the offset of a field of this type.
+#[inline(always)]
+pub unsafe fn load<T: Copy>(object: *const u8, offset: usize) -> T {
+    // SAFETY: the caller's promise; faults read as zero.
+    unsafe { core::ptr::read_volatile(object.add(offset).cast::<T>()) }
+}
+
+/// What is known of the current task.
+pub enum Standing {
+    /// Not governed. Never "could not find out".
+    Ungoverned,
+    /// Governed, with its label.
+    Governed(Subject),
+    /// In an agent's cgroup, but there is no memory for its label: deny everything.
+    Unlabelled,
+}
+
+/// The standing of the current task.
+#[inline(always)]
+pub fn current() -> Standing {
+    // SAFETY: a helper without arguments; the task is live while it runs.
+    let task = unsafe { bpf_get_current_task_btf() } as *const u8;
+    // SAFETY: a pointer field of the task.
+    let storage: u64 = unsafe { load(task, get(&off::OFF_TASK_STORAGE)) };
+    // VERIFIER: all kernels: the second (volatile) read stays inside the branch, or both are merged
+    // into arithmetic on a pointer.
+    if storage == 0 && crate::atomic::read(unsettled()) == 0 {
+        return Standing::Ungoverned;
+    }
+    let label = peek_label(task);
+    if !label.is_null() {
+        return Standing::Governed(Subject { task, label });
+    }
+    settle(task)
+}
+
+/// The standing of a task without a label: its cgroup decides, and gives it the label.
+#[inline(always)]
+fn settle(task: *const u8) -> Standing {
+    let Some(membership) = membership(task) else {
+        return Standing::Ungoverned;
+    };
+    let label = give(task, membership.agent, membership.session, 0);
+    if label.is_null() {
+        Standing::Unlabelled
+    } else {
+        Standing::Governed(Subject { task, label })
+    }
+}
+
+/// Gives a task its label; null when there is no memory for it.
+#[inline(always)]
+pub fn give(task: *const u8, agent: u32, session: u32, exec_id: u64) -> *mut Label {
+    let mut label = Label {
+        agent,
+        session,
+        exec_id,
+    };
+    // SAFETY: the map, a live task, and a value of the map's type.
+    (unsafe {
+        bpf_task_storage_get(
+            LABELS.as_ptr(),
+            task as *mut _,
+            core::ptr::from_mut(&mut label).cast(),
+            CREATE,
+        )
+    }) as *mut Label
+}
+
+/// Takes the label from a task.
+#[inline(always)]
+pub fn take(task: *const u8) {
+    // SAFETY: the map and a live task.
+    unsafe { bpf_task_storage_delete(LABELS.as_ptr(), task as *mut _) };
+}
+
+/// The label of another live task, if it has one.
+#[inline(always)]
+pub fn peek_label(task: *const u8) -> *mut Label {
+    // SAFETY: the map and a live task.
+    (unsafe { bpf_task_storage_get(LABELS.as_ptr(), task as *mut _, core::ptr::null_mut(), 0) })
+        as *mut Label
+}
+
+/// The agent whose cgroup, or a cgroup below it, a task is in.
+#[inline(always)]
+pub fn membership(task: *const u8) -> Option<Membership> {
+    let set: u64 = peek(task as u64 + get(&off::OFF_TASK_CGROUPS) as u64, 0);
+    membership_of(peek(set + get(&off::OFF_CSS_SET_DFL_CGRP) as u64, 0))
+}
+
+/// The agent that governs a cgroup or one of its ancestors.
+#[inline(always)]
+pub fn membership_of(mut cgroup: u64) -> Option<Membership> {
+    let mut level = 0;
+    while level < MAX_DEPTH {
+        if cgroup == 0 {
+            return None;
+        }
+        let node: u64 = peek(cgroup + get(&off::OFF_CGROUP_KN) as u64, 0);
+        let id: u64 = peek(node + get(&off::OFF_KERNFS_NODE_ID) as u64, 0);
+        // SAFETY: the entry is copied before anything else happens.
+        if let Some(membership) = unsafe { CGROUPS.get(&id) } {
+            return Some(*membership);
+        }
+        let css: u64 = peek(
+            cgroup + get(&off::OFF_CGROUP_SELF) as u64 + get(&off::OFF_CSS_PARENT) as u64,
+            0,
+        );
+        if css == 0 {
+            return None;
+        }
+        cgroup = peek(css + get(&off::OFF_CSS_CGROUP) as u64, 0);
+        level += 1;
+    }
+    None
+}

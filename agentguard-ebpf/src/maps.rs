@@ -1,0 +1,176 @@
+//! Every map, with its key, value, writer, reader and lifetime. No map here evicts.
+
+use core::cell::UnsafeCell;
+use core::ffi::c_void;
+
+use agentguard_common::label::{Control, Label, Membership, State};
+use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, RecordHeader, class};
+use agentguard_common::table::{LARGE_TABLE, MAX_AGENTS, MAX_COMMAND, SMALL_TABLE};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf};
+use aya_ebpf::macros::btf_map;
+
+/// Task storage. aya-ebpf 0.2 has no such map, but the loader only reads these five fields.
+#[repr(C)]
+pub struct TaskStorage<T> {
+    r#type: *const [i32; 29], // BPF_MAP_TYPE_TASK_STORAGE
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; 1], // BPF_F_NO_PREALLOC
+}
+
+// SAFETY: the fields are placeholders for the loader and are never read.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    /// A definition for the loader to fill in.
+    pub const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// What the helpers take for the map.
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *mut c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// Bytes of a path buffer: the longest path and its NUL.
+pub const PATH_BUFFER: usize = 4096;
+
+/// Owned memory for one decision on a path: the record is built in place.
+#[repr(C)]
+pub struct PathScratch {
+    /// 0 when free; claimed by compare-and-swap.
+    pub owner: u64,
+    /// Records emitted from this slot; decides when to wake the reader.
+    pub emitted: u64,
+    pub header: RecordHeader,
+    pub tail: [u8; PATH_BUFFER],
+    /// What a walk may read behind the longest path.
+    pub margin: [u8; crate::bound::STRIDE],
+}
+
+/// Owned memory for one decision on an exec.
+#[repr(C)]
+pub struct ExecScratch {
+    /// 0 when free; claimed by compare-and-swap.
+    pub owner: u64,
+    pub emitted: u64,
+    pub walk: Walk,
+    pub header: RecordHeader,
+    /// The path, and right behind it the arguments.
+    pub tail: [u8; PATH_BUFFER + MAX_COMMAND],
+}
+
+/// Where a walk over arguments stands.
+///
+/// VERIFIER: 6.12: kept in a map's value, because values read from one are unknown scalars: on the
+/// stack the verifier follows each count through the loop and never sees the same state twice.
+#[repr(C)]
+pub struct Walk {
+    /// Offset of the first argument in the tail.
+    pub from: u64,
+    /// State of the automaton.
+    pub state: u64,
+    /// Arguments that are still to come.
+    pub left: u64,
+    /// Bytes of arguments so far, with their NULs.
+    pub used: u64,
+}
+
+/// Slots of scratch memory; a power of two. A program owns one from claim to release and cannot
+/// migrate; more than one for a CPU is needed only where programs can be preempted.
+pub const SCRATCH_SLOTS: usize = 64;
+
+#[repr(C)]
+pub struct SmallTable(pub [u32; SMALL_TABLE / 4]);
+#[repr(C)]
+pub struct LargeTable(pub [u32; LARGE_TABLE / 4]);
+
+/// `BPF_F_RDONLY_PROG`: programs can never write a policy.
+const RDONLY_PROG: usize = 1 << 7;
+
+/// task → its lineage label. Written by the hooks of lineage; freed with the task.
+#[btf_map]
+pub static LABELS: TaskStorage<Label> = TaskStorage::new();
+
+/// cgroup id → who is governed there. Written by the daemon, read when a task enters a cgroup.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, Membership, 4096> = HashMap::new();
+
+/// agent slot → its policy, when it fits [`SMALL_TABLE`]. Written by the daemon in one step.
+#[btf_map]
+pub static POLICIES_SMALL: ArrayOfMaps<Array<SmallTable, 1, RDONLY_PROG>, { MAX_AGENTS as usize }> =
+    ArrayOfMaps::new();
+
+/// agent slot → its policy, when it is larger. Consulted after [`POLICIES_SMALL`].
+#[btf_map]
+pub static POLICIES_LARGE: ArrayOfMaps<Array<LargeTable, 1, RDONLY_PROG>, { MAX_AGENTS as usize }> =
+    ArrayOfMaps::new();
+
+/// Scratch memory for opens and for what has no arguments.
+#[btf_map]
+pub static PATH_SCRATCH: Array<PathScratch, SCRATCH_SLOTS> = Array::new();
+
+/// Scratch memory for execs.
+#[btf_map]
+pub static EXEC_SCRATCH: Array<ExecScratch, SCRATCH_SLOTS> = Array::new();
+
+/// Records of allowed actions and of life cycles, to the daemon.
+#[btf_map]
+pub static ALLOWED: RingBuf<[u8; HEADER_LEN], ALLOWED_RING> = RingBuf::new();
+
+/// Records of denials, to the daemon.
+#[btf_map]
+pub static DENIED: RingBuf<[u8; HEADER_LEN], DENIED_RING> = RingBuf::new();
+
+/// class → records lost because its ring was full. Only ever counts up.
+#[btf_map]
+pub static LOSSES: Array<u64, { class::COUNT as usize }> = Array::new();
+
+/// What the daemon tells the task iterator, and hears from it.
+#[btf_map]
+pub static CONTROL: Array<Control, 1> = Array::new();
+
+/// A global that programs change atomically.
+#[repr(transparent)]
+pub struct Shared<T>(UnsafeCell<T>);
+
+// SAFETY: every access goes through `crate::atomic`.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// Where it is.
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *mut T {
+        self.0.get()
+    }
+}
+
+/// Written by the hooks, read by the daemon. The only variable of `.bss`.
+#[unsafe(no_mangle)]
+pub static STATE: Shared<State> = Shared(UnsafeCell::new(State {
+    unsettled: 0,
+    exec_ids: 0,
+}));
+
+/// The word that counts tasks which may lack their label.
+#[inline(always)]
+pub fn unsettled() -> *mut u64 {
+    // SAFETY: a field of a static.
+    unsafe { &raw mut (*STATE.as_ptr()).unsettled }
+}
+
+/// The word that numbers execs.
+#[inline(always)]
+pub fn exec_ids() -> *mut u64 {
+    // SAFETY: a field of a static.
+    unsafe { &raw mut (*STATE.as_ptr()).exec_ids }
+}

@@ -1,0 +1,62 @@
+//! The decide code driven in bulk: a classifier that `BPF_PROG_TEST_RUN` runs, also on kernels that
+//! load no LSM program. Loaded by tests alone; it is attached to nothing and can change no verdict.
+
+use agentguard_common::record::Destination;
+use agentguard_common::selftest::{Case, kind};
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::{btf_map, classifier};
+use aya_ebpf::programs::TcContext;
+
+use crate::bound::at_most;
+use crate::decide::{self, Command, with_table};
+use crate::maps::ExecScratch;
+use crate::scratch;
+
+/// The case to judge. Written by the test.
+#[btf_map]
+pub static SELFTEST: Array<Case, 1> = Array::new();
+
+/// Judges the case under the policy of agent 1; `verdict << 16 | reason`, or 0 if it cannot.
+#[classifier]
+pub fn selftest(_ctx: TcContext) -> i32 {
+    let (Some(case), Some(policy)) = (SELFTEST.get_ptr(0), decide::policy(1)) else {
+        return 0;
+    };
+    // SAFETY: a live map value; lengths are bounded before use.
+    let decision = unsafe {
+        let buffer = &raw const (*case).bytes as *const u8;
+        let path_len = at_most((*case).path_len, 4095);
+        let limit = at_most(
+            (*case).args_len,
+            agentguard_common::table::MAX_COMMAND as u32,
+        );
+        match (*case).kind {
+            kind::FILE => {
+                with_table!(policy, t => decide::file(t, buffer, path_len, (*case).access))
+            }
+            kind::PROGRAM => with_table!(policy, t => decide::program(t, buffer, path_len)),
+            kind::COMMAND => {
+                let Some(scratch) = scratch::claim::<ExecScratch>() else {
+                    return 0;
+                };
+                let walk = &raw mut (*scratch).walk;
+                (*walk).left = u64::from((*case).count);
+                let command = Command {
+                    buffer,
+                    path_len,
+                    limit,
+                    walk,
+                };
+                let decision = with_table!(policy, t => decide::command(t, decide::label_of(t, buffer, path_len), command));
+                scratch::release(scratch);
+                decision
+            }
+            kind::NETWORK => {
+                let destination = *buffer.cast::<Destination>();
+                with_table!(policy, t => decide::destination(t, &destination))
+            }
+            _ => return 0,
+        }
+    };
+    (decision.verdict << 16 | decision.reason) as i32
+}
