@@ -4,9 +4,16 @@
 
 pub mod chain;
 pub mod clock;
+pub mod judge;
 pub mod log;
+pub mod programs;
 pub mod read;
 pub mod record;
+mod recorder;
+#[cfg(test)]
+mod recorder_tests;
+pub mod words;
 
 pub use log::{Log, LogError};
 pub use record::Record;
+pub use recorder::{Notice, Recorder, Tally, Totals};

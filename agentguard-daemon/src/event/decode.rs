@@ -8,6 +8,9 @@ use zerocopy::FromBytes;
 
 use super::{Event, Target};
 
+/// Longest name of a Unix-domain socket (`sun_path`).
+const UNIX_NAME_MAX: usize = 108;
+
 /// Why bytes are not a record.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
@@ -129,9 +132,13 @@ fn target_of(operation: Operation, bytes: &[u8]) -> Result<Target<'_>, Malformed
                 None => Ok(Target::Path(bytes)),
             }
         }
-        Operation::Connect | Operation::Send => Destination::read_from_bytes(bytes)
-            .map(Target::Socket)
-            .map_err(|_| impossible),
+        Operation::Connect | Operation::Send => match Destination::read_from_prefix(bytes) {
+            Ok((destination, [])) => Ok(Target::Socket(destination)),
+            Ok((destination, name)) if name.len() <= UNIX_NAME_MAX => {
+                Ok(Target::Unix(destination, name))
+            }
+            _ => Err(impossible),
+        },
         Operation::Fork | Operation::Exit | Operation::Attach => Err(impossible),
     }
 }
@@ -209,6 +216,23 @@ mod tests {
         };
         let (_, bytes) = record(Operation::Connect, destination.as_bytes(), b"");
         assert_eq!(decode(&bytes).unwrap().target, Target::Socket(destination));
+    }
+
+    #[test]
+    fn a_unix_socket_has_its_name() {
+        let destination = Destination {
+            family: 1,
+            kind: 1,
+            ..Destination::default()
+        };
+        let mut target = destination.as_bytes().to_vec();
+        target.extend_from_slice(b"\0abstract");
+        let (_, bytes) = record(Operation::Connect, &target, b"");
+        let expected = Target::Unix(destination, b"\0abstract");
+        assert_eq!(decode(&bytes).unwrap().target, expected);
+        target.resize(24 + UNIX_NAME_MAX + 1, b'x');
+        let (_, bytes) = record(Operation::Connect, &target, b"");
+        assert!(matches!(decode(&bytes), Err(Malformed::Target { .. })));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 mod decode;
 pub mod escape;
+#[cfg(test)]
+pub(crate) mod sample;
 
 pub use decode::{Malformed, decode};
 
@@ -67,6 +69,8 @@ pub enum Target<'a> {
     Path(&'a [u8]),
     /// A socket destination.
     Socket(Destination),
+    /// A Unix-domain socket and its name as the caller gave it: a path, or a NUL and an abstract name.
+    Unix(Destination, &'a [u8]),
 }
 
 impl<'a> Event<'a> {
@@ -74,7 +78,7 @@ impl<'a> Event<'a> {
     pub fn path(&self) -> Option<&'a [u8]> {
         match self.target {
             Target::Path(path) => Some(path),
-            Target::Unnamed | Target::Socket(_) => None,
+            Target::Unnamed | Target::Socket(_) | Target::Unix(..) => None,
         }
     }
 

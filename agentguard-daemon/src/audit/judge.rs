@@ -1,0 +1,223 @@
+//! Judging each record again with the plain reference matcher of the policy that decided.
+//!
+//! That names the rule, and proves the kernel right for as long as the daemon runs. It must never
+//! change a verdict: the kernel's is recorded, and a different answer here is an alarm.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use agentguard_common::verdict::{Operation, Reason, Verdict};
+
+use crate::event::escape::escape;
+use crate::event::{Event, Target};
+use crate::policy::{Action, Judgement, Mode, Policy};
+
+/// Policies that are kept for late records after they were replaced.
+const GENERATIONS_KEPT: usize = 64;
+/// Bytes of keys in one generation of remembered judgements.
+const REMEMBERED_BYTES: usize = 8 << 20;
+
+/// A rule as records name it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RuleName {
+    /// Its id, escaped.
+    pub id: String,
+    /// Its reason, escaped.
+    pub reason: Option<String>,
+    /// `file:line`, escaped.
+    pub place: String,
+}
+
+/// What the reference says.
+#[derive(Clone, Debug)]
+pub struct Opinion {
+    /// Its verdict. `None` where the arguments of an exec have to be seen first.
+    pub verdict: Verdict,
+    /// Whether a rule or a default decided.
+    pub reason: Reason,
+    /// The rule.
+    pub rule: Option<Arc<RuleName>>,
+}
+
+/// A record judged again.
+#[derive(Debug)]
+pub enum Review {
+    /// The policy has no say in it (life-cycle records; failures, which are always denied).
+    NotJudged,
+    /// The reference agrees.
+    Agrees(Opinion),
+    /// The reference says something else, or the policy is not known. Never expected.
+    Disagrees(String),
+}
+
+/// Policies by generation, with a memory of judgements.
+#[derive(Debug, Default)]
+pub struct Judge {
+    policies: BTreeMap<u32, Arc<Policy>>,
+    young: HashMap<Box<[u8]>, Opinion>,
+    old: HashMap<Box<[u8]>, Opinion>,
+    young_bytes: usize,
+    key: Vec<u8>,
+}
+
+impl Judge {
+    /// Adds a policy before it is installed. `in_force` are the generations that must not be forgotten.
+    pub fn add(&mut self, generation: u32, policy: Arc<Policy>, in_force: &[u32]) {
+        self.policies.insert(generation, policy);
+        let mut excess = self.policies.len().saturating_sub(GENERATIONS_KEPT);
+        self.policies.retain(|number, _| {
+            let goes = excess > 0 && *number != generation && !in_force.contains(number);
+            excess -= usize::from(goes);
+            !goes
+        });
+    }
+
+    /// The policy of a generation.
+    pub fn policy(&self, generation: u32) -> Option<&Arc<Policy>> {
+        self.policies.get(&generation)
+    }
+
+    /// Judges a record again.
+    pub fn review(&mut self, event: &Event<'_>) -> Review {
+        if !matches!(
+            event.reason,
+            Reason::Rule | Reason::Default | Reason::UnixSocket
+        ) {
+            return Review::NotJudged;
+        }
+        let Some(policy) = self.policies.get(&event.generation).cloned() else {
+            return Review::Disagrees(format!(
+                "no policy of generation {} is known",
+                event.generation
+            ));
+        };
+        if !self.set_key(event) {
+            return Review::Disagrees("a policy decided, but the record has no target".to_owned());
+        }
+        let opinion = self.opinion(&policy, event);
+        let expected = match opinion.verdict {
+            // Before the arguments are known, "go on" is all that can be said.
+            Verdict::None | Verdict::Allow => Verdict::Allow,
+            _ if policy.mode() == Mode::Shadow => Verdict::WouldDeny,
+            refused => refused,
+        };
+        if expected == event.verdict {
+            Review::Agrees(opinion)
+        } else {
+            let rule = opinion.rule.as_ref().map_or("its default", |rule| &rule.id);
+            Review::Disagrees(format!(
+                "the kernel says {}, the reference says {} by {rule}",
+                event.verdict.name(),
+                expected.name(),
+            ))
+        }
+    }
+
+    /// Writes what the judgement depends on into `self.key`; false if there is no target.
+    fn set_key(&mut self, event: &Event<'_>) -> bool {
+        self.key.clear();
+        self.key.extend_from_slice(&event.generation.to_ne_bytes());
+        self.key
+            .extend_from_slice(&[event.operation as u8, event.access, form(event)]);
+        match event.target {
+            Target::Path(path) => {
+                self.key.extend_from_slice(path);
+                self.key.push(0);
+                self.key.extend_from_slice(event.arguments);
+            }
+            Target::Socket(destination) => self.key.extend_from_slice(&destination.key()),
+            Target::Unix(..) => {}
+            Target::Unnamed => return false,
+        }
+        true
+    }
+
+    fn opinion(&mut self, policy: &Policy, event: &Event<'_>) -> Opinion {
+        if let Some(opinion) = self.young.get(&*self.key) {
+            return opinion.clone();
+        }
+        let opinion = self
+            .old
+            .get(&*self.key)
+            .cloned()
+            .unwrap_or_else(|| judge(policy, event).into());
+        if self.young_bytes > REMEMBERED_BYTES {
+            self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
+        }
+        self.young_bytes += self.key.len() + 64;
+        self.young
+            .insert(self.key.as_slice().into(), opinion.clone());
+        opinion
+    }
+}
+
+const UNIX: u8 = 1;
+const PROGRAM_ONLY: u8 = 2;
+const OTHER: u8 = 0;
+
+/// Which question was asked, where the operation alone does not say.
+fn form(event: &Event<'_>) -> u8 {
+    let unread = event.arguments.is_empty() && event.aux == 0;
+    match event.operation {
+        _ if event.reason == Reason::UnixSocket => UNIX,
+        Operation::Open if event.has(agentguard_common::record::record_flags::FOR_EXEC) => {
+            PROGRAM_ONLY
+        }
+        Operation::Exec if unread => PROGRAM_ONLY,
+        _ => OTHER,
+    }
+}
+
+/// Asks the reference the question that the kernel was asked.
+fn judge(policy: &Policy, event: &Event<'_>) -> Judgement {
+    let form = form(event);
+    match event.target {
+        Target::Path(path) if form == PROGRAM_ONLY => {
+            policy.judge(&Action::Exec { path, argv: None })
+        }
+        Target::Path(path) if event.operation == Operation::Exec => {
+            let argv: Vec<&[u8]> = event.argv().collect();
+            policy.judge(&Action::Exec {
+                path,
+                argv: Some(&argv),
+            })
+        }
+        Target::Path(path) => policy.judge(&Action::Path {
+            path,
+            access: event.access,
+        }),
+        Target::Socket(_) | Target::Unix(..) if form == UNIX => policy.judge(&Action::Unix),
+        Target::Socket(destination) | Target::Unix(destination, _) => {
+            policy.judge(&Action::Network {
+                destination: &destination,
+            })
+        }
+        Target::Unnamed => Judgement {
+            verdict: Verdict::Deny,
+            reason: Reason::None,
+            rule: None,
+        },
+    }
+}
+
+impl From<Judgement> for Opinion {
+    fn from(judgement: Judgement) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        let rule = judgement.rule.map(|rule| {
+            let file = escape(rule.file.as_os_str().as_bytes());
+            Arc::new(RuleName {
+                id: escape(rule.id.as_bytes()).into_owned(),
+                reason: rule
+                    .reason
+                    .map(|reason| escape(reason.as_bytes()).into_owned()),
+                place: format!("{file}:{}", rule.line),
+            })
+        });
+        Self {
+            verdict: judgement.verdict,
+            reason: judgement.reason,
+            rule,
+        }
+    }
+}

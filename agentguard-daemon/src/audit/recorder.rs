@@ -1,0 +1,422 @@
+//! From bytes of a ring to lines of the log: decoded, judged again, named, chained, published.
+//!
+//! Every record that arrives ends in exactly one line. Nothing here can fail towards silence.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use agentguard_common::record::class;
+use agentguard_common::verdict::{Operation, Verdict};
+use tokio::sync::broadcast;
+
+use super::clock::Clock;
+use super::judge::{Judge, Opinion, Review};
+use super::log::Log;
+use super::programs::Programs;
+use super::record::{Record, op};
+use super::words;
+use crate::event::escape::escape;
+use crate::event::{Event, Target, decode};
+
+/// Refusals that are kept for `why`, for each session.
+const REFUSALS_KEPT: usize = 100;
+/// Ended sessions whose late records still get a name.
+const ENDED_KEPT: usize = 1024;
+/// Lines that a subscriber may be behind.
+const BACKLOG: usize = 16_384;
+
+/// What happened in one session so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Tally {
+    /// Actions that went ahead.
+    pub allowed: u64,
+    /// Actions that were refused.
+    pub denied: u64,
+    /// Actions that went ahead only because the policy runs in shadow mode.
+    pub would_deny: u64,
+}
+
+/// What happened since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Totals {
+    /// Records from the kernel.
+    pub records: u64,
+    /// Records that could not be decoded.
+    pub malformed: u64,
+    /// Disagreements between kernel and reference.
+    pub alarms: u64,
+    /// Records of allowed actions that did not fit into the kernel's ring.
+    pub lost_allowed: u64,
+    /// Records of denials that did not fit into the kernel's ring.
+    pub lost_denied: u64,
+    /// Lines that could not be made or writes that failed.
+    pub log_errors: u64,
+}
+
+/// One line of the log, for those who listen.
+#[derive(Debug)]
+pub struct Notice {
+    /// Session that it belongs to; 0 for none.
+    pub session: u32,
+    /// Whether it records a refusal (or, in shadow mode, what would be one).
+    pub refused: bool,
+    /// The line as in the log, without newline.
+    pub line: Box<str>,
+}
+
+#[derive(Debug)]
+struct Session {
+    name: Arc<str>,
+    tally: Tally,
+    refusals: VecDeque<Arc<Notice>>,
+}
+
+/// The one writer of the audit trail.
+#[derive(Debug)]
+pub struct Recorder {
+    log: Log,
+    clock: Clock,
+    judge: Judge,
+    programs: Programs,
+    sessions: HashMap<u32, Session>,
+    ended: VecDeque<u32>,
+    totals: Totals,
+    losses: [u64; class::COUNT as usize],
+    all: broadcast::Sender<Arc<Notice>>,
+    refused: broadcast::Sender<Arc<Notice>>,
+}
+
+impl Recorder {
+    /// A recorder that writes to `log`. `losses` are the kernel's counters now.
+    pub fn new(log: Log, losses: [u64; class::COUNT as usize]) -> Self {
+        Self {
+            log,
+            clock: Clock::new(),
+            judge: Judge::default(),
+            programs: Programs::new(),
+            sessions: HashMap::new(),
+            ended: VecDeque::new(),
+            totals: Totals::default(),
+            losses,
+            all: broadcast::Sender::new(BACKLOG),
+            refused: broadcast::Sender::new(BACKLOG),
+        }
+    }
+
+    /// The policies that records are judged by.
+    pub fn judge(&mut self) -> &mut Judge {
+        &mut self.judge
+    }
+
+    /// The log's file.
+    pub fn log_path(&self) -> &std::path::Path {
+        self.log.path()
+    }
+
+    /// Listens to all lines from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Notice>> {
+        self.all.subscribe()
+    }
+
+    /// Listens to refusals only.
+    pub fn subscribe_refusals(&self) -> broadcast::Receiver<Arc<Notice>> {
+        self.refused.subscribe()
+    }
+
+    /// A session begins: its records get this name.
+    pub fn begin_session(&mut self, session: u32, name: &str) {
+        let name = Arc::from(escape(name.as_bytes()).as_ref());
+        self.sessions.insert(
+            session,
+            Session {
+                name,
+                tally: Tally::default(),
+                refusals: VecDeque::new(),
+            },
+        );
+    }
+
+    /// A session ended. Late records still get its name, for a while.
+    pub fn end_session(&mut self, session: u32) {
+        self.ended.push_back(session);
+        if self.ended.len() > ENDED_KEPT
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            self.sessions.remove(&oldest);
+        }
+    }
+
+    /// What happened in a session so far.
+    pub fn tally(&self, session: u32) -> Tally {
+        self.sessions
+            .get(&session)
+            .map(|s| s.tally)
+            .unwrap_or_default()
+    }
+
+    /// The last refusals of a session, oldest first.
+    pub fn refusals(&self, session: u32) -> Vec<Arc<Notice>> {
+        self.sessions
+            .get(&session)
+            .map(|s| s.refusals.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// What happened since the start.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Records the bytes of one ring record.
+    pub fn record(&mut self, bytes: &[u8]) {
+        self.totals.records += 1;
+        match decode(bytes) {
+            Ok(event) => self.event(&event),
+            Err(malformed) => {
+                self.totals.malformed += 1;
+                let shown = &bytes[..bytes.len().min(512)];
+                let detail = format!("{malformed}: {}", escape(shown));
+                tracing::error!("the kernel sent a malformed record: {malformed}");
+                self.note(Record {
+                    detail: Some(detail.into()),
+                    ..Record::new(op::MALFORMED)
+                });
+            }
+        }
+    }
+
+    /// Compares the kernel's loss counters with the last; each difference becomes a gap record.
+    pub fn losses(&mut self, now: [u64; class::COUNT as usize]) {
+        for (index, name) in [(class::ALLOWED, "allowed"), (class::DENIED, "denied")] {
+            let index = index as usize;
+            let lost = now[index].wrapping_sub(self.losses[index]);
+            self.losses[index] = now[index];
+            if lost == 0 {
+                continue;
+            }
+            if name == "denied" {
+                self.totals.lost_denied += lost;
+            } else {
+                self.totals.lost_allowed += lost;
+            }
+            tracing::warn!("{lost} audit records of the class `{name}` were lost in the kernel");
+            self.note(Record {
+                class: Some(name.into()),
+                lost: Some(lost),
+                ..Record::new(op::GAP)
+            });
+        }
+    }
+
+    /// Records something of our own; the time is now.
+    pub fn note(&mut self, mut record: Record<'_>) {
+        let time = self.clock.now().to_owned();
+        record.time = Cow::Owned(time);
+        let session = record.session.unwrap_or(0);
+        self.write(&mut record, session, false);
+    }
+
+    /// Writes the lines to the file. An error is counted and told; the lines wait.
+    pub fn flush(&mut self) {
+        self.clock.refresh();
+        if let Err(error) = self.log.flush() {
+            self.totals.log_errors += 1;
+            tracing::error!("{error}; audit records wait in memory");
+        }
+    }
+
+    /// Writes the lines and waits for the disk.
+    pub fn sync(&mut self) {
+        if let Err(error) = self.log.sync() {
+            self.totals.log_errors += 1;
+            tracing::error!("{error}");
+        }
+    }
+
+    fn event(&mut self, event: &Event<'_>) {
+        let exe = self.programs.name(event.exec_id, event.pid);
+        match (event.operation, event.path()) {
+            (Operation::Exec, Some(path)) if event.new_exec_id != 0 => {
+                self.programs.started(event.new_exec_id, event.pid, path);
+            }
+            (Operation::Exit, _) => self.programs.ended(event.pid),
+            _ => {}
+        }
+        let review = self.judge.review(event);
+        let (opinion, alarm) = match review {
+            Review::Agrees(opinion) => (Some(opinion), None),
+            Review::NotJudged => (None, None),
+            Review::Disagrees(what) => (None, Some(what)),
+        };
+        let name = self.sessions.get_mut(&event.session).map(|session| {
+            match event.verdict {
+                Verdict::Deny | Verdict::Ask => session.tally.denied += 1,
+                Verdict::WouldDeny => session.tally.would_deny += 1,
+                Verdict::Allow if is_action(event.operation) => session.tally.allowed += 1,
+                _ => {}
+            }
+            session.name.clone()
+        });
+        let policy = self.judge.policy(event.generation).cloned();
+        let time = self.clock.at_boot_time(event.time).to_owned();
+        let mut record = lay_out(event, opinion.as_ref());
+        record.time = Cow::Owned(time);
+        record.agent = name.as_deref().map(Cow::Borrowed);
+        record.exe = exe.as_deref().map(Cow::Borrowed);
+        record.policy = policy
+            .as_deref()
+            .map(|policy| escape(policy.name().as_bytes()));
+        let refused = matches!(
+            event.verdict,
+            Verdict::Deny | Verdict::Ask | Verdict::WouldDeny
+        );
+        self.write(&mut record, event.session, refused);
+        if let Some(what) = alarm {
+            self.alarm(event, record.seq, what);
+        }
+    }
+
+    /// Kernel and reference disagree: never expected, never silent.
+    fn alarm(&mut self, event: &Event<'_>, seq: u64, what: String) {
+        self.totals.alarms += 1;
+        let target = target_text(event);
+        tracing::error!(
+            operation = event.operation.name(),
+            target = target.as_deref().unwrap_or_default(),
+            "ALARM: {what} (record {seq}); please report this"
+        );
+        let mut record = lay_out(event, None);
+        record.op = Cow::Borrowed(op::ALARM);
+        record.detail = Some(format!("record {seq} ({}): {what}", event.operation.name()).into());
+        self.note(record);
+    }
+
+    /// Seals a record, and hands the line to those who listen.
+    fn write(&mut self, record: &mut Record<'_>, session: u32, refused: bool) {
+        let line = match self.log.append(record) {
+            Ok(line) => line,
+            Err(error) => {
+                self.totals.log_errors += 1;
+                tracing::error!("{error}");
+                return;
+            }
+        };
+        let heard = self.all.receiver_count() > 0;
+        if !heard && !refused {
+            return;
+        }
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let notice = Arc::new(Notice {
+            session,
+            refused,
+            line: String::from_utf8_lossy(line).into(),
+        });
+        // Sending fails where nobody listens: fine.
+        if heard {
+            let _ = self.all.send(notice.clone());
+        }
+        if refused {
+            let _ = self.refused.send(notice.clone());
+            if let Some(session) = self.sessions.get_mut(&session) {
+                if session.refusals.len() == REFUSALS_KEPT {
+                    session.refusals.pop_front();
+                }
+                session.refusals.push_back(notice);
+            }
+        }
+    }
+}
+
+/// Whether an operation is decided on, and not only recorded.
+fn is_action(operation: Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Exec | Operation::Open | Operation::Connect | Operation::Send
+    )
+}
+
+/// What was acted on, escaped.
+fn target_text<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
+    Some(match event.target {
+        Target::Unnamed => return None,
+        Target::Path(path) => escape(path),
+        Target::Socket(destination) => {
+            let mut text = String::with_capacity(48);
+            if matches!(destination.family, 0 | 2 | 10) {
+                words::destination_text(&mut text, &destination);
+            } else {
+                text.push_str(words::family_name(destination.family).unwrap_or("socket"));
+                text.push(':');
+            }
+            text.into()
+        }
+        Target::Unix(_, name) => {
+            let mut text = String::with_capacity(5 + name.len());
+            words::unix_text(&mut text, name);
+            text.into()
+        }
+    })
+}
+
+/// The record of an event, without time and names.
+fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
+    let action = is_action(event.operation);
+    let decided = action || event.is_denied();
+    let rule = opinion.and_then(|opinion| opinion.rule.as_deref());
+    let mut record = Record {
+        session: Some(event.session),
+        pid: Some(event.pid),
+        ppid: Some(event.ppid),
+        uid: Some(event.uid),
+        op: Cow::Borrowed(event.operation.name()),
+        target: target_text(event),
+        access: words::access_name(event.access).map(Cow::Borrowed),
+        verdict: decided.then(|| Cow::Borrowed(event.verdict.name())),
+        rule: rule.map(|rule| Cow::Borrowed(rule.id.as_str())),
+        reason: rule
+            .and_then(|rule| rule.reason.as_deref())
+            .or_else(|| words::reason_text(event))
+            .map(Cow::Borrowed),
+        cause: decided.then(|| Cow::Borrowed(event.reason.name())),
+        rule_at: rule.map(|rule| Cow::Borrowed(rule.place.as_str())),
+        generation: (event.generation != 0).then_some(event.generation),
+        exec_id: Some(event.exec_id),
+        tid: (event.tid != event.pid).then_some(event.tid),
+        euid: (event.euid != event.uid).then_some(event.euid),
+        errno: (event.errno != 0).then_some(event.errno),
+        ..Record::default()
+    };
+    if event.flags != 0 {
+        record.flags = Some(words::flag_names(event.flags).map(Cow::Borrowed).collect());
+    }
+    if event.inode != 0 {
+        record.inode = Some(event.inode);
+        let (major, minor) = (event.device >> 20, event.device & 0xf_ffff);
+        record.device = Some(format!("{major}:{minor}").into());
+    }
+    match event.target {
+        Target::Socket(destination) | Target::Unix(destination, _) => {
+            record.family = Some(name_or_number(words::family_name, destination.family));
+            record.protocol = Some(name_or_number(words::protocol_name, destination.protocol));
+            record.port = (destination.port != 0).then_some(destination.port);
+        }
+        Target::Unnamed | Target::Path(_) => {}
+    }
+    match event.operation {
+        Operation::Exec => {
+            record.new_exec_id = (event.new_exec_id != 0).then_some(event.new_exec_id);
+            record.argv = (!event.arguments.is_empty()).then(|| event.argv().map(escape).collect());
+            record.argc = (!event.argv_is_complete() && event.aux != 0).then_some(event.aux);
+        }
+        Operation::Open => record.open_flags = Some(event.aux),
+        Operation::Fork => record.child = (event.aux != 0).then_some(event.aux),
+        Operation::Exit => record.status = Some(event.aux),
+        Operation::Connect | Operation::Send | Operation::Attach => {}
+    }
+    record
+}
+
+fn name_or_number(name: fn(u16) -> Option<&'static str>, number: u16) -> Cow<'static, str> {
+    name(number).map_or_else(|| number.to_string().into(), Cow::Borrowed)
+}
