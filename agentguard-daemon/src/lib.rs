@@ -3,6 +3,7 @@
 //! The kernel decides alone. Nothing in this library may ever stand between an action and its
 //! verdict: it compiles policies into tables, installs them, and reads what the kernel recorded.
 
+pub mod agent;
 pub mod audit;
 pub mod event;
 pub mod kernel;
