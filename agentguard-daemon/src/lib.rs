@@ -8,3 +8,4 @@ pub mod audit;
 pub mod event;
 pub mod kernel;
 pub mod policy;
+pub mod session;

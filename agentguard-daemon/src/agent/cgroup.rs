@@ -82,6 +82,12 @@ impl Hierarchy {
         Ok(Self { mount })
     }
 
+    /// A folder that stands for the hierarchy.
+    #[cfg(test)]
+    pub(crate) fn at(mount: PathBuf) -> Self {
+        Self { mount }
+    }
+
     /// Where it is mounted.
     pub fn mount(&self) -> &Path {
         &self.mount

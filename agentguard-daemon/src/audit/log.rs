@@ -169,6 +169,11 @@ impl Log {
         Ok(start)
     }
 
+    /// Whether lines wait to be written.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Writes all waiting lines. After an error what was not written waits for the next call.
     pub fn flush(&mut self) -> Result<(), LogError> {
         let mut written = 0;

@@ -69,6 +69,8 @@ pub struct Notice {
 struct Session {
     name: Arc<str>,
     tally: Tally,
+    /// Processes that the kernel said it labelled on entry.
+    entered: u64,
     refusals: VecDeque<Arc<Notice>>,
 }
 
@@ -132,6 +134,7 @@ impl Recorder {
             Session {
                 name,
                 tally: Tally::default(),
+                entered: 0,
                 refusals: VecDeque::new(),
             },
         );
@@ -153,6 +156,16 @@ impl Recorder {
             .get(&session)
             .map(|s| s.tally)
             .unwrap_or_default()
+    }
+
+    /// Processes that came under governance from outside, as the kernel recorded it.
+    pub fn entered(&self, session: u32) -> u64 {
+        self.sessions.get(&session).map_or(0, |s| s.entered)
+    }
+
+    /// Whether lines wait to be written.
+    pub fn has_waiting(&self) -> bool {
+        self.log.has_waiting()
     }
 
     /// The last refusals of a session, oldest first.
@@ -250,6 +263,7 @@ impl Recorder {
             Review::Disagrees(what) => (None, Some(what)),
         };
         let name = self.sessions.get_mut(&event.session).map(|session| {
+            session.entered += u64::from(event.operation == Operation::Attach);
             match event.verdict {
                 Verdict::Deny | Verdict::Ask => session.tally.denied += 1,
                 Verdict::WouldDeny => session.tally.would_deny += 1,

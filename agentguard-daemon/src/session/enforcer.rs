@@ -1,0 +1,60 @@
+//! What sessions ask of the kernel, so that their logic can be tested without one.
+
+use agentguard_common::label::Membership;
+use agentguard_common::record::class;
+
+use crate::kernel::{Guard, KernelError};
+
+/// The operations of [`Guard`] that sessions use; each means what the method of that name means.
+pub trait Enforcer: Send {
+    /// Puts a policy in force for an agent in one step.
+    fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError>;
+    /// Takes an agent's policy away: what carries its label is denied everything.
+    fn uninstall(&mut self, agent: u32) -> Result<(), KernelError>;
+    /// From now on, tasks that enter the cgroup get this label.
+    fn govern(&mut self, cgroup: u64, membership: Membership) -> Result<(), KernelError>;
+    /// Stops labelling tasks that enter the cgroup.
+    fn release(&mut self, cgroup: u64) -> Result<(), KernelError>;
+    /// Labels the tasks that are in governed cgroups and have no label.
+    fn label_members(&mut self) -> Result<usize, KernelError>;
+    /// Takes the label from every task of an agent.
+    fn unlabel(&mut self, agent: u32) -> Result<usize, KernelError>;
+    /// Tasks that may lack their label.
+    fn unsettled(&self) -> Result<u64, KernelError>;
+    /// Records lost so far, by class.
+    fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError>;
+}
+
+impl Enforcer for Guard {
+    fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError> {
+        Guard::install(self, agent, table)
+    }
+
+    fn uninstall(&mut self, agent: u32) -> Result<(), KernelError> {
+        Guard::uninstall(self, agent)
+    }
+
+    fn govern(&mut self, cgroup: u64, membership: Membership) -> Result<(), KernelError> {
+        Guard::govern(self, cgroup, membership)
+    }
+
+    fn release(&mut self, cgroup: u64) -> Result<(), KernelError> {
+        Guard::release(self, cgroup)
+    }
+
+    fn label_members(&mut self) -> Result<usize, KernelError> {
+        Guard::label_members(self)
+    }
+
+    fn unlabel(&mut self, agent: u32) -> Result<usize, KernelError> {
+        Guard::unlabel(self, agent)
+    }
+
+    fn unsettled(&self) -> Result<u64, KernelError> {
+        Guard::unsettled(self)
+    }
+
+    fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {
+        Guard::losses(self)
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong with a session, each with its remedy.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::agent::{CgroupError, IdentityError, NameError, RegistryError};
+use crate::audit::LogError;
+use crate::kernel::KernelError;
+use crate::policy::PolicyError;
+
+/// Errors of sessions.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The kernel cannot enforce, or refused.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The policy is missing or wrong.
+    #[error(transparent)]
+    Policy(#[from] Box<PolicyError>),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A cgroup operation failed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The agent cannot be added or found.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The name is impossible.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The invoking user cannot be found out.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The self-test was not denied.
+    #[error(
+        "the self-test failed: {0}; nothing would be enforced, so nothing is run; see `agentguard doctor`"
+    )]
+    Canary(String),
+    /// A process could not be seen to carry its label.
+    #[error(
+        "process {0} was moved into its cgroup, but the kernel did not confirm that it is governed; it is not run"
+    )]
+    NotConfirmed(u32),
+    /// No such process.
+    #[error("there is no process {0}")]
+    NoProcess(u32),
+    /// A process that must not be governed.
+    #[error("process {pid} cannot be governed: {why}")]
+    Ungovernable {
+        /// The process.
+        pid: u32,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A call failed.
+    #[error("failed to {call} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was tried.
+        call: &'static str,
+        /// File or folder.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A process of our own could not be started.
+    #[error("failed to start {what}: {source}")]
+    Spawn {
+        /// Which.
+        what: &'static str,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+}
+
+impl From<PolicyError> for SessionError {
+    fn from(error: PolicyError) -> Self {
+        Self::Policy(Box::new(error))
+    }
+}

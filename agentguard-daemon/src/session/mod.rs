@@ -1,0 +1,25 @@
+//! Sessions of agents: from a policy and a cgroup to governed processes, and back.
+//!
+//! The order of steps is the point of this room: a policy is in force before a label can be given,
+//! a label is given before a command runs, and whatever fails on the way leaves nothing ungoverned
+//! that was said to be governed.
+
+mod canary;
+mod enforcer;
+mod engine;
+#[cfg(test)]
+mod engine_tests;
+mod error;
+mod guardian;
+mod launch;
+mod pump;
+mod watch;
+
+pub use canary::probe as canary_child;
+pub use enforcer::Enforcer;
+pub use engine::{AgentInfo, Attach, Engine, EngineOptions, PolicyRequest, Target};
+pub use error::SessionError;
+pub use guardian::{Action as GuardianAction, Guardian, run as guardian_child};
+pub use launch::{Launch, Launched, exec as launch_child};
+pub use pump::Pump;
+pub use watch::Watcher;
