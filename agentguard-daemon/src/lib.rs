@@ -4,7 +4,10 @@
 //! verdict: it compiles policies into tables, installs them, and reads what the kernel recorded.
 
 pub mod agent;
+pub mod api;
 pub mod audit;
+pub mod cli;
+pub mod daemon;
 pub mod event;
 pub mod kernel;
 pub mod policy;

@@ -1,2 +1,5 @@
-//! Placeholder.
-fn main() {}
+//! The one binary: daemon and command line. Everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    agentguard::cli::main()
+}

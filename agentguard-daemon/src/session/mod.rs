@@ -20,6 +20,6 @@ pub use enforcer::Enforcer;
 pub use engine::{AgentInfo, Attach, Engine, EngineOptions, PolicyRequest, Target};
 pub use error::SessionError;
 pub use guardian::{Action as GuardianAction, Guardian, run as guardian_child};
-pub use launch::{Launch, Launched, exec as launch_child};
+pub use launch::{Launch, Launched, exec as launch_child, shell_status};
 pub use pump::Pump;
 pub use watch::Watcher;

@@ -1,0 +1,238 @@
+//! Who is at the other end of a connection, and what that one may ask.
+//!
+//! The user id is not enough: an agent may run as root. The peer's cgroup is looked up for every
+//! request; whoever is in an agent's cgroup is that agent. What cannot be found out is refused.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
+use nix::sys::stat::Mode;
+use tokio::net::UnixStream;
+
+use crate::agent::cgroup::{FOLDER, path_in};
+
+/// The group whose members may look.
+pub const GROUP: &str = "agentguard";
+
+/// What a peer may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything: root, and not governed.
+    Full,
+    /// Looking only: a member of the group, and not governed.
+    Look,
+    /// `why` about itself only: governed.
+    Why {
+        /// Name of the agent.
+        agent: String,
+        /// Its session.
+        session: u32,
+    },
+    /// Nothing.
+    None,
+}
+
+/// The process that connected.
+#[derive(Debug)]
+pub struct Peer {
+    uid: u32,
+    gid: u32,
+    /// Its folder in `/proc`: stands for this process and no later one of the same number.
+    folder: OwnedFd,
+    /// From kernels that have it (6.5): proves that `folder` was opened in its lifetime.
+    pidfd: Option<OwnedFd>,
+}
+
+impl Peer {
+    /// Finds out who connected.
+    pub fn of(stream: &UnixStream) -> io::Result<Self> {
+        let who = stream.peer_cred()?;
+        let pid = who
+            .pid()
+            .filter(|pid| *pid > 0)
+            .ok_or(io::ErrorKind::PermissionDenied)?;
+        let folder = File::open(format!("/proc/{pid}"))?.into();
+        let pidfd = getsockopt(stream, PeerPidfd).ok();
+        let peer = Self {
+            uid: who.uid(),
+            gid: who.gid(),
+            folder,
+            pidfd,
+        };
+        if peer.has_ended() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(peer)
+    }
+
+    /// Whether the process that connected is gone, as far as the kernel can tell.
+    fn has_ended(&self) -> bool {
+        let Some(pidfd) = &self.pidfd else {
+            return false;
+        };
+        let mut ready = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut ready, PollTimeout::ZERO) != Ok(0)
+    }
+
+    /// What it may ask now. `agent_of` knows the agent of a cgroup folder below `mount`.
+    pub fn access(
+        &self,
+        mount: &Path,
+        agent_of: impl FnOnce(&Path) -> Option<(String, u32)>,
+    ) -> Access {
+        if self.has_ended() {
+            return Access::None;
+        }
+        let (Ok(cgroup), Ok(status)) = (self.read("cgroup"), self.read("status")) else {
+            return Access::None;
+        };
+        let Some(inside) = path_in(&cgroup) else {
+            return Access::None;
+        };
+        let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        decide(
+            self.uid,
+            self.gid,
+            inside,
+            &status,
+            gid_of(&group, GROUP),
+            |inside| agent_of(&mount.join(inside.trim_start_matches('/'))),
+        )
+    }
+
+    fn read(&self, name: &str) -> io::Result<String> {
+        let file = openat(
+            &self.folder,
+            name,
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut text = String::new();
+        File::from(file).read_to_string(&mut text)?;
+        Ok(text)
+    }
+}
+
+/// The decision itself.
+fn decide(
+    uid: u32,
+    gid: u32,
+    cgroup: &str,
+    status: &str,
+    group: Option<u32>,
+    agent_of: impl FnOnce(&str) -> Option<(String, u32)>,
+) -> Access {
+    if let Some((agent, session)) = agent_of(cgroup) {
+        return Access::Why { agent, session };
+    }
+    // Left over from another engine, or of a path that only looks outside.
+    let ours = PathBuf::from("/").join(FOLDER);
+    if Path::new(cgroup).starts_with(ours) || cgroup.starts_with("/..") {
+        return Access::None;
+    }
+    if uid == 0 {
+        return Access::Full;
+    }
+    let groups = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Groups:"))
+        .unwrap_or_default();
+    let is_member = group.is_some_and(|group| {
+        gid == group
+            || groups
+                .split_whitespace()
+                .any(|have| have.parse() == Ok(group))
+    });
+    if is_member {
+        Access::Look
+    } else {
+        Access::None
+    }
+}
+
+/// The number of a group, from the text of `/etc/group`.
+pub fn gid_of(text: &str, name: &str) -> Option<u32> {
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name))
+            .then(|| fields.nth(1)?.parse().ok())
+            .flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str = "Name:\tx\nGroups:\t4 27 990 \nNgid:\t0\n";
+
+    fn access(uid: u32, cgroup: &str) -> Access {
+        decide(uid, uid, cgroup, STATUS, Some(990), |cgroup| {
+            cgroup.starts_with("/work/a").then(|| ("a".to_owned(), 3))
+        })
+    }
+
+    #[test]
+    fn a_governed_process_may_ask_why_even_as_root() {
+        let why = Access::Why {
+            agent: "a".to_owned(),
+            session: 3,
+        };
+        assert_eq!(access(0, "/work/a/below"), why);
+        assert_eq!(access(1000, "/work/a"), why);
+    }
+
+    #[test]
+    fn others_need_root_or_the_group() {
+        assert_eq!(access(0, "/user.slice"), Access::Full);
+        assert_eq!(access(1000, "/user.slice"), Access::Look);
+        let nobody = decide(1000, 1000, "/", "Groups:\t4\n", Some(990), |_| None);
+        assert_eq!(nobody, Access::None);
+        assert_eq!(
+            decide(1000, 1000, "/", STATUS, None, |_| None),
+            Access::None
+        );
+        assert_eq!(
+            decide(1000, 990, "/", "", Some(990), |_| None),
+            Access::Look
+        );
+    }
+
+    #[test]
+    fn a_cgroup_of_ours_that_nobody_knows_gets_nothing() {
+        assert_eq!(access(0, "/agentguard/old-3"), Access::None);
+        assert_eq!(access(0, "/../x"), Access::None);
+        assert_eq!(access(0, "/agentguardian"), Access::Full);
+    }
+
+    #[test]
+    fn a_group_has_a_number() {
+        let text = "root:x:0:\nagentguard:x:990:ann\n";
+        assert_eq!(gid_of(text, GROUP), Some(990));
+        assert_eq!(gid_of(text, "agent"), None);
+    }
+
+    #[tokio::test]
+    async fn a_real_peer_is_recognised() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&one).unwrap();
+        assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
+        assert!(!peer.has_ended());
+        let access = peer.access(Path::new("/x"), |path| {
+            assert!(path.starts_with("/x"));
+            Some(("me".to_owned(), 1))
+        });
+        assert_eq!(
+            access,
+            Access::Why {
+                agent: "me".to_owned(),
+                session: 1
+            }
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! What goes over the socket, as JSON.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::audit::{Record, Totals};
+use crate::session::PolicyRequest;
+
+/// Version of the interface, the first part of every path.
+pub const PREFIX: &str = "/v1";
+/// Largest body of a request, in bytes.
+pub const BODY_MAX: usize = 1 << 20;
+
+/// `POST /v1/agents`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachRequest {
+    /// Name of the agent; by default that of the policy.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its policy.
+    pub policy: PolicyRequest,
+    /// Who.
+    pub target: TargetRequest,
+    /// Kill it, and not only freeze it, if the daemon dies.
+    #[serde(default)]
+    pub dies_with_daemon: bool,
+}
+
+/// Who is attached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum TargetRequest {
+    /// A process, moved into a cgroup of its own.
+    Pid(u32),
+    /// A cgroup, by its path.
+    Cgroup(PathBuf),
+}
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its audit log.
+    pub log: PathBuf,
+    /// Number of agents.
+    pub agents: usize,
+    /// What happened since it started.
+    pub totals: Totals,
+}
+
+/// `GET /v1/why`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Why {
+    /// Name of the agent.
+    pub agent: String,
+    /// Its session.
+    pub session: u32,
+    /// Its last refusals, oldest first.
+    pub refusals: Vec<Record<'static>>,
+}
+
+/// What came of reading one agent's policy again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Name of the agent.
+    pub agent: String,
+    /// Generation in force now, if it is a new one.
+    #[serde(default)]
+    pub generation: Option<u32>,
+    /// Why the one before stays in force.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
+/// Any answer that is not a success.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong, and what to do.
+    pub error: String,
+    /// Exit status that a command line should end with.
+    pub exit: u8,
+}

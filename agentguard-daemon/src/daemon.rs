@@ -1,0 +1,288 @@
+//! The daemon: one engine for the whole host, behind a socket.
+//!
+//! It is never on the way of a verdict. When it ends, it does not set agents free in silence.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
+use serde::Deserialize;
+use thiserror::Error;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::session::{Engine, EngineOptions, GuardianAction, SessionError};
+
+/// Name of the socket in the run folder.
+const SOCKET: &str = "control.sock";
+
+/// What becomes of agents that are left when the daemon is stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnStop {
+    /// They are frozen, until somebody attaches and thaws or kills them.
+    #[default]
+    Freeze,
+    /// They are killed.
+    Kill,
+    /// They go on ungoverned.
+    Release,
+}
+
+/// The daemon's configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Folder of the control socket.
+    pub run_dir: PathBuf,
+    /// Folder of state that outlives the daemon.
+    pub state_dir: PathBuf,
+    /// The audit log.
+    pub audit: PathBuf,
+    /// Folders of policies that are given by name.
+    pub policies: Vec<PathBuf>,
+    /// Type information to use instead of the running kernel's own.
+    pub btf: Option<PathBuf>,
+    /// What becomes of agents that are left at the end.
+    pub on_stop: OnStop,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            run_dir: PathBuf::from("/run/agentguard"),
+            state_dir: PathBuf::from(crate::cli::STATE),
+            audit: PathBuf::from(crate::cli::LOG),
+            policies: vec![PathBuf::from(crate::cli::POLICIES)],
+            btf: None,
+            on_stop: OnStop::default(),
+        }
+    }
+}
+
+impl Config {
+    /// From the text of a configuration file. Unknown keys are errors.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+    }
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// There is one already.
+    #[error(
+        "an AgentGuard daemon already runs (pid {pid}); one governs the whole host: use it, or end it with `systemctl stop agentguard` first"
+    )]
+    AlreadyRunning {
+        /// Its process id.
+        pid: String,
+    },
+    /// A call failed.
+    #[error("failed to {call} {path}: {source}", path = .path.display())]
+    Io {
+        /// What was tried.
+        call: &'static str,
+        /// File or folder.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: &Config) -> Result<(), DaemonError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(SessionError::from(crate::kernel::KernelError::NotRoot).into());
+    }
+    make_folder(&config.run_dir, 0o755)?;
+    let _only_one = lock(&config.run_dir.join("daemon.lock"))?;
+    let socket = config.run_dir.join(SOCKET);
+    let failed = |call, path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::Io { call, path, source }
+    };
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(failed("wait for signals in", Path::new("/")))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(failed("wait for signals in", Path::new("/")))?;
+    let mut hangup =
+        signal(SignalKind::hangup()).map_err(failed("wait for signals in", Path::new("/")))?;
+
+    let engine = Engine::start(&EngineOptions {
+        btf: config.btf.clone(),
+        log: config.audit.clone(),
+        search: config.policies.clone(),
+        state: config.state_dir.clone(),
+    })
+    .await?;
+    engine.watch_files()?;
+    report_leftovers(&engine);
+
+    // The lock says that whoever made this socket is gone.
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).map_err(failed("listen at", &socket))?;
+    // Everybody may connect; who may ask what is judged for every request.
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))
+        .map_err(failed("open to all", &socket))?;
+    let server = tokio::spawn(crate::api::serve(listener, engine.clone()));
+    notify(&[
+        NotifyState::Ready,
+        NotifyState::Status("policies are enforced"),
+    ]);
+    tracing::info!("policies are enforced; listening at {}", socket.display());
+
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(&engine).await,
+        }
+    }
+    notify(&[NotifyState::Stopping]);
+    server.abort();
+    let _ = fs::remove_file(&socket);
+    engine
+        .stop(match config.on_stop {
+            OnStop::Freeze => Some(GuardianAction::Freeze),
+            OnStop::Kill => Some(GuardianAction::Kill),
+            OnStop::Release => None,
+        })
+        .await;
+    Ok(())
+}
+
+async fn reload(engine: &Engine) {
+    let usec = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+        i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1000
+    });
+    notify(&[NotifyState::Reloading, NotifyState::MonotonicUsec(usec)]);
+    // Each failure is told and recorded where it happens.
+    let outcomes = engine.reload(None).await;
+    let failed = outcomes
+        .iter()
+        .filter(|(_, outcome)| outcome.is_err())
+        .count();
+    tracing::info!(
+        "{} policies were read again, {failed} failed",
+        outcomes.len()
+    );
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!("the service manager could not be told: {error}");
+    }
+}
+
+/// Cgroups of agents of an earlier daemon: frozen, unless somebody thawed them.
+fn report_leftovers(engine: &Engine) {
+    let folder = engine
+        .hierarchy()
+        .mount()
+        .join(crate::agent::cgroup::FOLDER);
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for path in entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+    {
+        if fs::remove_dir(&path).is_err() {
+            tracing::warn!(
+                "{} has processes of an earlier agent that nobody governs; attach it with --cgroup, or kill it",
+                path.display()
+            );
+        }
+    }
+}
+
+fn make_folder(folder: &Path, mode: u32) -> Result<(), DaemonError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(folder)
+        .map_err(|source| DaemonError::Io {
+            call: "make the folder",
+            path: folder.to_owned(),
+            source,
+        })
+}
+
+/// Takes the lock that only one daemon can have, and writes our process id into it.
+fn lock(path: &Path) -> Result<Flock<File>, DaemonError> {
+    let failed = |call| {
+        move |source| DaemonError::Io {
+            call,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(failed("open"))?;
+    let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        if errno == nix::errno::Errno::EWOULDBLOCK {
+            let pid = fs::read_to_string(path).unwrap_or_default();
+            DaemonError::AlreadyRunning {
+                pid: pid.trim().to_owned(),
+            }
+        } else {
+            failed("lock")(errno.into())
+        }
+    })?;
+    file.set_len(0).map_err(failed("write"))?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+        .map_err(failed("write"))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_and_unknown_keys_are_refused() {
+        let config = Config::parse("on_stop: kill\npolicies: [/a, /b]\n").unwrap();
+        assert_eq!(config.on_stop, OnStop::Kill);
+        assert_eq!(config.policies, [Path::new("/a"), Path::new("/b")]);
+        assert_eq!(config.audit, Path::new("/var/log/agentguard/audit.jsonl"));
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+        assert!(Config::parse("on_stopp: kill").is_err());
+    }
+
+    #[test]
+    fn a_second_daemon_is_told_of_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("daemon.lock");
+        let first = lock(&path).unwrap();
+        let second = lock(&path).unwrap_err();
+        let pid = std::process::id().to_string();
+        assert!(
+            second
+                .to_string()
+                .contains(&format!("already runs (pid {pid})")),
+            "{second}"
+        );
+        drop(first);
+        lock(&path).unwrap();
+    }
+}
