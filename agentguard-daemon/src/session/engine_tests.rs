@@ -1,1 +1,351 @@
+//! Sessions on an enforcer in memory and folders that stand for cgroups.
 
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use agentguard_common::label::Membership;
+use agentguard_common::record::class;
+
+use super::engine::Parts;
+use super::*;
+use crate::agent::Hierarchy;
+use crate::audit::read::Reader;
+use crate::audit::{Log, Record, Recorder};
+use crate::kernel::KernelError;
+
+/// What a kernel would hold.
+#[derive(Debug, Default)]
+struct Kernel {
+    /// Generation of the table of each agent.
+    tables: BTreeMap<u32, u32>,
+    cgroups: BTreeMap<u64, Membership>,
+    labelled: HashSet<u32>,
+    /// The operation that fails.
+    fails: Option<&'static str>,
+    /// What was asked, in order.
+    calls: Vec<&'static str>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Memory(Arc<Mutex<Kernel>>);
+
+impl Memory {
+    fn call<T>(
+        &self,
+        name: &'static str,
+        act: impl FnOnce(&mut Kernel) -> T,
+    ) -> Result<T, KernelError> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel.calls.push(name);
+        if kernel.fails == Some(name) {
+            return Err(KernelError::Slot(0));
+        }
+        Ok(act(&mut kernel))
+    }
+}
+
+impl Enforcer for Memory {
+    fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError> {
+        let generation = u32::from_ne_bytes(table[8..12].try_into().unwrap());
+        self.call("install", |kernel| {
+            kernel.tables.insert(agent, generation);
+        })
+    }
+
+    fn uninstall(&mut self, agent: u32) -> Result<(), KernelError> {
+        self.call("uninstall", |kernel| {
+            kernel.tables.remove(&agent);
+        })
+    }
+
+    fn govern(&mut self, cgroup: u64, membership: Membership) -> Result<(), KernelError> {
+        self.call("govern", |kernel| {
+            kernel.cgroups.insert(cgroup, membership);
+        })
+    }
+
+    fn release(&mut self, cgroup: u64) -> Result<(), KernelError> {
+        self.call("release", |kernel| {
+            kernel.cgroups.remove(&cgroup);
+        })
+    }
+
+    fn label_members(&mut self) -> Result<usize, KernelError> {
+        self.call("label", |kernel| {
+            let agents: Vec<_> = kernel.cgroups.values().map(|member| member.agent).collect();
+            kernel.labelled.extend(agents);
+            0
+        })
+    }
+
+    fn unlabel(&mut self, agent: u32) -> Result<usize, KernelError> {
+        self.call("unlabel", |kernel| {
+            usize::from(kernel.labelled.remove(&agent))
+        })
+    }
+
+    fn unsettled(&self) -> Result<u64, KernelError> {
+        Ok(0)
+    }
+
+    fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {
+        Ok([0; class::COUNT as usize])
+    }
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+    engine: Arc<Engine>,
+    kernel: Memory,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        for name in ["cg/one", "cg/two", "policies"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        for name in ["one", "two"] {
+            let events = "populated 0\nfrozen 0\n";
+            std::fs::write(root.join("cg").join(name).join("cgroup.events"), events).unwrap();
+            std::fs::write(root.join("cg").join(name).join("cgroup.procs"), "").unwrap();
+        }
+        let kernel = Memory::default();
+        let log = Log::open(&root.join("audit.jsonl")).unwrap();
+        let engine = Engine::assemble(Parts {
+            enforcer: Arc::new(Mutex::new(Box::new(kernel.clone()))),
+            recorder: Arc::new(Mutex::new(Recorder::new(log, [0, 0]))),
+            hierarchy: Hierarchy::at(root.join("cg")),
+            guardian: None,
+            pump: Pump::idle(),
+            search: vec![root.join("policies")],
+            sessions: root.join("state/session"),
+        });
+        let bench = Self {
+            folder,
+            engine: Arc::new(engine),
+            kernel,
+        };
+        bench.write("p", "version: 1\n");
+        bench
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(format!("policies/{name}.yaml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    async fn attach(&self, name: &str, cgroup: &str) -> Result<AgentInfo, SessionError> {
+        self.engine
+            .attach(Attach {
+                name: Some(name.parse().unwrap()),
+                policy: PolicyRequest {
+                    policy: "p".to_owned(),
+                    vars: BTreeMap::new(),
+                },
+                target: Target::Cgroup(PathBuf::from(cgroup)),
+                on_death: GuardianAction::Kill,
+            })
+            .await
+    }
+
+    fn kernel<T>(&self, look: impl FnOnce(&mut Kernel) -> T) -> T {
+        look(&mut self.kernel.0.lock().unwrap())
+    }
+
+    fn records(&self) -> Vec<Record<'static>> {
+        let mut reader = Reader::open(&self.folder.path().join("audit.jsonl")).unwrap();
+        std::iter::from_fn(|| reader.next_line().unwrap())
+            .map(|line| line.record.unwrap())
+            .collect()
+    }
+
+    fn ops(&self) -> Vec<String> {
+        self.records()
+            .into_iter()
+            .map(|record| record.op.into_owned())
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn the_policy_is_in_force_before_anybody_is_labelled() {
+    let bench = Bench::new();
+    let agent = bench.attach("a", "/one").await.unwrap();
+    assert_eq!((agent.session, agent.generation), (1, 1));
+    assert_eq!(
+        bench.kernel(|kernel| kernel.calls.clone()),
+        ["install", "govern", "label"]
+    );
+    assert_eq!(bench.ops(), ["agent-attach", "policy-install"]);
+    let found = bench.engine.agent_of_cgroup(&agent.cgroup.join("below"));
+    assert_eq!(found, Some(("a".to_owned(), 1)));
+}
+
+#[tokio::test]
+async fn detach_leaves_nothing_in_the_kernel() {
+    let bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    bench.engine.detach("a").await.unwrap();
+    let (tables, cgroups, labelled, calls) = bench.kernel(|kernel| {
+        (
+            kernel.tables.len(),
+            kernel.cgroups.len(),
+            kernel.labelled.len(),
+            kernel.calls.split_off(3),
+        )
+    });
+    assert_eq!((tables, cgroups, labelled), (0, 0, 0));
+    // Labels are taken until a round finds none; the policy goes last.
+    assert_eq!(calls, ["release", "unlabel", "unlabel", "uninstall"]);
+    assert!(bench.engine.list().is_empty());
+    assert!(bench.engine.detach("a").await.is_err());
+    let again = bench.attach("a", "/one").await.unwrap();
+    assert_eq!(again.session, 2);
+    // A cgroup that is not ours stays.
+    assert!(again.cgroup.is_dir());
+}
+
+#[tokio::test]
+async fn a_failure_half_way_is_undone() {
+    for step in ["install", "govern", "label"] {
+        let bench = Bench::new();
+        bench.kernel(|kernel| kernel.fails = Some(step));
+        assert!(
+            matches!(
+                bench.attach("a", "/one").await,
+                Err(SessionError::Kernel(_))
+            ),
+            "{step}"
+        );
+        let left = bench.kernel(|kernel| {
+            kernel.fails = None;
+            (
+                kernel.tables.len(),
+                kernel.cgroups.len(),
+                kernel.labelled.len(),
+            )
+        });
+        assert_eq!(left, (0, 0, 0), "{step}");
+        assert!(bench.engine.list().is_empty());
+        bench.attach("a", "/one").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn names_and_cgroups_are_taken_once() {
+    let bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    assert!(matches!(
+        bench.attach("a", "/two").await,
+        Err(SessionError::Registry(_))
+    ));
+    assert!(matches!(
+        bench.attach("b", "/one").await,
+        Err(SessionError::Registry(_))
+    ));
+    assert!(matches!(
+        bench.attach("b", "/missing").await,
+        Err(SessionError::Cgroup(_))
+    ));
+    bench.attach("b", "/two").await.unwrap();
+    assert_eq!(bench.engine.list().len(), 2);
+}
+
+#[tokio::test]
+async fn a_broken_policy_changes_nothing_but_the_log() {
+    let bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    bench.write("p", "version: 1\nfils: {}\n");
+    let outcome = bench.engine.reload(None).await;
+    assert!(matches!(outcome[..], [(_, Err(SessionError::Policy(_)))]));
+    let agent = &bench.engine.list()[0];
+    assert_eq!(agent.generation, 1);
+    assert_eq!(bench.kernel(|kernel| kernel.tables[&1]), 1);
+    assert_eq!(bench.ops()[2..], ["policy-error"]);
+
+    bench.write("p", "version: 1\nnetwork: {default: allow}\n");
+    let outcome = bench.engine.reload(None).await;
+    assert!(outcome[0].1.is_ok());
+    assert_eq!(bench.ops()[3..], ["policy-install"]);
+    let generation = bench.engine.list()[0].generation;
+    assert_eq!(bench.kernel(|kernel| kernel.tables[&1]), generation);
+    assert!(generation > 1);
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_installed_leaves_the_one_before() {
+    let bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    bench.kernel(|kernel| kernel.fails = Some("install"));
+    assert!(bench.engine.swap("a", None).await.is_err());
+    assert_eq!(bench.engine.list()[0].generation, 1);
+    assert_eq!(bench.ops()[2..], ["policy-error"]);
+}
+
+#[tokio::test]
+async fn only_the_agents_of_a_file_are_reloaded() {
+    let bench = Bench::new();
+    let agent = bench.attach("a", "/one").await.unwrap();
+    bench.attach("b", "/two").await.unwrap();
+    let other = bench.write("q", "version: 1\n");
+    let request = PolicyRequest {
+        policy: "q".to_owned(),
+        vars: BTreeMap::new(),
+    };
+    bench.engine.swap("b", Some(request)).await.unwrap();
+    let mine: HashSet<_> = agent.files.into_iter().collect();
+    let names = |outcomes: Vec<(String, _)>| -> Vec<String> {
+        outcomes
+            .into_iter()
+            .map(|(name, _): (String, Result<AgentInfo, SessionError>)| name)
+            .collect()
+    };
+    assert_eq!(names(bench.engine.reload(Some(&mine)).await), ["a"]);
+    let other = HashSet::from([other.canonicalize().unwrap()]);
+    assert_eq!(names(bench.engine.reload(Some(&other)).await), ["b"]);
+    assert!(
+        bench
+            .engine
+            .reload(Some(&HashSet::from([PathBuf::from("/x")])))
+            .await
+            .is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_a_swap() {
+    let bench = Bench::new();
+    bench.engine.watch_files().unwrap();
+    bench.attach("a", "/one").await.unwrap();
+    bench.write("p", "version: 1\nnetwork: {default: allow}\n");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while bench.engine.list()[0].generation == 1 {
+        assert!(std::time::Instant::now() < end, "no swap");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_first_process_and_ourselves_cannot_be_governed() {
+    let bench = Bench::new();
+    for pid in [1, std::process::id(), 5_000_000] {
+        let outcome = bench
+            .engine
+            .attach(Attach {
+                name: None,
+                policy: PolicyRequest {
+                    policy: "p".to_owned(),
+                    vars: BTreeMap::new(),
+                },
+                target: Target::Process(pid),
+                on_death: GuardianAction::Kill,
+            })
+            .await;
+        assert!(outcome.is_err(), "{pid}");
+    }
+    assert!(bench.kernel(|kernel| kernel.calls.is_empty()));
+}
