@@ -12,9 +12,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use hyper::Method;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use tokio::io::unix::AsyncFd;
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::mpsc;
 
 use super::agents::PolicyOptions;
 use super::exit::Exit;
@@ -100,13 +100,33 @@ pub fn run(args: RunArgs) -> Result<ExitCode, CliError> {
         CliError::Other(Exit::Failure, format!("failed to block signals: {errno}"))
     };
     signals.thread_block().map_err(failed)?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(failed)?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(failed)?;
+    let signals = read_signals(signals)?;
     let status = super::on_runtime(govern(args, signals))?;
     Ok(ExitCode::from(status))
 }
 
-async fn govern(args: RunArgs, signals: SignalFd) -> Result<u8, CliError> {
+/// A thread that waits for signals; it ends with the process.
+fn read_signals(signals: SignalFd) -> Result<mpsc::Receiver<siginfo>, CliError> {
+    let (sender, receiver) = mpsc::channel(64);
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            loop {
+                match signals.read_signal() {
+                    Ok(Some(info)) if sender.blocking_send(info).is_ok() => {}
+                    Ok(None) | Err(nix::Error::EINTR) => {}
+                    Ok(Some(_)) | Err(_) => return,
+                }
+            }
+        })
+        .map_err(|error| {
+            CliError::Other(Exit::Failure, format!("failed to start a thread: {error}"))
+        })?;
+    Ok(receiver)
+}
+
+async fn govern(args: RunArgs, mut signals: mpsc::Receiver<siginfo>) -> Result<u8, CliError> {
     let workspace = workspace(args.workspace.as_deref())?;
     let identity = Identity::of_invoker().map_err(SessionError::from)?;
     let request = args
@@ -123,8 +143,15 @@ async fn govern(args: RunArgs, signals: SignalFd) -> Result<u8, CliError> {
     let agent = host.attach(name, request, launched.pid()).await?;
     let mut denials = host.denials(&args, agent.session).await?;
     let mut summary = Summary::new(agent.session, args.quiet, has_colour(&std::io::stderr()));
+    if let Some(signal) = ended_early(&mut signals) {
+        // Dropping the command, which has not begun, ends it.
+        drop(launched);
+        host.detach(&agent.name).await?;
+        host.stop().await;
+        return Ok(128 + signal as u8);
+    }
     launched.go()?;
-    let status = attend(&mut launched, signals, &mut denials, &mut summary).await?;
+    let status = attend(&mut launched, &mut signals, &mut denials, &mut summary).await?;
     leftovers(args.leftovers, &mut host, &agent).await?;
     let agent = host.detach(&agent.name).await?;
     let refused = agent.tally.denied + agent.tally.would_deny;
@@ -339,7 +366,7 @@ impl Denials {
 /// Hands signals on and shows denials until the command has ended.
 async fn attend(
     launched: &mut Launched,
-    signals: SignalFd,
+    signals: &mut mpsc::Receiver<siginfo>,
     denials: &mut Denials,
     summary: &mut Summary,
 ) -> Result<ExitStatus, CliError> {
@@ -349,27 +376,33 @@ async fn attend(
             format!("failed to wait for the command: {error}"),
         )
     };
-    let signals = AsyncFd::new(signals).map_err(failed)?;
     loop {
         if let Some(status) = launched.try_wait().map_err(failed)? {
             return Ok(status);
         }
         tokio::select! {
-            ready = signals.readable() => {
-                let mut ready = ready.map_err(failed)?;
-                while let Ok(Some(info)) = ready.get_inner().read_signal() {
-                    hand_on(launched, &info)?;
-                }
-                ready.clear_ready();
-            }
+            Some(info) = signals.recv() => hand_on(launched, &info)?,
             line = denials.next() => summary.denied(&line),
         }
     }
 }
 
+/// A signal that came before the command could have it, and would have ended it.
+fn ended_early(signals: &mut mpsc::Receiver<siginfo>) -> Option<Signal> {
+    let ending = [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ];
+    std::iter::from_fn(|| signals.try_recv().ok())
+        .filter_map(|info| Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok())
+        .find(|signal| ending.contains(signal))
+}
+
 /// The terminal signals the command itself, which is in our process group. What somebody sent to
 /// us alone is handed on.
-fn hand_on(launched: &Launched, info: &nix::sys::signalfd::siginfo) -> Result<(), CliError> {
+fn hand_on(launched: &Launched, info: &siginfo) -> Result<(), CliError> {
     let Some(signal) = i32::try_from(info.ssi_signo)
         .ok()
         .and_then(|number| Signal::try_from(number).ok())
