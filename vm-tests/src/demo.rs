@@ -228,11 +228,10 @@ impl Scene {
             println!("FAILED: the ungoverned shell left records\n");
             held = false;
         }
-        println!(
-            "The audit trail of the run ({} records; agentguard audit query --denied):",
-            records.len()
-        );
-        held &= self.query(&trail)?;
+        println!("The audit trail of the run ({} records):\n", records.len());
+        for filter in [["--verdict", "deny"], ["--op", "exec"], ["--op", "connect"]] {
+            held &= self.query(&trail, &filter)?;
+        }
         println!(
             "{}",
             if held {
@@ -297,16 +296,17 @@ impl Scene {
         held
     }
 
-    fn query(&self, trail: &Path) -> Result<bool> {
+    fn query(&self, trail: &Path, filter: &[&str]) -> Result<bool> {
+        println!("$ agentguard audit query {}", filter.join(" "));
         let output = Command::new(&self.program)
-            .args(["audit", "query", "--verdict", "deny", "--file"])
+            .args(["audit", "query", "--file"])
             .arg(trail)
+            .args(filter)
             .output()?;
-        print!("{}", String::from_utf8_lossy(&output.stdout));
+        println!("{}", String::from_utf8_lossy(&output.stdout));
         if !output.status.success() {
             println!("FAILED: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
-        println!();
         Ok(output.status.success() && !output.stdout.is_empty())
     }
 
