@@ -26,7 +26,15 @@ macro_rules! built_in {
     };
 }
 
-built_in!("base");
+built_in!(
+    "base",
+    "coding-agent",
+    "read-only-analyst",
+    "locked-down",
+    "permissive",
+    "claude-code",
+    "codex"
+);
 
 /// The policy of this name.
 pub fn find(name: &str) -> Option<&'static BuiltIn> {

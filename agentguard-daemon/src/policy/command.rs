@@ -2,7 +2,7 @@
 //!
 //! `git push ** --force **` means: a program named `git`, at any depth, whose arguments after
 //! `argv[0]` are `push`, any number of arguments, `--force`, any number of arguments. `argv[0]` is
-//! chosen by the caller, so it is never looked at.
+//! chosen by the caller: it is looked at only where a rule asks for it, and never in place of the path.
 
 use super::diagnostic::PatternError;
 use super::glob::{Glob, Subject};
@@ -25,6 +25,8 @@ pub enum ArgumentPattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandPattern {
     text: String,
+    /// What `argv[0]` must be; anything where this is empty.
+    pub argv0: Vec<Glob>,
     /// The resolved path of the program.
     pub program: Glob,
     /// The arguments after `argv[0]`.
@@ -76,6 +78,7 @@ impl CommandPattern {
         }
         Ok(Self {
             text: text.to_owned(),
+            argv0: Vec::new(),
             program,
             arguments,
         })
@@ -86,9 +89,18 @@ impl CommandPattern {
         &self.text
     }
 
-    /// Whether the pattern matches a program with these arguments (`argv[0]` included, never looked at).
+    /// The pattern for programs that are called by one of these names only (programs that are many in one).
+    #[must_use]
+    pub fn called(mut self, argv0: &[Glob]) -> Self {
+        self.argv0 = argv0.to_vec();
+        self
+    }
+
+    /// Whether the pattern matches a program with these arguments, `argv[0]` included.
     pub fn matches(&self, path: &[u8], argv: &[&[u8]]) -> bool {
-        matches_path(&self.program, path)
+        let name = argv.first().copied().unwrap_or_default();
+        (self.argv0.is_empty() || self.argv0.iter().any(|glob| matches_argument(glob, name)))
+            && matches_path(&self.program, path)
             && match_arguments(&self.arguments, argv.get(1..).unwrap_or_default())
     }
 }

@@ -611,7 +611,7 @@ fn component(
             "write the path that is really opened; rules see what the kernel resolved",
         ));
     }
-    if let [(Item::Stars(1), _)] = part {
+    if part.iter().all(|(item, _)| matches!(item, Item::Stars(1))) {
         // A component is never empty: `/*` does not match `/`.
         tokens.push(Token::Set(ByteSet::ALL.without(0).without(b'/')));
     }

@@ -353,9 +353,16 @@ fn help_for(source: &Source, span: Span, message: &str) -> String {
     let lower = message.to_lowercase();
     let rest = source.text().get(span.offset..).unwrap_or_default();
     if lower.contains("unknown field") || lower.contains("unknown variant") {
-        let mut quoted = message.split('`').skip(1).step_by(2);
-        let wrong = quoted.next().unwrap_or_default();
-        let known: Vec<&str> = quoted.collect();
+        let wrong = message.split('`').nth(1).unwrap_or_default();
+        let listed = message
+            .split_once("expected")
+            .map_or("", |(_, listed)| listed);
+        let listed = listed.replace('`', "").replace(" or ", ", ");
+        let known: Vec<&str> = listed
+            .trim()
+            .trim_start_matches("one of ")
+            .split(", ")
+            .collect();
         return match closest(wrong, &known) {
             Some(name) => format!("did you mean `{name}`?"),
             None => format!("known here: {}", known.join(", ")),

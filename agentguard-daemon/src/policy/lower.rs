@@ -393,32 +393,45 @@ impl Lowering<'_> {
                     let one = OneOrMany(vec![At { value: text.clone(), span: item.span }]);
                     let command = super::command::words(text).len() > 1;
                     let (path, command) = if command { (None, Some(one)) } else { (Some(one), None) };
-                    ExecRule { path, command, id: None, reason: None, except: None, tests: None }
+                    ExecRule { path, command, argv0: None, id: None, reason: None, except: None, tests: None }
                 }
             };
             let (text, matcher) = match (&rule.path, &rule.command) {
-                (Some(path), None) => (path, Matcher::Path {
+                (Some(path), None) if rule.argv0.is_none() => (path, Matcher::Path {
                     access: access::EXEC,
                     patterns: this.globs(path, Subject::Program)?,
                     except: this.globs_opt(rule.except.as_ref(), Subject::Program)?,
                 }),
-                (None, Some(command)) => (command, Matcher::Command {
-                    patterns: this.parsed(command, |text| CommandPattern::parse(text, this.vars))?,
-                    except: match &rule.except {
-                        Some(except) => this.parsed(except, |text| CommandPattern::parse(text, this.vars))?,
-                        None => Vec::new(),
-                    },
-                }),
+                (None, Some(command)) => (command, this.command(command, &rule)?),
                 _ => {
                     return Err(this.error(
                         head.span,
-                        "a rule about programs has either `path` or `command`",
+                        "a rule about programs has either `path` or `command`, and `argv0` only with `command`",
                         "`path` speaks of the program whatever its arguments, `command` of program and arguments",
                     ));
                 }
             };
             this.push(head, text, rule.id.clone(), rule.reason.clone(), rule.tests.clone(), matcher)
         })
+    }
+
+    fn command(
+        &self,
+        command: &OneOrMany<String>,
+        rule: &ExecRule,
+    ) -> Result<Matcher, PolicyError> {
+        let argv0 = self.globs_opt(rule.argv0.as_ref(), Subject::Argument)?;
+        let parse = |text: &str| CommandPattern::parse(text, self.vars);
+        let patterns = self.parsed(command, parse)?;
+        let except = match &rule.except {
+            Some(except) => self.parsed(except, parse)?,
+            None => Vec::new(),
+        };
+        let patterns = patterns
+            .into_iter()
+            .map(|pattern| pattern.called(&argv0))
+            .collect();
+        Ok(Matcher::Command { patterns, except })
     }
 
     fn network(&mut self, network: &Network) -> Result<(), PolicyError> {

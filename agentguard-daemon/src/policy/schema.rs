@@ -351,6 +351,8 @@ pub struct ExecRule {
     pub path: Option<OneOrMany<String>>,
     /// A program and a glob for each argument: `git push ** --force **`. `**` alone is any number of arguments.
     pub command: Option<OneOrMany<String>>,
+    /// With `command`: what `argv[0]` must be, for programs that are many in one (`busybox`, `git-push`).
+    pub argv0: Option<OneOrMany<String>>,
     /// Name of the rule in records; must be unique.
     pub id: Option<At<String>>,
     /// Why; people and agents read it.

@@ -4,8 +4,8 @@
 //! reference.
 
 use agentguard_common::table::{
-    Automaton, COMMAND_CLASSES, MAGIC, NETWORK_CLASSES, PATH_CLASSES, ROWS, TableHeader, flags,
-    path_label, unpack,
+    Automaton, COMMAND_CLASSES, COMMAND_SEPARATOR, MAGIC, NETWORK_CLASSES, PATH_CLASSES, ROWS,
+    TableHeader, flags, path_label, unpack,
 };
 use agentguard_common::verdict::{Reason, Verdict, access};
 use zerocopy::FromBytes as _;
@@ -108,22 +108,28 @@ fn decide_exec(
     let label = path_label_of(table, header, path);
     let by_path = unpack(label, path_label::EXEC);
     let default = unpack(header.path_default, path_label::EXEC);
-    if header.flags & flags::HAS_COMMANDS == 0 || by_path >= Verdict::Ask {
-        return or_default(by_path, default);
-    }
-    let waits = by_path == Verdict::Allow || label & path_label::EXEC_BY_COMMAND != 0;
-    match argv {
-        None if waits => (Verdict::None, Reason::None),
-        None => (default, Reason::Default),
+    let by_command = match argv {
+        _ if header.flags & flags::HAS_COMMANDS == 0 => Verdict::None,
         Some(argv) => {
-            let mut input = path.to_vec();
-            input.push(0);
-            for argument in argv {
-                input.extend_from_slice(argument);
-                input.push(0);
-            }
-            let by_command = unpack(run(table, &header.command, COMMAND_CLASSES, &input), 0);
-            or_default(by_path.strictest(by_command), default)
+            let input = command_input(path, argv);
+            unpack(run(table, &header.command, COMMAND_CLASSES, &input), 0)
         }
+        None if by_path >= Verdict::Ask => Verdict::None,
+        None if by_path == Verdict::Allow || label & path_label::EXEC_BY_COMMAND != 0 => {
+            return (Verdict::None, Reason::None);
+        }
+        None => Verdict::None,
+    };
+    or_default(by_path.strictest(by_command), default)
+}
+
+/// The input of the command automaton: path and arguments, each with its separator.
+pub fn command_input(path: &[u8], argv: &[&[u8]]) -> Vec<u8> {
+    let mut input = path.to_vec();
+    input.push(COMMAND_SEPARATOR);
+    for argument in argv {
+        input.extend_from_slice(argument);
+        input.push(COMMAND_SEPARATOR);
     }
+    input
 }

@@ -246,3 +246,44 @@ fn built_in_policies_pass_their_own_tests() {
         println!("{name}: {:?}", table.stats);
     }
 }
+
+/// Policies and actions of the comparison; together at least 200,000 actions.
+const POLICIES: u64 = 2_000;
+const ACTIONS: usize = 110;
+
+#[test]
+fn tables_agree_with_the_reference() {
+    let mut verdicts = std::collections::BTreeMap::new();
+    for seed in 0..POLICIES {
+        let mut generator = generate::Generator::new(seed);
+        let text = generator.policy();
+        let policy = policy(&text);
+        let table = policy
+            .compile(1)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}\n{text}"));
+        for _ in 0..ACTIONS {
+            let action = generator.action();
+            action.with(|action| {
+                let judged = policy.judge(action);
+                let walked = table::walk(&table.bytes, action);
+                assert_eq!(
+                    (judged.verdict, judged.reason),
+                    walked,
+                    "seed {seed}, {action:?}, by {:?}\n{text}",
+                    judged.rule
+                );
+                *verdicts
+                    .entry((judged.verdict, judged.reason))
+                    .or_insert(0usize) += 1;
+            });
+        }
+    }
+    println!("{verdicts:?}");
+    // A comparison in which nothing ever matches would prove nothing.
+    for verdict in [Verdict::Allow, Verdict::Ask, Verdict::Deny] {
+        assert!(
+            verdicts[&(verdict, agentguard_common::verdict::Reason::Rule)] > 5_000,
+            "{verdicts:?}"
+        );
+    }
+}

@@ -8,7 +8,7 @@ use super::nfa::{Dialect, Nfa, NodeId, Step};
 use crate::policy::address::{NetworkPattern, Range};
 use crate::policy::command::{ArgumentPattern, CommandPattern};
 use crate::policy::diagnostic::PolicyError;
-use crate::policy::glob::{ByteSet, Glob, is_floating};
+use crate::policy::glob::{ByteSet, Glob, Token, is_floating};
 use crate::policy::{Matcher, Policy, Rule};
 
 /// Ways through the braces of one command pattern.
@@ -180,13 +180,7 @@ fn too_many_ways(policy: &Policy, rule: &Rule) -> PolicyError {
     )
 }
 
-fn add_path(
-    nfa: &mut Nfa,
-    root: NodeId,
-    tokens: &[crate::policy::glob::Token],
-    label: Label,
-    rule: usize,
-) {
+fn add_path(nfa: &mut Nfa, root: NodeId, tokens: &[Token], label: Label, rule: usize) {
     let ends = nfa.walk(root, tokens, Dialect::Path);
     nfa.accept(ends.exact, label, rule);
     if let Some(below) = ends.below {
@@ -213,19 +207,38 @@ fn add_command(
             ends.push(nfa.step(below, Step::Run(not_separator)));
         }
     }
-    let optional = pattern
-        .arguments
-        .iter()
-        .all(|argument| *argument == ArgumentPattern::Any);
-    for end in &mut ends {
-        let after_path = nfa.step(*end, Step::Byte(COMMAND_SEPARATOR));
+    let may_be_empty = |tokens: &Vec<Token>| tokens.iter().all(|token| *token == Token::Star);
+    let nameless = pattern.argv0.is_empty()
+        || pattern
+            .argv0
+            .iter()
+            .flat_map(Glob::alternatives)
+            .any(may_be_empty);
+    let optional = nameless
+        && pattern
+            .arguments
+            .iter()
+            .all(|argument| *argument == ArgumentPattern::Any);
+    let mut after_argv0 = Vec::new();
+    for end in ends {
+        let after_path = nfa.step(end, Step::Byte(COMMAND_SEPARATOR));
         if optional {
             // An empty argument list is one that asks for nothing.
             nfa.accept(after_path, label, rule);
         }
-        let in_argv0 = nfa.step(after_path, Step::Run(not_separator));
-        *end = nfa.step(in_argv0, Step::Byte(COMMAND_SEPARATOR));
+        let mut names = Vec::new();
+        if pattern.argv0.is_empty() {
+            names.push(nfa.step(after_path, Step::Run(not_separator)));
+        }
+        for tokens in pattern.argv0.iter().flat_map(Glob::alternatives) {
+            names.push(nfa.walk(after_path, tokens, Dialect::Argument).exact);
+        }
+        let after = names
+            .into_iter()
+            .map(|name| nfa.step(name, Step::Byte(COMMAND_SEPARATOR)));
+        after_argv0.extend(after);
     }
+    let mut ends = after_argv0;
     for (index, argument) in pattern.arguments.iter().enumerate() {
         match argument {
             ArgumentPattern::Any if index + 1 == pattern.arguments.len() => {

@@ -30,7 +30,7 @@ pub enum Step {
 }
 
 /// A place in patterns.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Node {
     /// Where a byte leads.
     pub bytes: Vec<(u8, NodeId)>,
@@ -56,6 +56,19 @@ pub struct Node {
 }
 
 impl Node {
+    /// Replaces the nodes that this one leads to by those that stand for them.
+    fn lead_to(&mut self, same: &[NodeId]) {
+        let replace = |to: &mut NodeId| *to = same[*to as usize];
+        self.bytes.iter_mut().for_each(|(_, to)| replace(to));
+        self.sets.iter_mut().for_each(|(_, to)| replace(to));
+        self.also.iter_mut().for_each(replace);
+        self.exit.iter_mut().for_each(|(_, to)| replace(to));
+        self.bytes.sort_unstable();
+        self.sets.sort_unstable();
+        self.also.sort_unstable();
+        self.also.dedup();
+    }
+
     /// Whether no input goes on from here.
     pub fn is_leaf(&self) -> bool {
         self.bytes.is_empty()
@@ -88,6 +101,8 @@ pub struct Nfa {
     /// Trees of each group: patterns, exceptions.
     groups: Vec<(NodeId, NodeId)>,
     named: HashMap<String, u32>,
+    /// The node that stands for each node.
+    same: Vec<NodeId>,
     /// Rules and the nodes where their patterns end, for measuring cost.
     ends: Vec<(usize, NodeId)>,
 }
@@ -230,27 +245,38 @@ impl Nfa {
         self.ends.push((rule, node));
     }
 
-    /// Works out what can be got from each node. Children have higher numbers than their parents.
+    /// Works out what can be got from each node, and replaces nodes with the same future by one of them:
+    /// the branches of braces then end in common nodes. Children have higher numbers than their parents.
     pub fn finish(&mut self) {
+        self.same = (0..self.nodes.len() as NodeId).collect();
+        let mut known: HashMap<Node, NodeId> = HashMap::new();
         for id in (0..self.nodes.len()).rev() {
-            let node = &mut self.nodes[id];
+            let mut node = std::mem::take(&mut self.nodes[id]);
             node.reach = join(node.reach, join(node.accept, node.forever));
-            let (reach, parent) = (node.reach, node.parent as usize);
-            self.nodes[parent].reach = join(self.nodes[parent].reach, reach);
+            let parent = std::mem::take(&mut node.parent);
+            self.nodes[parent as usize].reach = join(self.nodes[parent as usize].reach, node.reach);
+            node.lead_to(&self.same);
+            self.same[id] = *known.entry(node.clone()).or_insert(id as NodeId);
+            node.parent = parent;
+            self.nodes[id] = node;
+        }
+        for root in &mut self.roots {
+            *root = self.same[*root as usize];
         }
     }
 
     /// What each rule costs: visits of its nodes, shared nodes split among their rules.
     pub fn cost_by_rule(&self, visits: &[u32]) -> HashMap<usize, f64> {
         let mut shares = vec![0u32; self.nodes.len()];
+        let same = |node: NodeId| self.same[node as usize] as usize;
         for (_, end) in &self.ends {
-            self.upwards(*end, |node| shares[node as usize] += 1);
+            self.upwards(*end, |node| shares[same(node)] += 1);
         }
         let mut costs = HashMap::new();
         for (rule, end) in &self.ends {
             let cost: &mut f64 = costs.entry(*rule).or_default();
             self.upwards(*end, |node| {
-                *cost += f64::from(visits[node as usize]) / f64::from(shares[node as usize])
+                *cost += f64::from(visits[same(node)]) / f64::from(shares[same(node)])
             });
         }
         costs
