@@ -1,0 +1,87 @@
+//! The documents say what the program does: policies in them are read and tried, and lists of fields,
+//! causes, operations and statuses are complete. It must never need a kernel or root.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use agentguard::policy::{self, LoadOptions};
+use agentguard_common::verdict::{Operation, Reason};
+
+fn document(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The blocks of YAML that are whole policies, with their lines.
+fn policies(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut block: Option<(usize, String)> = None;
+    for (number, line) in text.lines().enumerate() {
+        match &mut block {
+            Some(_) if line == "```" => {
+                found.extend(block.take().filter(|(_, text)| text.contains("version: 1")));
+            }
+            Some((_, text)) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+            None if line == "```yaml" => block = Some((number + 2, String::new())),
+            None => {}
+        }
+    }
+    found
+}
+
+#[test]
+fn policies_in_documents_hold_what_they_promise() {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("team.yaml"), "version: 1\n").expect("a file");
+    let vars = [("workspace", "/work"), ("home", "/home/ann")];
+    let options = LoadOptions {
+        search: Vec::<PathBuf>::new(),
+        vars: BTreeMap::from(vars.map(|(name, value)| (name.to_owned(), value.to_owned()))),
+    };
+    let mut tried = 0;
+    for name in ["README.md", "docs/policy.md"] {
+        for (line, text) in policies(&document(name)) {
+            let path = folder.path().join("example.yaml");
+            let policy = policy::load_text(&path, &text, &options)
+                .unwrap_or_else(|error| panic!("{name}:{line}: {error}"));
+            policy
+                .compile(1)
+                .unwrap_or_else(|error| panic!("{name}:{line}: {error}"));
+            for outcome in policy.run_inline_tests() {
+                tried += 1;
+                assert_eq!(outcome.failure, None, "{name}:{line}: {outcome:?}");
+            }
+        }
+    }
+    assert!(tried > 20, "only {tried} examples were found");
+}
+
+#[test]
+fn the_manual_of_the_log_names_everything_that_a_record_can_hold() {
+    let manual = document("docs/audit.md");
+    let source = include_str!("../src/audit/record.rs");
+    let fields = source
+        .lines()
+        .filter_map(|line| line.strip_prefix("    pub ")?.split_once(": "))
+        .map(|(field, _)| field)
+        .filter(|field| !field.contains("const ") && !field.contains("fn "));
+    let own = source
+        .lines()
+        .filter(|line| line.contains("pub const ") && line.contains("&str"))
+        .filter_map(|line| line.split('"').nth(1));
+    let operations = Operation::ALL.iter().map(|operation| operation.name());
+    let causes = Reason::ALL.iter().map(|reason| reason.name());
+    let mut count = 0;
+    for word in fields.chain(own).chain(operations).chain(causes) {
+        count += 1;
+        assert!(
+            manual.contains(&format!("`{word}`")),
+            "docs/audit.md does not speak of `{word}`"
+        );
+    }
+    assert!(count > 60, "only {count} words were found");
+}
