@@ -132,7 +132,7 @@ pub enum RegistryError {
     )]
     NameTaken(Name),
     /// The cgroup is governed already, or lies within or above one that is.
-    #[error("the cgroup {path} belongs to the agent `{name}`; detach that first", path = .path.display())]
+    #[error("the cgroup {path} belongs to the agent `{name}` already; `agentguard detach {name}` first", path = .path.display())]
     CgroupTaken {
         /// The cgroup.
         path: PathBuf,

@@ -125,7 +125,11 @@ async fn route(
         }
         (&Method::GET, ["audit"]) => {
             may_look(access)?;
-            Ok(subscribe(engine, &query))
+            let owner = parameter(&query, "owner") == Some("true");
+            if owner {
+                may_change(access)?;
+            }
+            Ok(subscribe(engine, &query, owner))
         }
         (&Method::POST, ["agents"]) => {
             may_change(access)?;
@@ -165,7 +169,7 @@ async fn route(
                 .map(|(agent, outcome)| Reloaded {
                     agent,
                     generation: outcome.as_ref().ok().map(|info| info.generation),
-                    error: outcome.err().map(|error| error.to_string()),
+                    error: outcome.err().map(|error| error.line()),
                 })
                 .collect();
             Ok(json(StatusCode::OK, &outcomes))
@@ -205,11 +209,11 @@ fn why(engine: &Engine, access: &Access, query: &str) -> Result<Answer, Refusal>
                     "you are not governed: name an agent, as in `agentguard why NAME`".to_owned(),
                 )
             })?;
-            let known = engine.list().into_iter().find(|agent| agent.name == name);
-            let known = known.ok_or_else(|| {
+            let session = engine.recorder().last_session(name);
+            let session = session.ok_or_else(|| {
                 SessionError::from(crate::agent::RegistryError::Unknown(name.to_owned()))
             })?;
-            (known.name, known.session)
+            (name.to_owned(), session)
         }
     };
     let refusals = engine.recorder().refusals(session);
@@ -263,8 +267,8 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// The lines of the log from now on.
-fn subscribe(engine: &Engine, query: &str) -> Answer {
+/// The lines of the log from now on. With an owner, the session ends with the conversation.
+fn subscribe(engine: &Arc<Engine>, query: &str, owner: bool) -> Answer {
     let session = parameter(query, "session").and_then(|session| session.parse::<u32>().ok());
     let receiver = {
         let recorder = engine.recorder();
@@ -274,7 +278,19 @@ fn subscribe(engine: &Engine, query: &str) -> Answer {
         }
     };
     let (sender, lines) = mpsc::channel(256);
-    tokio::spawn(forward(receiver, sender, session));
+    let engine = engine.clone();
+    tokio::spawn(async move {
+        forward(receiver, sender, session).await;
+        if owner
+            && let Some(session) = session
+            && let Some(name) = engine.agent_of_session(session)
+        {
+            tracing::warn!("the `agentguard run` of `{name}` is gone; the agent is killed");
+            if let Err(error) = engine.end(&name, session).await {
+                tracing::error!("failed to end `{name}`: {error}");
+            }
+        }
+    });
     Response::new(Lines(lines).boxed())
 }
 

@@ -150,6 +150,15 @@ impl Recorder {
         }
     }
 
+    /// The last session of an agent, also one that has ended.
+    pub fn last_session(&self, name: &str) -> Option<u32> {
+        let of_name = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| &*session.name == name);
+        of_name.map(|(number, _)| *number).max()
+    }
+
     /// What happened in a session so far.
     pub fn tally(&self, session: u32) -> Tally {
         self.sessions

@@ -83,12 +83,12 @@ struct Filter {
     /// Not after.
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<Timestamp>,
-    /// allow, deny, would-deny or ask.
-    #[arg(long)]
-    verdict: Option<String>,
-    /// exec, open, connect, send, fork, exit, gap, alarm, …
-    #[arg(long)]
-    op: Option<String>,
+    /// allow, deny, would-deny or ask; more than one separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    verdict: Vec<String>,
+    /// exec, open, connect, send, fork, exit, gap, alarm, …; more than one separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    op: Vec<String>,
     /// Id of the rule.
     #[arg(long)]
     rule: Option<String>,
@@ -128,13 +128,16 @@ impl Filter {
         let is = |wanted: &Option<String>, have: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| have == Some(wanted))
         };
+        let is_one = |wanted: &[String], have: Option<&str>| {
+            wanted.is_empty() || wanted.iter().any(|wanted| have == Some(wanted))
+        };
         is(&self.agent, record.agent.as_deref())
             && self
                 .session
                 .is_none_or(|session| record.session == Some(session))
             && self.pid.is_none_or(|pid| record.pid == Some(pid))
-            && is(&self.verdict, record.verdict.as_deref())
-            && is(&self.op, Some(&record.op))
+            && is_one(&self.verdict, record.verdict.as_deref())
+            && is_one(&self.op, Some(&record.op))
             && is(&self.rule, record.rule.as_deref())
             && self.name.as_deref().is_none_or(|name| {
                 let exe = record.exe.as_deref().unwrap_or_default();
@@ -354,6 +357,7 @@ mod tests {
             ("--pid", "64", "65"),
             ("--verdict", "deny", "allow"),
             ("--op", "open", "exec"),
+            ("--op", "exec,open", "exec,fork"),
             ("--rule", "secrets", "other"),
             ("--path", "/work/**/.env", "/work/*"),
             ("--path", "/work/a\nb/*", "/work/a?/*"),

@@ -282,7 +282,7 @@ impl Host {
             )),
             Self::Daemon { .. } => {
                 let client = Client::connect(&args.socket.socket).await?;
-                let query = format!("session={session}&refused=true");
+                let query = format!("session={session}&refused=true&owner=true");
                 Ok(Denials::Daemon(client.subscribe(&query).await?))
             }
         }

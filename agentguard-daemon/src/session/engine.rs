@@ -272,10 +272,10 @@ impl Engine {
             .unwrap_or_else(|| Name::nearest(policy.name()));
         let agent = self.prepare(&request.target, &name)?;
         let slot = agent.slot;
+        let generations = self.generations();
         {
             let mut recorder = self.recorder();
             recorder.begin_session(agent.session, name.as_str());
-            let generations = self.generations();
             recorder
                 .judge()
                 .add(generation, policy.clone(), &generations);
@@ -334,6 +334,11 @@ impl Engine {
             Target::Cgroup(path) => Some(self.hierarchy.open(path)?),
             Target::Process(pid) => {
                 check_process(*pid)?;
+                let path = self.hierarchy.of_process(*pid)?;
+                if let Some(agent) = lock(&self.state).registry.of_cgroup(&path) {
+                    let name = agent.name.clone();
+                    return Err(RegistryError::CgroupTaken { path, name }.into());
+                }
                 None
             }
         };
@@ -506,7 +511,7 @@ impl Engine {
             Err(error) => Err(error),
         };
         if let Err(error) = &swapped {
-            let what = error.to_string();
+            let what = error.line();
             tracing::error!(
                 "the policy of `{name}` was not replaced, the one before stays in force: {what}"
             );
@@ -599,6 +604,30 @@ impl Engine {
             .map(|agent| (agent.name.to_string(), agent.session))
     }
 
+    /// The end of an agent whose `run` is gone: killed, and let go when nothing of it runs any more.
+    pub async fn end(&self, name: &str, session: u32) -> Result<(), SessionError> {
+        let agent = lock(&self.state).registry.find(name)?.clone();
+        if agent.session != session {
+            return Ok(());
+        }
+        agent.cgroup.kill()?;
+        let wait = tokio::task::spawn_blocking(move || agent.cgroup.wait_empty(PATIENCE));
+        if let Ok(outcome) = wait.await {
+            outcome?;
+        }
+        self.detach(name).await.map(|_| ())
+    }
+
+    /// The agent of a session.
+    pub fn agent_of_session(&self, session: u32) -> Option<String> {
+        let state = lock(&self.state);
+        let agent = state
+            .registry
+            .iter()
+            .find(|agent| agent.session == session)?;
+        Some(agent.name.to_string())
+    }
+
     /// Stops every process of an agent where it is.
     pub fn freeze(&self, name: &str) -> Result<(), SessionError> {
         self.act(name, op::FREEZE, |cgroup| cgroup.freeze(PATIENCE))
@@ -644,6 +673,10 @@ impl Engine {
                 Some(GuardianAction::Kill) => self.kill(&agent.name),
                 Some(GuardianAction::Freeze) => self.freeze(&agent.name),
                 None => self.detach(&agent.name).await.map(|_| ()),
+            };
+            let outcome = match (outcome, action) {
+                (Ok(()), Some(GuardianAction::Kill)) => self.end(&agent.name, agent.session).await,
+                (outcome, _) => outcome,
             };
             if let Err(error) = outcome {
                 tracing::error!("failed to take leave of `{}`: {error}", agent.name);
@@ -712,13 +745,16 @@ fn about<'a>(agent: &'a Agent, op: &'a str, policy: &'a Policy, generation: u32)
         .iter()
         .map(|file| escape_path(file))
         .collect();
-    let mode = mode_name(policy.mode());
+    let detail = match files.as_slice() {
+        [] => format!("mode {}; built in", mode_name(policy.mode())),
+        files => format!("mode {}; {}", mode_name(policy.mode()), files.join(", ")),
+    };
     Record {
         agent: Some(Cow::Borrowed(agent.name.as_str())),
         session: Some(agent.session),
         policy: Some(escape(policy.name().as_bytes())),
         generation: Some(generation),
-        detail: Some(format!("mode {mode}; {}", files.join(", ")).into()),
+        detail: Some(detail.into()),
         ..Record::new(op)
     }
 }

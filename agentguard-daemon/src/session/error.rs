@@ -40,7 +40,7 @@ pub enum SessionError {
     Canary(String),
     /// A process could not be seen to carry its label.
     #[error(
-        "process {0} was moved into its cgroup, but the kernel did not confirm that it is governed; it is not run"
+        "process {0} was moved into its cgroup, but the kernel did not confirm that it is governed; it may carry the label of an agent that is gone: start it anew"
     )]
     NotConfirmed(u32),
     /// No such process.
@@ -72,6 +72,20 @@ pub enum SessionError {
         /// The kernel's answer.
         source: std::io::Error,
     },
+}
+
+impl SessionError {
+    /// In one line; a policy's with its place and its help.
+    pub fn line(&self) -> String {
+        let Self::Policy(policy) = self else {
+            return self.to_string();
+        };
+        let help = policy.help_text();
+        match policy.place() {
+            Some((file, line, column)) => format!("{file}:{line}:{column}: {policy}; {help}"),
+            None => format!("{policy}; {help}"),
+        }
+    }
 }
 
 impl From<PolicyError> for SessionError {

@@ -83,10 +83,10 @@ fn drain(
     rings.drain(class::DENIED, |bytes| batch.add(bytes));
     rings.drain(class::ALLOWED, |bytes| batch.add(bytes));
     // An agent may change its policy just now; the counters only grow, the next time will do.
-    let losses = enforcer
-        .try_lock()
-        .ok()
-        .and_then(|enforcer| enforcer.losses().ok());
+    let losses = enforcer.try_lock().ok().and_then(|mut enforcer| {
+        settle(enforcer.as_mut());
+        enforcer.losses().ok()
+    });
     if batch.is_empty() && losses.is_none() {
         return;
     }
@@ -98,6 +98,19 @@ fn drain(
     }
     if any || recorder.has_waiting() {
         recorder.flush();
+    }
+}
+
+/// Labels tasks that somebody moved into an agent's cgroup in bulk. Until then the kernel judges
+/// them by their cgroup, which costs everybody.
+fn settle(enforcer: &mut dyn Enforcer) {
+    let settled = match enforcer.unsettled() {
+        Ok(0) => return,
+        Ok(_) => enforcer.label_members().map(|_| ()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = settled {
+        tracing::error!("tasks that entered an agent's cgroup could not be labelled: {error}");
     }
 }
 
