@@ -170,7 +170,10 @@ pub fn file<const BYTES: usize>(
     let reads = wanted & access::READ as u32 != 0;
     let writes = wanted & access::WRITE as u32 != 0;
     match (reads, writes) {
-        (true, true) => {
+        (true, false) => read,
+        (false, true) => write,
+        // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
+        _ => {
             if write.verdict > read.verdict
                 || (write.verdict == read.verdict && write.reason < read.reason)
             {
@@ -179,8 +182,6 @@ pub fn file<const BYTES: usize>(
                 read
             }
         }
-        (false, true) => write,
-        _ => read,
     }
 }
 

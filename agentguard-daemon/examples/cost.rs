@@ -1,0 +1,237 @@
+//! What one operation costs, in guest instructions: bare, ungoverned with the guard loaded, and governed
+//! with 10 and with 10,000 rules and a record for each action. Not a test: it judges nothing.
+//!
+//! `cost tables DIR` compiles the two policies; `cost run DIR`, as root in a guest whose time counts
+//! instructions (`cargo xtask vm --icount`), measures and prints a table.
+
+use std::ffi::CString;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use agentguard::kernel::{Guard, GuardOptions, cgroup_id};
+use agentguard::policy::{LoadOptions, load_text};
+use agentguard_common::label::Membership;
+use agentguard_common::record::class;
+
+/// Eleven bytes, two components.
+const SHORT: &str = "/tmp/abcdef";
+/// Sixty-three bytes, eleven components.
+const LONG: &str = "/tmp/aaaaa/bbbbb/ccccc/ddddd/eeeee/fffff/ggggg/hhhhh/iiiii/jjjj";
+const CGROUP: &str = "/sys/fs/cgroup/cost";
+const ROUNDS: usize = 5;
+
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args().skip(1);
+    let (verb, dir) = (
+        args.next().unwrap_or_default(),
+        args.next().unwrap_or_default(),
+    );
+    match verb.as_str() {
+        "tables" => tables(Path::new(&dir)),
+        "run" => run(Path::new(&dir)),
+        _ => anyhow::bail!("usage: cost tables DIR | cost run DIR"),
+    }
+}
+
+/// A policy with so many rules, of which so many match at any depth (half of those end in `/**`).
+fn policy(rules: usize, floating: usize) -> String {
+    let mut text = String::from(
+        "version: 1\nname: cost\nexec:\n  default: allow\nnetwork:\n  default: allow\nfiles:\n  read:\n    default: deny\n    allow:\n      - \"/tmp/**\"\n      - \"/usr/**\"\n      - \"/proc/**\"\n    deny:\n",
+    );
+    for i in 0..floating {
+        let tail = if i % 2 == 0 { "/**" } else { "" };
+        let _ = writeln!(text, "      - \"**/secret-{i}-{}{tail}\"", i * 7919 % 1009);
+    }
+    for i in 0..rules.saturating_sub(floating + 3) {
+        let _ = writeln!(
+            text,
+            "      - \"/srv/tenant-{}/project-{}/data-{i}/**\"",
+            i % 97,
+            i % 1013
+        );
+    }
+    text
+}
+
+fn tables(dir: &Path) -> anyhow::Result<()> {
+    for (name, rules, floating) in [("10", 10, 3), ("10000", 10_000, 300)] {
+        let started = std::time::Instant::now();
+        let policy = load_text(
+            Path::new("cost.yaml"),
+            &policy(rules, floating),
+            &LoadOptions::default(),
+        )
+        .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        let table = policy
+            .compile(1)
+            .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        println!(
+            "{name} rules: {} bytes, {:?}, {:?}",
+            table.bytes.len(),
+            table.stats,
+            started.elapsed()
+        );
+        fs::write(dir.join(name), &table.bytes)?;
+    }
+    Ok(())
+}
+
+/// Nanoseconds of guest time, which are instructions.
+fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a live timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_RAW, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn open_close(path: &CString) {
+    // SAFETY: a C string; the descriptor is closed at once.
+    unsafe {
+        let fd = libc::open(path.as_ptr(), libc::O_RDONLY);
+        assert!(fd >= 0, "open failed");
+        libc::close(fd);
+    }
+}
+
+fn udp_connect() {
+    // SAFETY: a live address of the length that is passed.
+    unsafe {
+        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+        let mut address: libc::sockaddr_in = std::mem::zeroed();
+        address.sin_family = libc::AF_INET as u16;
+        address.sin_port = 9u16.to_be();
+        address.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
+        let ok = libc::connect(
+            fd,
+            (&raw const address).cast(),
+            size_of_val(&address) as u32,
+        );
+        assert_eq!(ok, 0, "connect failed");
+        libc::close(fd);
+    }
+}
+
+fn spawn(program: &CString) {
+    // SAFETY: the child only calls execve and _exit.
+    unsafe {
+        let pid = libc::vfork();
+        if pid == 0 {
+            let argv = [program.as_ptr(), std::ptr::null()];
+            libc::execve(program.as_ptr(), argv.as_ptr(), std::ptr::null());
+            libc::_exit(127);
+        }
+        let mut status = 0;
+        libc::waitpid(pid, &raw mut status, 0);
+        assert_eq!(status, 0, "the program failed");
+    }
+}
+
+fn measure(times: usize, mut act: impl FnMut()) -> u64 {
+    for _ in 0..times / 4 {
+        act();
+    }
+    (0..ROUNDS)
+        .map(|_| {
+            let start = now();
+            for _ in 0..times {
+                act();
+            }
+            (now() - start) / times as u64
+        })
+        .min()
+        .unwrap_or(0)
+}
+
+/// All operations, in a child that is alone on its CPU.
+fn child(governed: bool) -> [u64; 4] {
+    let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+    // SAFETY: this process has one thread.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        if governed {
+            fs::write(format!("{CGROUP}/cgroup.procs"), "0").expect("enter the cgroup");
+        }
+        let parameter = libc::sched_param { sched_priority: 10 };
+        // SAFETY: a live parameter.
+        assert_eq!(
+            unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) },
+            0
+        );
+        let [short, long, program] =
+            [SHORT, LONG, "/bin/true"].map(|path| CString::new(path).expect("no NUL"));
+        let results = [
+            measure(1000, || open_close(&short)),
+            measure(1000, || open_close(&long)),
+            measure(500, udp_connect),
+            measure(40, || spawn(&program)),
+        ];
+        let text = results.map(|r| r.to_string()).join(" ");
+        std::io::Write::write_all(&mut writer, text.as_bytes()).expect("write the results");
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    drop(writer);
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut text).expect("read the results");
+    let _ = reader.as_raw_fd();
+    let mut numbers = text.split(' ').map(|n| n.parse().unwrap_or(0));
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
+}
+
+fn run(dir: &Path) -> anyhow::Result<()> {
+    fs::write(SHORT, "x")?;
+    fs::create_dir_all(Path::new(LONG).parent().unwrap_or(Path::new("/")))?;
+    fs::write(LONG, "x")?;
+    assert_eq!((SHORT.len(), LONG.len()), (11, 63));
+    fs::create_dir_all(CGROUP)?;
+    std::thread::sleep(std::time::Duration::from_secs(30));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let entered = runtime.enter();
+    println!(
+        "{:<28}{:>12}{:>12}{:>14}{:>14}",
+        "instructions", "open 11 B", "open 63 B", "udp connect", "vfork+exec"
+    );
+    let show = |name: &str, row: [u64; 4], base: Option<[u64; 4]>| {
+        let mut line = format!("{name:<28}");
+        for (index, value) in row.iter().enumerate() {
+            let text = base.map_or_else(
+                || value.to_string(),
+                |base| format!("{:+}", *value as i64 - base[index] as i64),
+            );
+            let width = if index < 2 { 12 } else { 14 };
+            let _ = write!(line, "{text:>width$}");
+        }
+        println!("{line}");
+    };
+    let bare = child(false);
+    show("bare kernel", bare, None);
+    let mut guard = Guard::load(&GuardOptions::default())?;
+    let mut rings = guard.rings()?;
+    guard.govern(
+        cgroup_id(Path::new(CGROUP))?,
+        Membership {
+            agent: 1,
+            session: 1,
+        },
+    )?;
+    show("ungoverned, guard loaded", child(false), Some(bare));
+    for name in ["10", "10000"] {
+        guard.install(1, &fs::read(dir.join(name))?)?;
+        let row = child(true);
+        let mut records = 0;
+        for class in [class::DENIED, class::ALLOWED] {
+            records += rings.drain(class, |_| {});
+        }
+        show(&format!("governed, {name} rules"), row, Some(bare));
+        println!("  {records} records, lost {:?}", guard.losses()?);
+    }
+    drop(entered);
+    Ok(())
+}

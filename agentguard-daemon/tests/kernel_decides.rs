@@ -1,0 +1,204 @@
+//! The kernel's own decide code against the naive reference, in bulk: the classifier `selftest` runs
+//! the code of the hooks under `BPF_PROG_TEST_RUN`, which needs root but no BPF LSM.
+
+use agentguard::kernel::{Guard, GuardOptions};
+use agentguard::policy::{Action, LoadOptions, generate::Generator, load_text};
+use agentguard_common::selftest::{Case, kind};
+use agentguard_common::table::{MAX_COMMAND, SMALL_TABLE};
+use agentguard_common::verdict::{Reason, Verdict, access};
+use aya::maps::{Array, MapData};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use zerocopy::IntoBytes as _;
+
+/// Policies and actions of the comparison; together at least 200,000 cases.
+const POLICIES: u64 = 1_000;
+const ACTIONS: usize = 220;
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Input(Case);
+
+// SAFETY: `Case` is `repr(C)` and has no padding.
+unsafe impl aya::Pod for Input {}
+
+/// The selftest program and its input, in the kernel.
+struct Kernel {
+    guard: Guard,
+    input: Array<MapData, Input>,
+    case: Box<Input>,
+}
+
+impl Kernel {
+    fn load() -> Self {
+        let mut guard = Guard::load_object(&GuardOptions::default()).unwrap();
+        let input = guard.object().take_map("SELFTEST").unwrap();
+        let program: &mut SchedClassifier = guard
+            .object()
+            .program_mut("selftest")
+            .unwrap()
+            .try_into()
+            .unwrap();
+        program.load().unwrap();
+        let case = Case {
+            kind: 0,
+            access: 0,
+            path_len: 0,
+            args_len: 0,
+            count: 0,
+            reserved: 0,
+            bytes: [0; 4096 + MAX_COMMAND],
+        };
+        Self {
+            guard,
+            input: Array::try_from(input).unwrap(),
+            case: Box::new(Input(case)),
+        }
+    }
+
+    /// What the kernel decides; `None` for what the selftest does not cover.
+    fn decide(&mut self, action: &Action<'_>) -> Option<(Verdict, Reason)> {
+        let case = &mut self.case.0;
+        case.args_len = 0;
+        case.count = 0;
+        let path = match action {
+            Action::Path { path, access } => {
+                case.kind = kind::FILE;
+                case.access = u32::from(*access);
+                *path
+            }
+            Action::Exec { path, argv } => {
+                case.kind = if argv.is_some() {
+                    kind::COMMAND
+                } else {
+                    kind::PROGRAM
+                };
+                let mut at = path.len();
+                for argument in argv.unwrap_or_default() {
+                    case.bytes[at..at + argument.len()].copy_from_slice(argument);
+                    case.bytes[at + argument.len()] = 0;
+                    at += argument.len() + 1;
+                    case.count += 1;
+                }
+                case.args_len = (at - path.len()) as u32;
+                *path
+            }
+            Action::Network { destination } => {
+                case.kind = kind::NETWORK;
+                destination.as_bytes()
+            }
+            Action::Unix => return None,
+        };
+        case.path_len = path.len() as u32;
+        case.bytes[..path.len()].copy_from_slice(path);
+        self.input.set(0, &*self.case, 0).unwrap();
+        let program: &mut SchedClassifier = self
+            .guard
+            .object()
+            .program_mut("selftest")
+            .unwrap()
+            .try_into()
+            .unwrap();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&[0u8; 64]);
+        let result = program.test_run(options).unwrap().return_value;
+        Some((
+            Verdict::from_number((result >> 16) as u8).unwrap(),
+            Reason::from_number((result & 0xffff) as u16).unwrap(),
+        ))
+    }
+}
+
+/// A file is opened for reading or writing; executing is another kind of action.
+fn without_exec(action: Action<'_>) -> Action<'_> {
+    match action {
+        Action::Path { path, access } => Action::Path {
+            path,
+            access: access & (access::READ | access::WRITE),
+        },
+        other => other,
+    }
+}
+
+/// Says why a test that needs the kernel does not run.
+fn skipped() -> bool {
+    let skipped = !nix::unistd::geteuid().is_root();
+    if skipped {
+        eprintln!("skipped: loading a kernel program needs root; run the tests with sudo");
+    }
+    skipped
+}
+
+#[test]
+fn the_kernel_agrees_with_the_reference() {
+    if skipped() {
+        return;
+    }
+    let mut kernel = Kernel::load();
+    let mut cases = 0usize;
+    let mut verdicts = std::collections::BTreeMap::new();
+    for seed in 0..POLICIES {
+        let mut generator = Generator::new(seed ^ 0x5eed_0000);
+        let text = generator.policy();
+        let policy = load_text("random.yaml".as_ref(), &text, &LoadOptions::default()).unwrap();
+        let mut table = policy.compile(1).unwrap().bytes;
+        if seed % 2 == 1 {
+            // The same policy in the other size of table, which other code walks.
+            table.resize(table.len().max(SMALL_TABLE + 4), 0);
+        }
+        kernel.guard.install(1, &table).unwrap();
+        for _ in 0..ACTIONS {
+            generator.action().with(|action| {
+                let action = &without_exec(*action);
+                let Some(decided) = kernel.decide(action) else {
+                    return;
+                };
+                let judged = policy.judge(action);
+                let mut expected = (judged.verdict, judged.reason);
+                if judged.verdict == Verdict::None {
+                    // The arguments must be seen first: the hook lets the program go on to that check.
+                    expected = (Verdict::Allow, decided.1);
+                }
+                assert_eq!(
+                    decided, expected,
+                    "seed {seed}, {action:?}, by {:?}\n{text}",
+                    judged.rule
+                );
+                *verdicts.entry(decided).or_insert(0usize) += 1;
+                cases += 1;
+            });
+        }
+    }
+    println!("{cases} cases, 0 differences: {verdicts:?}");
+    assert!(cases >= 200_000, "only {cases} cases");
+    for verdict in [Verdict::Allow, Verdict::Ask, Verdict::Deny] {
+        assert!(verdicts[&(verdict, Reason::Rule)] > 5_000, "{verdicts:?}");
+    }
+}
+
+#[test]
+fn the_comparison_notices_a_removed_rule() {
+    if skipped() {
+        return;
+    }
+    let load =
+        |text: &str| load_text("policy.yaml".as_ref(), text, &LoadOptions::default()).unwrap();
+    let open = "version: 1\nname: a\nfiles:\n  read:\n    default: allow\n";
+    let denied = load(&format!("{open}    deny: [\"/secret/**\"]\n"));
+    let action = Action::Path {
+        path: b"/secret/x",
+        access: 1,
+    };
+    let mut kernel = Kernel::load();
+    let mut decide = |table: &[u8]| {
+        kernel.guard.install(1, table).unwrap();
+        kernel.decide(&action)
+    };
+    assert_eq!(
+        decide(&denied.compile(1).unwrap().bytes),
+        Some((Verdict::Deny, Reason::Rule))
+    );
+    assert_eq!(
+        decide(&load(open).compile(2).unwrap().bytes),
+        Some((Verdict::Allow, Reason::Default))
+    );
+}
