@@ -200,21 +200,20 @@ const GOVERNED: Refusal =
     Refusal::Forbidden("a governed process may ask `agentguard why`, and nothing else");
 
 fn why(engine: &Engine, access: &Access, query: &str) -> Result<Answer, Refusal> {
-    let (agent, session) = match access {
-        Access::Why { agent, session } => (agent.clone(), *session),
-        _ => {
-            may_look(access)?;
-            let name = parameter(query, "agent").ok_or_else(|| {
-                Refusal::Bad(
-                    "you are not governed: name an agent, as in `agentguard why NAME`".to_owned(),
-                )
-            })?;
-            let session = engine.recorder().last_session(name);
-            let session = session.ok_or_else(|| {
-                SessionError::from(crate::agent::RegistryError::Unknown(name.to_owned()))
-            })?;
-            (name.to_owned(), session)
-        }
+    let (agent, session) = if let Access::Why { agent, session } = access {
+        (agent.clone(), *session)
+    } else {
+        may_look(access)?;
+        let name = parameter(query, "agent").ok_or_else(|| {
+            Refusal::Bad(
+                "you are not governed: name an agent, as in `agentguard why NAME`".to_owned(),
+            )
+        })?;
+        let session = engine.recorder().last_session(name);
+        let session = session.ok_or_else(|| {
+            SessionError::from(crate::agent::RegistryError::Unknown(name.to_owned()))
+        })?;
+        (name.to_owned(), session)
     };
     let refusals = engine.recorder().refusals(session);
     let refusals = refusals

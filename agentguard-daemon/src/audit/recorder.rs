@@ -296,12 +296,12 @@ impl Recorder {
         );
         self.write(&mut record, event.session, refused);
         if let Some(what) = alarm {
-            self.alarm(event, record.seq, what);
+            self.alarm(event, record.seq, &what);
         }
     }
 
     /// Kernel and reference disagree: never expected, never silent.
-    fn alarm(&mut self, event: &Event<'_>, seq: u64, what: String) {
+    fn alarm(&mut self, event: &Event<'_>, seq: u64, what: &str) {
         self.totals.alarms += 1;
         let target = target_text(event);
         tracing::error!(

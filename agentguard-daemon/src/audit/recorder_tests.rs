@@ -281,8 +281,8 @@ fn throughput() {
         }
         bench.recorder.flush();
     }
-    let count = rounds * records.len();
-    let rate = count as f64 / begun.elapsed().as_secs_f64();
+    let count = rounds * u32::try_from(records.len()).unwrap();
+    let rate = f64::from(count) / begun.elapsed().as_secs_f64();
     println!(
         "{count} records, {rate:.0} records/s, {:?}",
         bench.recorder.totals()

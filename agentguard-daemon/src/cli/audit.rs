@@ -234,13 +234,15 @@ fn tail(args: &TailArgs) -> Result<ExitCode, CliError> {
     for line in found.last(args.lines)? {
         super::print(&shown(&line, args.output.json, colour))?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(Exit::Ok.into());
+    }
+    loop {
         match found.next()? {
             Some(line) => super::print(&shown(&line, args.output.json, colour))?,
             None => std::thread::sleep(FOLLOW),
         }
     }
-    Ok(Exit::Ok.into())
 }
 
 fn query(args: &QueryArgs) -> Result<ExitCode, CliError> {

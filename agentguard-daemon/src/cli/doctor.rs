@@ -92,7 +92,7 @@ fn lines(findings: &[Finding], colour: bool) -> String {
         .map(|finding| finding.name.len())
         .max()
         .unwrap_or(0);
-    let mut text = String::new();
+    let mut lines = Vec::new();
     for finding in findings {
         let (mark, code) = match finding.status {
             ProbeStatus::Ok => ("ok      ", "32"),
@@ -104,18 +104,21 @@ fn lines(findings: &[Finding], colour: bool) -> String {
         } else {
             mark.to_owned()
         };
-        text += &format!("{mark}  {:width$}  {}\n", finding.name, finding.detail);
+        lines.push(format!(
+            "{mark}  {:width$}  {}",
+            finding.name, finding.detail
+        ));
         if let Some(remedy) = &finding.remedy {
-            text += &format!("{:10}{:width$}  → {remedy}\n", "", "");
+            lines.push(format!("{:10}{:width$}  → {remedy}", "", ""));
         }
     }
     let missing = findings
         .iter()
         .filter(|finding| finding.status == ProbeStatus::Missing)
         .count();
-    text += &match missing {
+    lines.push(match missing {
         0 => "\nPolicies can be enforced on this machine.\n".to_owned(),
         count => format!("\nPolicies cannot be enforced on this machine: {count} missing.\n"),
-    };
-    text
+    });
+    lines.join("\n")
 }

@@ -320,7 +320,7 @@ impl Host {
         match self {
             Self::Here(engine) => engine.stop(None).await,
             Self::Daemon { socket, .. } => {
-                tracing::debug!("governed by the daemon at {}", socket.display())
+                tracing::debug!("governed by the daemon at {}", socket.display());
             }
         }
     }

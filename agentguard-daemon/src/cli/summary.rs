@@ -81,24 +81,27 @@ impl Summary {
 
     fn text(&self, agent: &AgentInfo, log: &Path) -> String {
         let tally = agent.tally;
-        let mut text = format!(
-            "agentguard: {} (session {}, policy `{}`): {} allowed, {} denied",
+        let would_deny = match tally.would_deny {
+            0 => String::new(),
+            count => format!(", {count} would be denied (mode shadow)"),
+        };
+        let mut lines = vec![format!(
+            "agentguard: {} (session {}, policy `{}`): {} allowed, {} denied{would_deny}",
             agent.name, agent.session, agent.policy, tally.allowed, tally.denied
-        );
-        if tally.would_deny > 0 {
-            text += &format!(", {} would be denied (mode shadow)", tally.would_deny);
-        }
-        text.push('\n');
+        )];
         for key in self.order.iter().take(LISTED) {
             if let Some((count, line)) = self.seen.get(key) {
-                text += &format!("{count:>6}× {line}\n");
+                lines.push(format!("{count:>6}× {line}"));
             }
         }
         if self.order.len() > LISTED {
-            text += &format!("        and {} other denials\n", self.order.len() - LISTED);
+            lines.push(format!(
+                "        and {} other denials",
+                self.order.len() - LISTED
+            ));
         }
-        text += &format!("agentguard: audit log {}\n", log.display());
-        text
+        lines.push(format!("agentguard: audit log {}\n", log.display()));
+        lines.join("\n")
     }
 }
 
