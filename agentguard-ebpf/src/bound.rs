@@ -220,3 +220,21 @@ pub fn at_most(value: u32, max: u32) -> u32 {
         value as u32
     }
 }
+
+/// What a hook returns: 0, or `-EPERM`.
+///
+/// VERIFIER: 6.12: LLVM turns a choice between 0 and -1 into a negation, whose bounds are not known
+/// ("R0 has unknown scalar value"); the barrier keeps the choice a branch.
+#[inline(always)]
+pub fn verdict(refused: bool) -> i32 {
+    if !refused {
+        return 0;
+    }
+    let mut result = crate::emit::DENIED_ERRNO as i64;
+    // SAFETY: a move of a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) result, options(nomem, nostack, preserves_flags))
+    };
+    let _ = result;
+    crate::emit::DENIED_ERRNO
+}

@@ -152,7 +152,7 @@ pub fn bare(subject: Subject, operation: Operation, decision: Decision) -> i32 {
     fill(&mut header, subject, operation, decision, outcome);
     let mut emitted = 0;
     send::<0>(&mut header, 0, outcome, &mut emitted);
-    if outcome.refused { DENIED_ERRNO } else { 0 }
+    crate::bound::verdict(outcome.refused)
 }
 
 /// The address of a ring for the helpers.

@@ -141,7 +141,7 @@ fn governed(
         );
     }
     scratch::release(scratch);
-    if outcome.refused { DENIED_ERRNO } else { 0 }
+    crate::bound::verdict(outcome.refused)
 }
 
 /// Copies bytes of the address out of kernel memory; false on a fault.

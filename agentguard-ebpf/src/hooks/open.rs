@@ -119,6 +119,6 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         let len = if len < 0 { 0 } else { len as u32 };
         header.target_len = len;
         emit::send::<{ PATH_BUFFER as u32 - 1 }>(header, len, outcome, &raw mut (*scratch).emitted);
-        if outcome.refused { DENIED_ERRNO } else { 0 }
+        crate::bound::verdict(outcome.refused)
     }
 }
