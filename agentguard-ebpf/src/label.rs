@@ -128,8 +128,21 @@ pub fn peek_label(task: *const u8) -> *mut Label {
 /// The agent whose cgroup, or a cgroup below it, a task is in.
 #[inline(always)]
 pub fn membership(task: *const u8) -> Option<Membership> {
+    membership_of(cgroup_of(task))
+}
+
+/// The cgroup of a task in the one hierarchy that governs: that of version 2.
+#[inline(always)]
+fn cgroup_of(task: *const u8) -> u64 {
     let set: u64 = peek(task as u64 + get(&off::OFF_TASK_CGROUPS) as u64, 0);
-    membership_of(peek(set + get(&off::OFF_CSS_SET_DFL_CGRP) as u64, 0))
+    peek(set + get(&off::OFF_CSS_SET_DFL_CGRP) as u64, 0)
+}
+
+/// Whether a cgroup is in the hierarchy that governs. Others (of version 1) number theirs alike.
+#[inline(always)]
+pub fn governs(cgroup: u64, task: *const u8) -> bool {
+    let root = get(&off::OFF_CGROUP_ROOT) as u64;
+    peek::<u64>(cgroup + root, 0) == peek::<u64>(cgroup_of(task) + root, 0)
 }
 
 /// The agent that governs a cgroup or one of its ancestors.

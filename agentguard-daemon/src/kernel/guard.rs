@@ -31,6 +31,9 @@ const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_proc
 /// The task iterator.
 const ITERATOR: &str = "settle_tasks";
 
+/// Walks over all tasks in one go. Two are enough but for tasks that fork at that very moment.
+const MAX_WALKS: u32 = 16;
+
 /// What `Guard::load` may be told.
 #[derive(Clone, Debug, Default)]
 pub struct GuardOptions {
@@ -229,12 +232,22 @@ impl Guard {
     /// Labels every thread that already is in a governed cgroup or below one; how many it labelled.
     /// The cgroup must be governed first.
     pub fn label_members(&mut self) -> Result<usize, KernelError> {
-        let settled = self.unsettled()?;
-        self.iterate(Control {
-            unlabel_agent: 0,
-            settled,
-            changed: 0,
-        })
+        let mut labelled = 0;
+        // A child that was being made while its parent had no label is caught by the next walk: a walk that
+        // labels nobody has seen no such parent.
+        for _ in 0..MAX_WALKS {
+            let settled = self.unsettled()?;
+            let changed = self.iterate(Control {
+                unlabel_agent: 0,
+                settled,
+                changed: 0,
+            })?;
+            labelled += changed;
+            if changed == 0 {
+                break;
+            }
+        }
+        Ok(labelled)
     }
 
     /// Takes the label from every task of an agent; how many had it.

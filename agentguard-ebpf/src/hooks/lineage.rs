@@ -10,7 +10,8 @@ use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
 use crate::decide::Decision;
 use crate::emit::{self, DENIED_ERRNO};
 use crate::label::{
-    Standing, Subject, current, give, load, membership, membership_of, peek, peek_label, take,
+    Standing, Subject, current, give, governs, load, membership, membership_of, peek, peek_label,
+    take,
 };
 use crate::maps::{CONTROL, unsettled};
 use crate::offsets::{self as off, get};
@@ -50,37 +51,64 @@ pub fn task_alloc(ctx: LsmContext) -> i32 {
 }
 
 /// `task_newtask(struct task_struct *task, unsigned long clone_flags)`: the child exists, has its
-/// cgroup and has not run yet. Labels tasks born into an agent's cgroup, and records forks.
+/// cgroup and has not run yet. Labels tasks born into an agent's cgroup, and those whose parent got its
+/// label when `task_alloc` had already passed; records forks.
 #[btf_tracepoint(function = "task_newtask")]
 pub fn task_newtask(ctx: BtfTracePointContext) -> i32 {
     let child: *const u8 = ctx.arg(0);
     let flags: u64 = ctx.arg(1);
-    if flags & CLONE_INTO_CGROUP != 0 && peek_label(child).is_null() {
-        if let Some(membership) = membership(child) {
-            if give(child, membership.agent, membership.session, 0).is_null() {
-                // The child is judged by its cgroup until a label can be had.
-                crate::atomic::add(unsettled(), 1);
+    match current() {
+        Standing::Governed(subject) => {
+            if peek_label(child).is_null() {
+                // SAFETY: the label is a live map value.
+                let label = unsafe { *subject.label };
+                if give(child, label.agent, label.session, label.exec_id).is_null() {
+                    // The child is judged by its cgroup until a label can be had.
+                    crate::atomic::add(unsettled(), 1);
+                }
+            }
+            if flags & CLONE_THREAD == 0 {
+                // SAFETY: a field of the tracepoint's argument.
+                let pid: u32 = unsafe { load(child, get(&off::OFF_TASK_TGID)) };
+                emit::event(subject, Operation::Fork, HAPPENED, pid, flags);
+            }
+        }
+        Standing::Unlabelled => born_governed(child),
+        Standing::Ungoverned => {
+            if flags & CLONE_INTO_CGROUP != 0 {
+                born_governed(child);
             }
         }
     }
-    if flags & CLONE_THREAD == 0 {
-        if let Standing::Governed(subject) = current() {
-            // SAFETY: a field of the tracepoint's argument.
-            let pid: u32 = unsafe { load(child, get(&off::OFF_TASK_TGID)) };
-            emit::event(subject, Operation::Fork, HAPPENED, pid, flags);
+    0
+}
+
+/// Labels a new task by its cgroup.
+#[inline(always)]
+fn born_governed(child: *const u8) {
+    if let Some(membership) = membership(child) {
+        let label = give(child, membership.agent, membership.session, 0);
+        if label.is_null() {
+            // The child is judged by its cgroup until a label can be had.
+            crate::atomic::add(unsettled(), 1);
+        } else {
+            let subject = Subject { task: child, label };
+            emit::event(subject, Operation::Attach, HAPPENED, 0, 0);
         }
     }
-    0
 }
 
 /// `cgroup_attach_task(struct cgroup *dst, const char *path, struct task_struct *task, bool threadgroup)`:
 /// somebody moved a task, or all threads of a process, into a cgroup.
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    let task: *const u8 = ctx.arg(2);
+    if !governs(ctx.arg(0), task) {
+        return 0;
+    }
     let Some(membership) = membership_of(ctx.arg::<u64>(0)) else {
         return 0;
     };
-    let task: *const u8 = ctx.arg(2);
     let threadgroup = ctx.arg::<u64>(3) & 0xff != 0;
     // A task that is governed already keeps the label that it has, whoever moves it.
     let mut label = peek_label(task);
