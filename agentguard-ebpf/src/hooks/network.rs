@@ -20,12 +20,18 @@ const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const AF_NETLINK: u16 = 16;
+const AF_ALG: u16 = 38;
 /// `sizeof(struct sockaddr_in)` without its padding; `SIN6_LEN_RFC2133`.
 const INET_LEN: u32 = 8;
 const INET6_LEN: u32 = 24;
 /// `IPPROTO_MPTCP`, judged as TCP: that is what goes over the wire.
 const IPPROTO_MPTCP: u16 = 262;
+const IPPROTO_ICMP: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
+const IPPROTO_UDP: u16 = 17;
+const IPPROTO_ICMPV6: u16 = 58;
+const SOCK_STREAM: u16 = 1;
+const SOCK_DGRAM: u16 = 2;
 
 /// What an address turned out to be.
 enum Address {
@@ -74,8 +80,12 @@ pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
                 )
             };
             if name == 0 || len == 0 {
-                // A connected socket: judged when it connected.
-                return 0;
+                // A connected socket: judged when it connected. Families that send without ever connecting
+                // (packet sockets, bound to a device) have nothing that could have been judged.
+                let family = family_of(ctx.arg(0));
+                if connects(family) || family == AF_ALG {
+                    return 0;
+                }
             }
             governed(subject, Operation::Send, ctx.arg(0), name, len)
         }
@@ -87,6 +97,25 @@ pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
 fn unlabelled() -> i32 {
     emit::count_loss(agentguard_common::record::class::DENIED);
     DENIED_ERRNO
+}
+
+/// The family of a socket itself, whatever an address says; 0 if it cannot be known.
+#[inline(always)]
+fn family_of(socket: *const u8) -> u16 {
+    // SAFETY: typed loads along pointers that the verifier follows.
+    unsafe {
+        let sk: *const u8 = load(socket, get(&off::OFF_SOCKET_SK));
+        if sk.is_null() {
+            return AF_UNSPEC;
+        }
+        load(sk, get(&off::OFF_SOCK_FAMILY))
+    }
+}
+
+/// Families whose sockets reach only what an address that was judged here names.
+#[inline(always)]
+fn connects(family: u16) -> bool {
+    matches!(family, AF_INET | AF_INET6 | AF_UNIX | AF_NETLINK)
 }
 
 #[inline(always)]
@@ -175,6 +204,11 @@ fn read(
         };
         load(sk, get(&off::OFF_SOCK_FAMILY))
     };
+    if !connects(own_family) {
+        // Not every family reads the one in the address: a packet socket would be judged by a forged one.
+        destination.family = own_family;
+        return Address::Refuse(Reason::FamilyNotPermitted);
+    }
     let mut family = [0u8; 2];
     if len < 2 || !copy(&mut family, address) {
         return Address::Refuse(Reason::AddressUnreadable);
@@ -201,7 +235,7 @@ fn read(
             destination.address = [
                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, bytes[2], bytes[3], bytes[4], bytes[5],
             ];
-            Address::Internet
+            internet(destination)
         }
         AF_INET6 => {
             let mut port = [0u8; 2];
@@ -212,21 +246,38 @@ fn read(
                 return Address::Refuse(Reason::AddressUnreadable);
             }
             destination.port = u16::from_be_bytes(port);
-            Address::Internet
+            internet(destination)
         }
         AF_UNIX => Address::Unix,
         AF_NETLINK => {
-            // sockaddr_nl: family, pad, pid. Port id 0 is the kernel; everybody else is another process.
-            let mut port_id = [0u8; 4];
-            if len < 8 || !copy(&mut port_id, address + 4) {
+            // sockaddr_nl: family, pad, pid, groups. Port id 0 without groups is the kernel; everybody else is
+            // another process.
+            let mut port_and_groups = [0u8; 8];
+            if len < 12 || !copy(&mut port_and_groups, address + 4) {
                 return Address::Refuse(Reason::AddressUnreadable);
             }
-            if u32::from_ne_bytes(port_id) == 0 {
+            if u64::from_ne_bytes(port_and_groups) == 0 {
                 Address::Nowhere
             } else {
                 Address::Refuse(Reason::FamilyNotPermitted)
             }
         }
         _ => Address::Refuse(Reason::FamilyNotPermitted),
+    }
+}
+
+/// Protocols that policies speak of are judged by rules, all others refused. Raw sockets write headers,
+/// and with them destinations, of their own.
+#[inline(always)]
+fn internet(destination: &Destination) -> Address {
+    if matches!(destination.kind, SOCK_STREAM | SOCK_DGRAM)
+        && matches!(
+            destination.protocol,
+            IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6
+        )
+    {
+        Address::Internet
+    } else {
+        Address::Refuse(Reason::ProtocolNotPermitted)
     }
 }
