@@ -98,8 +98,14 @@ impl<const BYTES: usize> Table<BYTES> {
         // SAFETY: as above.
         unsafe {
             let state = core::ptr::read_volatile(&raw const (*walk).state) as u32;
-            (*walk).state = u64::from(self.word(state + self.class(COMMAND_CLASSES, 0)));
+            (*walk).state = u64::from(self.separate(state));
         }
+    }
+
+    /// The command automaton's state behind a separator.
+    #[inline(always)]
+    pub fn separate(self, state: u32) -> u32 {
+        self.word(state + self.class(COMMAND_CLASSES, 0))
     }
 
     /// Walks the network automaton over a destination; gives the label of the state it ends in.

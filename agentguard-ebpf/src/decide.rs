@@ -2,12 +2,14 @@
 //! Every path through here that cannot decide is a denial with its own reason.
 
 use agentguard_common::record::Destination;
-use agentguard_common::table::{LARGE_TABLE, SMALL_TABLE, TableHeader, flags, path_label};
+use agentguard_common::table::{
+    LARGE_TABLE, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, path_label,
+};
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
 
 use crate::bound::Table;
-use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Walk};
+use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Script, Walk};
 
 /// A verdict with its reason, before shadow mode is applied.
 #[derive(Clone, Copy)]
@@ -203,6 +205,14 @@ pub fn program_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32) -> 
     settle(decision, exec, default_of(table, path_label::EXEC))
 }
 
+/// Whether a rule on command lines may have an opinion on a program with this label. Where the path
+/// alone is refused, the label does not say.
+#[inline(always)]
+pub const fn asks_for_arguments(label: u32) -> bool {
+    label & path_label::EXEC_BY_COMMAND != 0
+        || opinion(label, path_label::EXEC) >= Verdict::Ask as u32
+}
+
 /// The default for one access to a path.
 #[inline(always)]
 fn default_of<const BYTES: usize>(table: Table<BYTES>, shift: u32) -> u32 {
@@ -243,13 +253,79 @@ pub fn command<const BYTES: usize>(table: Table<BYTES>, label: u32, command: Com
             core::ptr::read_volatile(&raw const (*walk).state),
         )
     };
-    if decision.flags & flags::HAS_COMMANDS != 0 {
+    if decision.flags & flags::HAS_COMMANDS != 0 && asks_for_arguments(label) {
         if left != 0 {
             return decision.with(Verdict::Deny, Reason::ArgumentsTooLong);
         }
         verdict = stricter(verdict, opinion(table.word(state as u32), 0));
     }
     settle(decision, verdict, default_of(table, path_label::EXEC))
+}
+
+/// The command automaton's state behind a program's path.
+#[inline(always)]
+pub fn behind_path<const BYTES: usize>(
+    table: Table<BYTES>,
+    path: *const u8,
+    len: u32,
+    walk: *mut Walk,
+) -> u32 {
+    // SAFETY: the caller owns the walk.
+    unsafe {
+        (*walk).state = u64::from(table.field(offset_of!(TableHeader, command)));
+        table.walk_program(path, len, walk);
+        core::ptr::read_volatile(&raw const (*walk).state) as u32
+    }
+}
+
+/// Decides on a script by the arguments that its interpreter was given: the last `script.count - 1` of
+/// `count` are the script's own. Its `argv[0]` reaches nobody and is taken as empty.
+#[inline(always)]
+pub fn script<const BYTES: usize>(
+    table: Table<BYTES>,
+    script: Script,
+    command: Command,
+    count: u32,
+) -> Decision {
+    let decision = begin(table);
+    let changed = decision.with(Verdict::Deny, Reason::ArgumentsChanged);
+    let own = u64::from(script.count).wrapping_sub(1);
+    // States of another policy say nothing; neither do arguments that are fewer than the script was given.
+    if script.generation != decision.generation || own >= u64::from(count) {
+        return changed;
+    }
+    let walk = command.walk;
+    // SAFETY: the caller owns the walk.
+    let (left, state) = unsafe {
+        (*walk).from = u64::from(command.path_len);
+        (*walk).left = u64::from(count) - own;
+        (*walk).used = 0;
+        table.walk_arguments(command.buffer, command.limit, walk);
+        if core::ptr::read_volatile(&raw const (*walk).left) != 0 {
+            return decision.with(Verdict::Deny, Reason::ArgumentsTooLong);
+        }
+        let skipped = core::ptr::read_volatile(&raw const (*walk).used) as u32;
+        (*walk).from = u64::from(command.path_len) + u64::from(skipped);
+        (*walk).left = own;
+        (*walk).used = 0;
+        (*walk).state = u64::from(table.separate(script.state));
+        let limit =
+            crate::bound::at_most(command.limit.saturating_sub(skipped), MAX_COMMAND as u32);
+        table.walk_arguments(command.buffer, limit, walk);
+        (
+            core::ptr::read_volatile(&raw const (*walk).left),
+            core::ptr::read_volatile(&raw const (*walk).state),
+        )
+    };
+    if left != 0 {
+        return decision.with(Verdict::Deny, Reason::ArgumentsTooLong);
+    }
+    let verdict = stricter(
+        opinion(script.label, path_label::EXEC),
+        opinion(table.word(state as u32), 0),
+    );
+    let judged = settle(decision, verdict, default_of(table, path_label::EXEC));
+    if judged.is_allowed() { judged } else { changed }
 }
 
 /// Decides on a socket destination of an internet family.

@@ -85,6 +85,24 @@ pub struct Walk {
     pub used: u64,
 }
 
+/// A script that command rules may speak of, between the first and the second check of its exec. The
+/// second sees the interpreter's command line, in which the script's own arguments are the last ones.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Script {
+    /// 1 while there is something to judge.
+    pub pending: u32,
+    /// Generation of the policy whose states these are.
+    pub generation: u32,
+    /// Label of the script's path.
+    pub label: u32,
+    /// State of the command automaton behind the script's path.
+    pub state: u32,
+    /// Its arguments, `argv[0]` included.
+    pub count: u32,
+    pub reserved: u32,
+}
+
 /// Slots of scratch memory; a power of two. A program owns one from claim to release and cannot
 /// migrate; more than one for a CPU is needed only where programs can be preempted.
 pub const SCRATCH_SLOTS: usize = 64;
@@ -100,6 +118,11 @@ const RDONLY_PROG: usize = 1 << 7;
 /// task → its lineage label. Written by the hooks of lineage; freed with the task.
 #[btf_map]
 pub static LABELS: TaskStorage<Label> = TaskStorage::new();
+
+/// task → the script that it is starting. Written by the first check of an exec, read by the second; freed
+/// with the task.
+#[btf_map]
+pub static SCRIPTS: TaskStorage<Script> = TaskStorage::new();
 
 /// cgroup id → who is governed there. Written by the daemon, read when a task enters a cgroup.
 #[btf_map]

@@ -13,12 +13,12 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
-use super::{identify, resolve};
+use super::{identify, resolve, script};
 use crate::bound::at_most;
 use crate::decide::{self, Command, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
 use crate::label::{Standing, Subject, current, load, peek};
-use crate::maps::{ExecScratch, PATH_BUFFER, Walk, exec_ids};
+use crate::maps::{ExecScratch, PATH_BUFFER, Script, Walk, exec_ids};
 use crate::offsets::{self as off, get};
 use crate::scratch;
 
@@ -205,10 +205,14 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
         // An interpreter is started with other arguments than the caller gave: leave them to the second check.
         let filename: u64 = load(bprm, get(&off::OFF_BPRM_FILENAME));
         let interpreter: u64 = load(bprm, get(&off::OFF_BPRM_INTERP));
-        if decision.is_allowed()
+        let first = filename == interpreter;
+        if first {
+            script::forget(subject.task);
+        }
+        let asks = decision.is_allowed()
             && decision.flags & flags::HAS_COMMANDS != 0
-            && filename == interpreter
-        {
+            && decide::asks_for_arguments(label);
+        if asks && first {
             let walk = &raw mut (*scratch).walk;
             (*walk).from = u64::from(path_len);
             (*walk).used = 0;
@@ -226,6 +230,25 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
                     walk,
                 };
                 decision = with_table!(policy, t => decide::command(t, label, command));
+            }
+        }
+        if asks && decision.is_allowed() && (first || script::is_script(bprm)) {
+            let walk = &raw mut (*scratch).walk;
+            let state = with_table!(policy, t => decide::behind_path(t, tail, path_len, walk));
+            let noted = script::note(
+                subject.task,
+                Script {
+                    pending: 1,
+                    generation: decision.generation,
+                    label,
+                    state,
+                    count: load(bprm, get(&off::OFF_BPRM_ARGC)),
+                    reserved: 0,
+                },
+            );
+            if !noted {
+                // No memory, or a script whose interpreter is a script with rules too: deny.
+                decision = decision.with(Verdict::Deny, Reason::ArgumentsUnreadable);
             }
         }
         let outcome = emit::outcome(decision);
@@ -291,6 +314,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         let to = tail.add(at_most(path_len, PATH_BUFFER as u32 - 1) as usize);
         let fault = limit == 0 || bpf_probe_read_user(to.cast(), limit, start as *const _) != 0;
         let mut used = 0;
+        let mut cut = false;
         let decision = if len < 0 {
             // The buffer holds somebody's earlier path: kill (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
@@ -313,8 +337,18 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
                 core::ptr::read_volatile(&raw const (*walk).used) as u32,
                 MAX_COMMAND as u32,
             );
-            decision
+            cut = core::ptr::read_volatile(&raw const (*walk).left) != 0;
+            // Started through an interpreter: the script has rules of its own.
+            let filename: u64 = load(bprm, get(&off::OFF_BPRM_FILENAME));
+            let interpreter: u64 = load(bprm, get(&off::OFF_BPRM_INTERP));
+            match script::noted(subject.task) {
+                Some(script) if decision.is_allowed() && filename != interpreter => {
+                    with_table!(policy, t => decide::script(t, script, command, count))
+                }
+                _ => decision,
+            }
         };
+        script::forget(subject.task);
         let outcome = emit::outcome(decision);
         emit::fill(header, subject, Operation::Exec, decision, outcome);
         header.access = access::EXEC;
@@ -328,6 +362,9 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         }
         if outcome.refused {
             header.flags |= record_flags::KILLED;
+        }
+        if cut {
+            header.flags |= record_flags::ARGS_TRUNCATED;
         }
         header.aux = count;
         header.target_len = path_len;

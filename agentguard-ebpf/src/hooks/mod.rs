@@ -4,6 +4,7 @@ pub mod exec;
 pub mod lineage;
 pub mod network;
 pub mod open;
+mod script;
 
 use agentguard_common::record::{RecordHeader, record_flags};
 use aya_ebpf::helpers::generated::bpf_d_path;

@@ -1,0 +1,78 @@
+//! Scripts with command rules. Threat: the second check of an exec sees the interpreter and its command
+//! line; a script's own rules would then hang on the first check alone, which a list that is too long, a
+//! 32-bit call or a second thread goes round. So the first check leaves a note, and the second judges it.
+
+use aya_ebpf::helpers::generated::bpf_task_storage_get;
+
+use crate::label::peek;
+use crate::maps::{SCRIPTS, Script};
+use crate::offsets::{self as off, get};
+
+/// `BPF_LOCAL_STORAGE_GET_F_CREATE`.
+const CREATE: u64 = 1;
+
+const NOTHING: Script = Script {
+    pending: 0,
+    generation: 0,
+    label: 0,
+    state: 0,
+    count: 0,
+    reserved: 0,
+};
+
+#[inline(always)]
+fn slot(task: *const u8, flags: u64) -> *mut Script {
+    let mut initial = NOTHING;
+    let value = if flags == CREATE {
+        core::ptr::from_mut(&mut initial).cast()
+    } else {
+        core::ptr::null_mut()
+    };
+    // SAFETY: the map, the current task, and a value of the map's type.
+    (unsafe { bpf_task_storage_get(SCRIPTS.as_ptr(), task as *mut _, value, flags) }) as *mut Script
+}
+
+/// Forgets what an exec that failed has left.
+#[inline(always)]
+pub fn forget(task: *const u8) {
+    let slot = slot(task, 0);
+    if !slot.is_null() {
+        // SAFETY: a live map value that only this task uses.
+        unsafe { (*slot).pending = 0 };
+    }
+}
+
+/// Leaves a note for the second check. False: there is one already, or no memory.
+#[inline(always)]
+pub fn note(task: *const u8, script: Script) -> bool {
+    let slot = slot(task, CREATE);
+    if slot.is_null() {
+        return false;
+    }
+    // SAFETY: a live map value that only this task uses.
+    unsafe {
+        if (*slot).pending != 0 {
+            return false;
+        }
+        *slot = script;
+    }
+    true
+}
+
+/// The note of the first check.
+#[inline(always)]
+pub fn noted(task: *const u8) -> Option<Script> {
+    let slot = slot(task, 0);
+    if slot.is_null() {
+        return None;
+    }
+    // SAFETY: a live map value that only this task uses.
+    let script = unsafe { *slot };
+    (script.pending != 0).then_some(script)
+}
+
+/// Whether the file that is being started begins with `#!`.
+#[inline(always)]
+pub fn is_script(bprm: *const u8) -> bool {
+    peek(bprm as u64 + get(&off::OFF_BPRM_BUF) as u64, [0u8; 2]) == *b"#!"
+}
