@@ -10,6 +10,7 @@ mod doctor;
 pub mod exit;
 mod generate;
 mod internal;
+mod policy;
 pub mod report;
 mod run;
 mod summary;
@@ -67,6 +68,8 @@ enum Command {
     /// Read the audit log.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Check, try and explain policies.
+    Policy(policy::PolicyArgs),
     /// Print a completion script for a shell.
     Completions(generate::CompletionsArgs),
     /// Write manual pages into a folder.
@@ -99,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Audit(command) => audit::run(command),
+        Command::Policy(args) => policy::run(args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
         Command::Internal(command) => Ok(internal::run(command)),

@@ -11,6 +11,7 @@ pub mod command;
 mod compile;
 mod diagnostic;
 mod examples;
+pub mod explain;
 #[doc(hidden)]
 pub mod generate;
 pub mod glob;

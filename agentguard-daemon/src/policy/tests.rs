@@ -287,3 +287,37 @@ fn tables_agree_with_the_reference() {
         );
     }
 }
+
+#[test]
+fn ten_thousand_rules_fit_with_room() {
+    let text = generate::large(10_000, 300);
+    let policy = policy(&text);
+    assert_eq!(policy.rules().len(), 10_300);
+    let table = policy.compile(1).expect("a table");
+    let stats = table.stats;
+    assert!(
+        table.bytes.len() * 2 <= agentguard_common::table::LARGE_TABLE,
+        "{stats:?}"
+    );
+    // The compiled policy is still the policy.
+    let mut random = generate::Random::new(7);
+    for _ in 0..200 {
+        let rule = random.pick(policy.rules());
+        let mut path = rule.text.trim_start_matches("**").replace("/**", "/x");
+        path = path.replace('*', "y");
+        if random.chance(30) {
+            path.push('z');
+        }
+        for access in [access::READ, access::WRITE] {
+            let action = OwnedAction::Path {
+                path: path.clone().into_bytes(),
+                access,
+            };
+            action.with(|action| {
+                let judged = policy.judge(action);
+                let walked = table::walk(&table.bytes, action);
+                assert_eq!((judged.verdict, judged.reason), walked, "{path}");
+            });
+        }
+    }
+}
