@@ -155,9 +155,9 @@ impl PolicyError {
         let len = span.len.clamp(1, (line_end - offset).max(1));
         let source = NamedSource::new(path.display().to_string(), text).with_language("yaml");
         Self(Box::new(Problem {
-            message,
+            message: printable(&message),
             label: "here".into(),
-            help,
+            help: printable(&help),
             source: Some(source),
             span: Span { offset, len },
         }))
@@ -176,6 +176,19 @@ impl PolicyError {
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         Some((source.name().to_owned(), line, column))
     }
+}
+
+/// Text of a policy may be quoted; it must not reach a terminal as control characters.
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+    out
 }
 
 fn floor_char_boundary(text: &str, mut at: usize) -> usize {

@@ -311,6 +311,13 @@ impl Parser<'_> {
     fn class(&mut self) -> Result<ByteSet, PatternError> {
         let start = self.at;
         self.at += 1;
+        if !self.text[start..].contains(']') {
+            return self.error(
+                start,
+                "`[` is never closed",
+                "add `]`, or write `\\[` for the character itself",
+            );
+        }
         let negated = matches!(self.peek(), Some(b'!' | b'^'));
         if negated {
             self.at += 1;

@@ -97,6 +97,7 @@ fn is_path(name: &str) -> bool {
 /// `beside` is the directory of the file that names the policy.
 fn find(name: &str, beside: Option<&Path>, options: &LoadOptions) -> Option<Place> {
     if is_path(name) {
+        let name = name.strip_prefix("./").unwrap_or(name);
         let path = beside.map_or_else(|| PathBuf::from(name), |dir| dir.join(name));
         return Some(Place::File(path));
     }
@@ -277,7 +278,7 @@ fn parse(source: &Source) -> Result<Document, PolicyError> {
             max_depth: 16,
             max_aliases: 256,
             max_anchors: 64,
-            max_documents: 1,
+            max_documents: 2,
             max_nodes: 500_000,
             max_events: 1_000_000,
             flow_nesting_limit: 16,
@@ -313,14 +314,22 @@ fn yaml_error(source: &Source, error: &YamlError) -> PolicyError {
     let span = error
         .location()
         .map_or_else(Span::default, |location| place(source, &location));
-    let message = UserMessageFormatter
-        .format_message(bare)
-        .escape_debug()
-        .to_string()
-        .replace("\\'", "'")
-        .replace("\\\"", "\"");
+    let message = in_words(&UserMessageFormatter.format_message(bare));
     let help = help_for(source, span, &message);
     PolicyError::at(source, span, message, help)
+}
+
+/// The parser's words for what it expected, in those of people who write policies.
+fn in_words(message: &str) -> String {
+    match message {
+        "expected mapping start" => "this should be a mapping: `key: value`".to_owned(),
+        "expected sequence start" => "this should be a list".to_owned(),
+        "expected string scalar" => "this should be a text".to_owned(),
+        _ if message.starts_with("YAML document too large") => {
+            "the policy is nested too deeply, or has too many aliases or too many parts".to_owned()
+        }
+        _ => message.to_owned(),
+    }
 }
 
 /// The bytes of a location; where the parser knows only line and column, those.
@@ -370,6 +379,12 @@ fn help_for(source: &Source, span: Span, message: &str) -> String {
     }
     if lower.contains("duplicate") {
         return "merge the two, or remove one; the second would silently replace the first".into();
+    }
+    if lower.contains("should be a list") {
+        return "write `[a, b]`, or one item a line, each behind `- `".into();
+    }
+    if lower.contains("multiple") && lower.contains("document") {
+        return "write one policy a file; `extends` brings in others".into();
     }
     if lower.contains("budget")
         || lower.contains("limit")

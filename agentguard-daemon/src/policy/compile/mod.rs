@@ -22,10 +22,10 @@ use self::subset::{Dfa, Limits, determinise};
 use super::diagnostic::PolicyError;
 use super::{Policy, Rule};
 
-/// Transitions that one construction may hold (64 MiB), four times what a table can.
-const MAX_ENTRIES: usize = 16 << 20;
-/// Open positions that one construction may hold (128 MiB).
-const MAX_POSITIONS: usize = 32 << 20;
+/// Transitions that one construction may hold, twice what a table can: minimising gains little.
+const MAX_ENTRIES: usize = LARGE_TABLE / 2;
+/// Open positions that one construction may hold (64 MiB).
+const MAX_POSITIONS: usize = 16 << 20;
 
 /// A compiled policy.
 #[derive(Clone, Debug)]
