@@ -161,7 +161,11 @@ fn form(event: &Event<'_>) -> u8 {
     let unread = event.arguments.is_empty() && event.aux == 0;
     match event.operation {
         _ if event.reason == Reason::UnixSocket => UNIX,
-        Operation::Open if event.has(agentguard_common::record::record_flags::FOR_EXEC) => {
+        // Where no rule speaks of starting it, the kernel judges it as read, and says so.
+        Operation::Open
+            if event.has(agentguard_common::record::record_flags::FOR_EXEC)
+                && event.access & agentguard_common::verdict::access::EXEC != 0 =>
+        {
             PROGRAM_ONLY
         }
         Operation::Exec if unread => PROGRAM_ONLY,

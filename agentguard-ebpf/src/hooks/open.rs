@@ -96,7 +96,16 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
             };
             with_table!(policy, t => decide::fixed(t, verdict, Reason::Anonymous))
         } else if for_exec {
-            with_table!(policy, t => decide::program(t, tail, len as u32))
+            let decision = with_table!(policy, t => decide::program(t, tail, len as u32));
+            if decision.is_allowed() || decision.reason != Reason::Default as u32 {
+                decision
+            } else {
+                // No rule speaks of starting it. A program or a script's interpreter is refused by
+                // `bprm_check_security`, which always follows; the loader that a program names is opened
+                // here alone, and is read like a library. So nobody has to permit it as a program.
+                wanted = access::READ;
+                with_table!(policy, t => decide::file(t, tail, len as u32, u32::from(wanted)))
+            }
         } else {
             with_table!(policy, t => decide::file(t, tail, len as u32, u32::from(wanted)))
         };
