@@ -1,11 +1,11 @@
 //! The loaded and attached kernel programs, and everything the daemon may ask of them.
 
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use agentguard_common::kernel_offsets;
-use agentguard_common::label::{Control, Membership, State};
+use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::record::class;
 use agentguard_common::table::{LARGE_TABLE, MAGIC, MAX_AGENTS, SMALL_TABLE};
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, RingBuf};
@@ -258,6 +258,24 @@ impl Guard {
             settled: 0,
             changed: 0,
         })
+    }
+
+    /// The label of the process behind a pidfd, in whatever cgroup it is now; `None` if it is not governed.
+    /// The answer is the kernel's own: unlike its cgroup, a process cannot change it.
+    pub fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
+        let Some(Map::Unsupported(labels)) = self.ebpf.map("LABELS") else {
+            return Err(KernelError::Map {
+                map: "LABELS",
+                error: "not in the object".into(),
+            });
+        };
+        let mut label = Label::default();
+        sys::look_up_task(labels.fd().as_fd(), pidfd, &mut label)
+            .map(|found| found.then_some(label))
+            .map_err(|error| KernelError::Io {
+                action: "look up the label of a process",
+                error,
+            })
     }
 
     /// Tasks that were moved into a governed cgroup in bulk and may lack their label. They are judged

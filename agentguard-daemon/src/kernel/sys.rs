@@ -116,6 +116,7 @@ pub fn create_table_map(value_size: u32) -> io::Result<OwnedFd> {
     descriptor(BPF_MAP_CREATE, &mut attr)
 }
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 
@@ -149,6 +150,24 @@ fn element(
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Reads from task storage what the process behind a pidfd has there. False: nothing.
+pub fn look_up_task<T>(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>, value: &mut T) -> io::Result<bool>
+where
+    T: zerocopy::FromBytes + zerocopy::IntoBytes,
+{
+    let key = pidfd.as_raw_fd() as u32;
+    match element(
+        BPF_MAP_LOOKUP_ELEM,
+        map,
+        key,
+        std::ptr::from_mut(value).cast::<u8>().cast_const(),
+    ) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
