@@ -29,10 +29,10 @@ fn main() -> anyhow::Result<()> {
         let compiled = begin.elapsed();
         let stats = table.stats;
         println!(
-            "{anchored} + {floating} rules: read in {:.2} s, compiled in {:.2} s, {:.2} MiB; anchored {} -> {} states, floating {} -> {}, {} classes",
+            "{anchored} + {floating} rules: read in {:.2} s, compiled in {:.2} s, {} KiB; anchored {} -> {} states, floating {} -> {}, {} classes",
             read.as_secs_f64(),
             compiled.as_secs_f64(),
-            stats.bytes as f64 / f64::from(1 << 20),
+            stats.bytes.div_ceil(1024),
             stats.anchored.built,
             stats.anchored.states,
             stats.floating.built,

@@ -109,8 +109,8 @@ impl PolicyError {
             &source.path,
             source.text.clone(),
             span,
-            message.into(),
-            help.into(),
+            &message.into(),
+            &help.into(),
         )
     }
 
@@ -122,7 +122,13 @@ impl PolicyError {
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Self {
-        Self::build(path, Arc::from(excerpt), span, message.into(), help.into())
+        Self::build(
+            path,
+            Arc::from(excerpt),
+            span,
+            &message.into(),
+            &help.into(),
+        )
     }
 
     /// A problem that has no place in any file.
@@ -143,7 +149,7 @@ impl PolicyError {
         self
     }
 
-    fn build(path: &Path, text: Arc<str>, span: Span, message: String, help: String) -> Self {
+    fn build(path: &Path, text: Arc<str>, span: Span, message: &str, help: &str) -> Self {
         // miette cannot show a place in an empty text.
         let text = if text.is_empty() {
             Arc::from(" ")
@@ -155,9 +161,9 @@ impl PolicyError {
         let len = span.len.clamp(1, (line_end - offset).max(1));
         let source = NamedSource::new(path.display().to_string(), text).with_language("yaml");
         Self(Box::new(Problem {
-            message: printable(&message),
+            message: printable(message),
             label: "here".into(),
-            help: printable(&help),
+            help: printable(help),
             source: Some(source),
             span: Span { offset, len },
         }))

@@ -329,15 +329,11 @@ impl Policy {
 fn try_rule(rule: &Rule, example: &RuleExample) -> Option<String> {
     let bytes = example.text.as_bytes();
     let action = match &rule.matcher {
-        Matcher::Path {
-            access: access::EXEC,
-            ..
-        } => OwnedAction::command(&example.text),
-        Matcher::Path { access, .. } => Some(OwnedAction::Path {
+        Matcher::Path { access, .. } if *access != access::EXEC => Some(OwnedAction::Path {
             path: bytes.to_vec(),
             access: *access,
         }),
-        Matcher::Command { .. } => OwnedAction::command(&example.text),
+        Matcher::Path { .. } | Matcher::Command { .. } => OwnedAction::command(&example.text),
         Matcher::Network { .. } => parse_destination(&example.text)
             .ok()
             .map(OwnedAction::Network),

@@ -211,7 +211,7 @@ pub fn literal(bytes: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '$' | '~' | ' ' | '\'' | '"' | ',' => {
-                    out.extend(['\\', c])
+                    out.extend(['\\', c]);
                 }
                 c if c.is_ascii_control() => {
                     let _ = write!(out, "\\x{:02x}", c as u32);

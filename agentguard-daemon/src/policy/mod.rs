@@ -7,11 +7,13 @@
 
 pub mod address;
 mod builtin;
+mod byteset;
 pub mod command;
 mod compile;
 mod diagnostic;
 mod examples;
 pub mod explain;
+mod flatten;
 #[doc(hidden)]
 pub mod generate;
 pub mod glob;
@@ -20,10 +22,12 @@ mod load;
 mod lower;
 mod matcher;
 mod rule;
+mod rules;
 pub mod schema;
 mod suggest;
 pub mod table;
 mod vars;
+mod yaml;
 
 #[cfg(test)]
 mod tests;

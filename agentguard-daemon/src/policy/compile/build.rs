@@ -53,7 +53,7 @@ impl Automata {
                     .commands(index, rule.verdict, patterns, except)
                     .map_err(|()| too_many_ways(policy, rule))?,
                 Matcher::Network { patterns, except } => {
-                    automata.destinations(index, rule.verdict, patterns, except)
+                    automata.destinations(index, rule.verdict, patterns, except);
                 }
             }
         }
@@ -252,7 +252,9 @@ fn add_command(
                     within: ByteSet::ALL,
                     exit: COMMAND_SEPARATOR,
                 };
-                ends.iter_mut().for_each(|end| *end = nfa.step(*end, step));
+                for end in &mut ends {
+                    *end = nfa.step(*end, step);
+                }
             }
             ArgumentPattern::One(glob) => {
                 if ends.len() * glob.alternatives().len() > MAX_COMMAND_ENDS {

@@ -7,6 +7,11 @@ use agentguard_common::verdict::{Verdict, access};
 pub type Label = u8;
 
 const MAY_WAIT: Label = EXEC_BY_COMMAND as Label;
+const READING: Label = 3 << READ;
+const WRITING: Label = 3 << WRITE;
+const EXECUTING: Label = 3 << EXEC;
+/// The least strict verdict on executing that denies it.
+const DENIES: Label = (Verdict::Ask as Label) << EXEC;
 
 /// The label of a program that command rules may speak of.
 pub const BY_COMMAND: Label = MAY_WAIT;
@@ -16,9 +21,12 @@ pub const BY_COMMAND: Label = MAY_WAIT;
 /// Where executing is denied, nothing waits for arguments: that bit is then set in both, so that a
 /// label that denies everything absorbs all others.
 pub fn join(a: Label, b: Label) -> Label {
-    let strictest =
-        (a & 3).max(b & 3) | (a & 12).max(b & 12) | (a & 48).max(b & 48) | ((a | b) & MAY_WAIT);
-    if strictest & 48 >= 32 {
+    let strictest = [READING, WRITING, EXECUTING]
+        .into_iter()
+        .fold((a | b) & MAY_WAIT, |all, field| {
+            all | (a & field).max(b & field)
+        });
+    if strictest & EXECUTING >= DENIES {
         strictest | MAY_WAIT
     } else {
         strictest
@@ -32,7 +40,7 @@ pub fn absorbs(a: Label, b: Label) -> bool {
 
 /// The label as the kernel reads it.
 pub fn published(label: Label) -> Label {
-    if label & 48 >= 32 {
+    if label & EXECUTING >= DENIES {
         label & !MAY_WAIT
     } else {
         label

@@ -276,7 +276,7 @@ impl Nfa {
         for (rule, end) in &self.ends {
             let cost: &mut f64 = costs.entry(*rule).or_default();
             self.upwards(*end, |node| {
-                *cost += f64::from(visits[same(node)]) / f64::from(shares[same(node)])
+                *cost += f64::from(visits[same(node)]) / f64::from(shares[same(node)]);
             });
         }
         costs

@@ -75,17 +75,15 @@ pub fn determinise(nfa: &Nfa, classes: &Classes, limits: Limits) -> Outcome {
         builder.spread(&key, &mut buckets);
         let (sticky, grouped) = key.matched();
         for bucket in &mut buckets {
-            let to = match (bucket.is_empty(), grouped.is_empty()) {
-                (true, true) => builder.settled(sticky),
-                _ => {
-                    let positions = std::mem::take(bucket);
-                    builder.intern(Draft {
-                        sticky,
-                        now: 0,
-                        grouped: grouped.clone(),
-                        positions,
-                    })
-                }
+            let to = if bucket.is_empty() && grouped.is_empty() {
+                builder.settled(sticky)
+            } else {
+                builder.intern(Draft {
+                    sticky,
+                    now: 0,
+                    grouped: grouped.clone(),
+                    positions: std::mem::take(bucket),
+                })
             };
             next.push(to);
         }
@@ -218,7 +216,7 @@ impl<'a> Builder<'a> {
     fn spread(&self, key: &Key, buckets: &mut [Vec<NodeId>]) {
         buckets.iter_mut().for_each(Vec::clear);
         let mut enter = |class: usize, to: NodeId| {
-            buckets[class].extend_from_slice(&self.closures[to as usize])
+            buckets[class].extend_from_slice(&self.closures[to as usize]);
         };
         for id in key.positions() {
             let node = &self.nfa.nodes[*id as usize];
