@@ -299,7 +299,11 @@ async fn forward(
     session: Option<u32>,
 ) {
     loop {
-        let line = match receiver.recv().await {
+        let next = tokio::select! {
+            next = receiver.recv() => next,
+            () = sender.closed() => return,
+        };
+        let line = match next {
             Ok(notice) if session.is_none_or(|session| session == notice.session) => {
                 format!("{}\n", notice.line)
             }
