@@ -36,6 +36,8 @@ struct LoadBtf {
     btf_size: u32,
     log_size: u32,
     log_level: u32,
+    /// Written out, so that it is zero: Linux 6.1 refuses anything else behind the last field that it knows.
+    reserved: u32,
 }
 
 /// Calls `bpf` for a new descriptor.
