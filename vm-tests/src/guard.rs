@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, bail};
 pub const POLICIES: &str = "/etc/agentguard/policies";
 /// The trail.
 pub const AUDIT: &str = "/var/log/agentguard/audit.jsonl";
+/// Variables of the shipped policies, as the fixture has them.
+const VARIABLES: &[&str] = &["workspace=/t/ws", "home=/t/home"];
 const PROGRAM: &str = "/usr/bin/agentguard";
 const LOG: &str = "/var/log/agentguard-daemon.txt";
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -200,9 +202,13 @@ impl Agent {
             .to_str()
             .context("the cgroup's path is UTF-8")?
             .to_owned();
-        agentguard_ok(&[
+        let mut words = vec![
             "attach", "--cgroup", &path, "--policy", policy, "--name", name,
-        ])?;
+        ];
+        for variable in VARIABLES {
+            words.extend(["--set", variable]);
+        }
+        agentguard_ok(&words)?;
         Ok(Self {
             name: name.to_owned(),
             group,

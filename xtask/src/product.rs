@@ -17,11 +17,12 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds the release binaries and returns their folder.
+/// Builds the binaries for guests and returns their folder.
 pub fn build() -> Result<PathBuf> {
     run(cargo().args([
         "build",
-        "--release",
+        "--profile",
+        "guest",
         "--package",
         "agentguard-daemon",
         "--package",
@@ -29,7 +30,7 @@ pub fn build() -> Result<PathBuf> {
         "--bins",
     ]))
     .context("failed to build the binaries for the guest")?;
-    Ok(place::target().join("release"))
+    Ok(place::target().join("guest"))
 }
 
 /// Puts the product as users install it, and the tests, into a guest. The binaries are dynamic: the

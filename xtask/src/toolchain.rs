@@ -69,6 +69,12 @@ pub fn discover() -> Option<Toolchain> {
             "the distribution's /usr/bin/rustc",
         )
     };
+    if let Some(bin) = std::env::var_os("AGENTGUARD_EBPF_TOOLCHAIN") {
+        let rustc = Path::new(&bin).join("rustc");
+        let version = answer(rustc.to_str()?, &["-vV"])?;
+        let root = answer(rustc.to_str()?, &["--print", "sysroot"])?;
+        return usable(&version, Path::new(&root), "AGENTGUARD_EBPF_TOOLCHAIN");
+    }
     nightly().or_else(packaged)
 }
 
