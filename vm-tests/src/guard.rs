@@ -25,6 +25,8 @@ const START: Duration = Duration::from_mins(3);
 /// A running daemon; stopped when dropped.
 pub struct Daemon {
     child: Child,
+    /// Kept open: the daemon also says when it stops.
+    notices: UnixDatagram,
     /// How long it took until it said that it was ready.
     pub started_in: Duration,
 }
@@ -51,11 +53,12 @@ impl Daemon {
             .with_context(|| format!("failed to start {PROGRAM}"))?;
         let mut daemon = Self {
             child,
+            notices,
             started_in: Duration::ZERO,
         };
         let mut notice = [0; 4096];
         loop {
-            if let Ok(count) = notices.recv(&mut notice)
+            if let Ok(count) = daemon.notices.recv(&mut notice)
                 && String::from_utf8_lossy(&notice[..count])
                     .lines()
                     .any(|line| line == "READY=1")

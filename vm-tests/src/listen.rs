@@ -64,7 +64,10 @@ fn services() -> io::Result<Vec<Service>> {
         services.push(Service::Tcp(TcpListener::bind(("::", *port))?));
         services.push(Service::Udp(UdpSocket::bind(("::", *port))?));
     }
-    fs::create_dir_all("/t-sockets")?;
+    match fs::remove_dir_all("/t-sockets") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir_all("/t-sockets")?,
+    }
     for name in STREAMS {
         services.push(Service::Stream(UnixListener::bind_addr(&unix(name)?)?));
     }

@@ -29,6 +29,8 @@ pub enum Expect {
     Allowed,
     /// It fails with EPERM or EACCES, has no effect, and is recorded as denied; ungoverned it succeeds.
     Denied,
+    /// The acting process is killed before its act has any effect.
+    Killed,
     /// It succeeds and is recorded as something that enforcement would deny.
     WouldDeny,
 }
@@ -38,7 +40,7 @@ impl Expect {
     pub fn verdict(self) -> &'static str {
         match self {
             Self::Allowed => "allow",
-            Self::Denied => "deny",
+            Self::Denied | Self::Killed => "deny",
             Self::WouldDeny => "would-deny",
         }
     }
@@ -82,6 +84,8 @@ pub struct Row {
     pub rule: Option<String>,
     /// Cause in the record: the stable name of why it was decided so.
     pub cause: Option<String>,
+    /// An empty file that the refusal leaves behind: a documented limit.
+    pub residue: Option<String>,
     /// The denial does not come from the policy's rules: without them it stays. Says why.
     pub inherent: Option<String>,
 }
@@ -173,7 +177,7 @@ mod tests {
                 "{file} has no allowed row: its denials may be accidents"
             );
             assert!(
-                count(Expect::Denied) + count(Expect::WouldDeny) > 0,
+                count(Expect::Denied) + count(Expect::Killed) + count(Expect::WouldDeny) > 0,
                 "{file} denies nothing"
             );
         }

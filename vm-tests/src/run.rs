@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -78,6 +79,8 @@ pub struct Done {
     pub output: Vec<u8>,
     /// Whether anything shows that it happened.
     pub effect: Option<String>,
+    /// Whether it was killed.
+    pub killed: bool,
     /// Its process.
     pub pid: u32,
     /// What it said on standard error.
@@ -133,7 +136,12 @@ pub fn perform(
     };
     let output = output.context("failed to wait for the act")?;
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-    let errno = errno(&complaint, output.status.success())?;
+    let killed = output.status.signal() == Some(libc::SIGKILL);
+    let errno = if killed {
+        0
+    } else {
+        errno(&complaint, output.status.success())?
+    };
     let effect = if let Some(path) = Picture::take()?.difference(&before.0) {
         Some(format!("{} changed", path.display()))
     } else if !output.stdout.is_empty() {
@@ -151,6 +159,7 @@ pub fn perform(
         errno,
         output: output.stdout,
         effect,
+        killed,
         pid,
         complaint,
     })
@@ -281,7 +290,7 @@ impl Runner {
             check(row, &done)?;
             self.recorded(row, agent, mark)?;
         }
-        if row.expect == Expect::Denied || agent.is_none() {
+        if matches!(row.expect, Expect::Denied | Expect::Killed) || agent.is_none() {
             let mark = self.trail.mark()?;
             let control = perform(&row.act, cwd, &row.setup, actor, None)?;
             ensure!(
@@ -324,7 +333,7 @@ impl Runner {
             pid: None,
         };
         self.trail.wait(mark, &wanted)?;
-        if row.expect == Expect::Denied {
+        if matches!(row.expect, Expect::Denied | Expect::Killed) {
             let contrary = Wanted {
                 verdict: Some("allow".to_owned()),
                 rule: None,
@@ -342,18 +351,35 @@ impl Runner {
 
 fn check(row: &Row, done: &Done) -> Result<()> {
     match row.expect {
-        Expect::Denied => {
+        Expect::Denied | Expect::Killed => {
             if let Some(effect) = &done.effect {
-                bail!("it had an effect: {effect} (errno {})", done.errno);
+                ensure!(
+                    row.residue
+                        .as_deref()
+                        .is_some_and(|path| only_empty(path, effect)),
+                    "it had an effect: {effect} (errno {})",
+                    done.errno
+                );
             }
-            ensure!(
-                done.errno == libc::EPERM || done.errno == libc::EACCES,
-                "errno is {}: {}",
-                done.errno,
-                done.complaint.trim()
-            );
+            if row.expect == Expect::Killed {
+                ensure!(
+                    done.killed,
+                    "it was not killed; errno is {}: {}",
+                    done.errno,
+                    done.complaint.trim()
+                );
+            } else {
+                ensure!(!done.killed, "it was killed");
+                ensure!(
+                    done.errno == libc::EPERM || done.errno == libc::EACCES,
+                    "errno is {}: {}",
+                    done.errno,
+                    done.complaint.trim()
+                );
+            }
         }
         Expect::Allowed | Expect::WouldDeny => {
+            ensure!(!done.killed, "it was killed");
             ensure!(
                 done.errno == 0,
                 "it failed with errno {}: {}",
@@ -364,6 +390,11 @@ fn check(row: &Row, done: &Done) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The only effect is that this file exists, with nothing in it.
+fn only_empty(path: &str, effect: &str) -> bool {
+    effect == format!("{path} changed") && std::fs::metadata(path).is_ok_and(|meta| meta.len() == 0)
 }
 
 /// Without its policy a row that expects a denial must fail.
