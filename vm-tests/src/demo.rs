@@ -229,8 +229,20 @@ impl Scene {
             held = false;
         }
         println!("The audit trail of the run ({} records):\n", records.len());
-        for filter in [["--verdict", "deny"], ["--op", "exec"], ["--op", "connect"]] {
-            held &= self.query(&trail, &filter)?;
+        for filter in [
+            &["--agent", "demo", "--verdict", "deny", "--op", "open"][..],
+            &["--agent", "demo", "--op", "exec"],
+            &[
+                "--agent",
+                "demo",
+                "--op",
+                "connect",
+                "--rule",
+                "cloud-metadata",
+            ],
+            &["--agent", "demo", "--op", "connect", "--rule", "loopback"],
+        ] {
+            held &= self.query(&trail, filter)?;
         }
         println!(
             "{}",
@@ -460,7 +472,8 @@ impl Action {
                 .flatten()
                 .filter_map(Value::as_str)
         };
-        text("op") == op
+        // A path rule refuses a program when the kernel opens it to run it.
+        (text("op") == op || (op == "exec" && text("access") == "exec"))
             && text("target").ends_with(target)
             && text("verdict") == if self.permitted { "allow" } else { "deny" }
             && argument.is_none_or(|wanted| argv().any(|word| word == wanted))
@@ -500,7 +513,7 @@ fn own(path: &Path, owner: (u32, u32)) -> Result<()> {
 fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .load_preset(presets::UTF8_BORDERS_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(110)
         .set_header(head);

@@ -33,6 +33,16 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// A path rule refuses a program when the kernel opens it to run it: that is an exec as well.
+    fn op_fits(&self, record: &Value) -> bool {
+        let text = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
+        match self.op.as_deref() {
+            None | Some("*") => true,
+            Some("exec") => text("op") == "exec" || text("access") == "exec",
+            Some(op) => text("op") == op,
+        }
+    }
+
     fn fits(&self, record: &Value) -> bool {
         let text = |key: &str, wanted: &Option<String>| {
             wanted
@@ -40,7 +50,7 @@ impl Wanted {
                 .is_none_or(|wanted| record.get(key).and_then(Value::as_str) == Some(wanted))
         };
         text("agent", &self.agent)
-            && (self.op.as_deref() == Some("*") || text("op", &self.op))
+            && self.op_fits(record)
             && self.target.as_deref().is_none_or(|wanted| {
                 target_fits(
                     wanted,
