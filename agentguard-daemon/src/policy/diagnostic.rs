@@ -158,7 +158,12 @@ impl PolicyError {
         };
         let offset = floor_char_boundary(&text, span.offset.min(text.len().saturating_sub(1)));
         let line_end = text[offset..].find('\n').map_or(text.len(), |n| offset + n);
-        let len = span.len.clamp(1, (line_end - offset).max(1));
+        let end = offset + span.len.clamp(1, (line_end - offset).max(1));
+        // A place may lie inside a character of several bytes.
+        let end = (end..=text.len())
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(text.len());
+        let len = end - offset;
         let source = NamedSource::new(path.display().to_string(), text).with_language("yaml");
         Self(Box::new(Problem {
             message: printable(message),

@@ -257,8 +257,6 @@ pub enum Mode {
 pub enum Audit {
     /// Denials, and allowed programs and connections; not allowed opens.
     Denied,
-    /// Every decision; not the beginning and end of processes.
-    Decisions,
     /// Everything (default).
     All,
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use agentguard_common::verdict::{Verdict, access};
+use agentguard_common::verdict::{Reason, Verdict, access};
 
 use super::*;
 
@@ -253,8 +253,33 @@ const ACTIONS: usize = 110;
 
 #[test]
 fn tables_agree_with_the_reference() {
-    let mut verdicts = std::collections::BTreeMap::new();
-    for seed in 0..POLICIES {
+    let workers = 4u64;
+    let counts = std::thread::scope(|scope| {
+        let run =
+            |worker| scope.spawn(move || compare((worker..POLICIES).step_by(workers as usize)));
+        let running: Vec<_> = (0..workers).map(run).collect();
+        let mut all = Counts::new();
+        for (key, count) in running
+            .into_iter()
+            .flat_map(|worker| worker.join().expect("agreement"))
+        {
+            *all.entry(key).or_default() += count;
+        }
+        all
+    });
+    println!("{counts:?}");
+    assert!(counts.values().sum::<usize>() >= 200_000);
+    // A comparison in which nothing ever matches would prove nothing.
+    for verdict in [Verdict::Allow, Verdict::Ask, Verdict::Deny] {
+        assert!(counts[&(verdict, Reason::Rule)] > 5_000, "{counts:?}");
+    }
+}
+
+type Counts = std::collections::BTreeMap<(Verdict, Reason), usize>;
+
+fn compare(seeds: impl Iterator<Item = u64>) -> Counts {
+    let mut counts = Counts::new();
+    for seed in seeds {
         let mut generator = generate::Generator::new(seed);
         let text = generator.policy();
         let policy = policy(&text);
@@ -272,20 +297,43 @@ fn tables_agree_with_the_reference() {
                     "seed {seed}, {action:?}, by {:?}\n{text}",
                     judged.rule
                 );
-                *verdicts
-                    .entry((judged.verdict, judged.reason))
-                    .or_insert(0usize) += 1;
+                *counts.entry(walked).or_default() += 1;
             });
         }
     }
-    println!("{verdicts:?}");
-    // A comparison in which nothing ever matches would prove nothing.
-    for verdict in [Verdict::Allow, Verdict::Ask, Verdict::Deny] {
-        assert!(
-            verdicts[&(verdict, agentguard_common::verdict::Reason::Rule)] > 5_000,
-            "{verdicts:?}"
-        );
+    counts
+}
+
+#[test]
+fn damaged_policies_never_break_the_loader() {
+    let options = LoadOptions::default();
+    let mut random = generate::Random::new(11);
+    let mut refused = 0;
+    for seed in 0..1_500 {
+        let mut bytes = generate::Generator::new(seed).policy().into_bytes();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bytes.len());
+            let strange = random.pick(&[
+                "{", "}", "[", "]", "*", "**", "\\", "\"", "é", "\0", "\u{1b}", "/", "..", "${",
+                "~", ",", ":", "- ", "\n", "&a ", "*a",
+            ]);
+            match random.below(3) {
+                0 => drop(bytes.splice(at..at, strange.bytes())),
+                1 => drop(bytes.drain(at..(at + random.below(9)).min(bytes.len()))),
+                _ => drop(bytes.splice(at..=at, strange.bytes())),
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        if let Err(error) = load_text(Path::new("damaged.yaml"), &text, &options) {
+            let mut rendered = String::new();
+            miette::GraphicalReportHandler::new()
+                .render_report(&mut rendered, &error)
+                .unwrap_or_else(|_| panic!("seed {seed}: {error:?}"));
+            assert!(error.place().is_some(), "seed {seed}: {rendered}");
+            refused += 1;
+        }
     }
+    assert!(refused > 500, "{refused}");
 }
 
 #[test]
