@@ -2,7 +2,7 @@
 //! the code of the hooks under `BPF_PROG_TEST_RUN`, which needs root but no BPF LSM.
 
 use agentguard::kernel::{Guard, GuardOptions};
-use agentguard::policy::{Action, LoadOptions, generate::Generator, load_text};
+use agentguard::policy::{Action, LoadOptions, Walks, generate::Generator, load_text};
 use agentguard_common::selftest::{Case, kind};
 use agentguard_common::table::{MAX_COMMAND, SMALL_TABLE};
 use agentguard_common::verdict::{Reason, Verdict, access};
@@ -140,7 +140,13 @@ fn the_kernel_agrees_with_the_reference() {
         let mut generator = Generator::new(seed ^ 0x5eed_0000);
         let text = generator.policy();
         let policy = load_text("random.yaml".as_ref(), &text, &LoadOptions::default()).unwrap();
-        let mut table = policy.compile(1).unwrap().bytes;
+        // One automaton for all paths, and two in lockstep: different code walks them.
+        let walks = if seed % 4 < 2 {
+            Walks::Fewest
+        } else {
+            Walks::Two
+        };
+        let mut table = policy.compile_for(1, walks).unwrap().bytes;
         if seed % 2 == 1 {
             // The same policy in the other size of table, which other code walks.
             table.resize(table.len().max(SMALL_TABLE + 4), 0);

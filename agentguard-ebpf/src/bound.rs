@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::bpf_loop;
 use crate::maps::{PATH_BUFFER, Walk};
 
 /// Bytes of a path that one iteration of the walk takes.
-pub const STRIDE: usize = 8;
+pub const STRIDE: usize = 64;
 
 /// A policy table of a size known at compile time, which must be a power of two.
 #[derive(Clone, Copy)]
@@ -39,50 +39,87 @@ impl<const BYTES: usize> Table<BYTES> {
         u32::from(unsafe { *self.0.add(map + usize::from(byte) * 2).cast::<u16>() })
     }
 
-    /// One byte of a path through both automata.
+    /// One byte of a path, through both automata or through `a` alone.
     #[inline(always)]
-    fn step_path(self, byte: u8, a: &mut u32, b: &mut u32) {
+    fn step_path<const BOTH: bool>(self, byte: u8, a: &mut u32, b: &mut u32) {
         let class = self.class(PATH_CLASSES, byte);
         *a = self.word(*a + class);
-        *b = self.word(*b + class);
+        if BOTH {
+            *b = self.word(*b + class);
+        }
     }
 
-    /// Walks two automata over a path at once; gives the labels of the states they end in.
-    /// The buffer must have [`STRIDE`] readable bytes behind the longest path.
-    ///
-    /// VERIFIER: all kernels: a loop helper (the kernel inlines it) that takes eight bytes a call. A plain
-    /// loop of 4,096 steps is verified step by step in each place that calls it, and its states are
-    /// compared with each other: minutes under emulation, and over the limit of a million instructions.
+    /// `N` bytes of a path from `at`, without a branch; `N` is a power of two up to 64.
     #[inline(always)]
-    pub fn walk_path(self, path: *const u8, len: u32, a: u32, b: u32) -> (u32, u32) {
-        let mut pair = Pair {
-            table: self.0,
-            path,
-            a: u64::from(a),
-            b: u64::from(b),
-        };
-        // SAFETY: the callback has the signature that the helper expects, and the context outlives the call.
-        unsafe {
-            bpf_loop(
-                len / STRIDE as u32,
-                step_pair::<BYTES> as *mut core::ffi::c_void,
-                core::ptr::from_mut(&mut pair).cast(),
-                0,
-            );
+    fn step_paths<const BOTH: bool, const N: usize>(
+        self,
+        path: *const u8,
+        at: usize,
+        a: &mut u32,
+        b: &mut u32,
+    ) {
+        // Written out, because LLVM rolls longer loops up again.
+        macro_rules! steps {
+            ($from:expr; $($k:literal)+) => {
+                $(if $from + $k < N {
+                    // SAFETY: the caller bounds `at + N` by the size of the buffer.
+                    self.step_path::<BOTH>(unsafe { *path.add(at + $from + $k) }, a, b);
+                })+
+            };
         }
-        let (mut a, mut b) = (pair.a as u32, pair.b as u32);
-        let rest = len & (STRIDE as u32 - 1);
-        let i = (len & (PATH_BUFFER as u32 - STRIDE as u32)) as usize;
-        let mut k = 0;
-        while k < STRIDE - 1 {
-            if k as u32 >= rest {
-                break;
+        macro_rules! sixteen {
+            ($($from:literal)+) => { $(steps!($from; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);)+ };
+        }
+        sixteen!(0 16 32 48);
+    }
+
+    /// Walks two automata (or only `a`) over a path at once; gives the labels of the states they end in.
+    ///
+    /// Whole strides go through a loop, the rest in blocks of 32, 16, … 1 byte, so that most bytes cost
+    /// no branch.
+    ///
+    /// VERIFIER: all kernels: a loop helper (the kernel inlines it). A plain loop of 4,096 steps is
+    /// verified step by step in each place that calls it, and its states are compared with each other:
+    /// minutes under emulation, and over the limit of a million instructions. The offset of each block
+    /// comes from `len` alone, so that the ways to a block are pruned to one.
+    #[inline(always)]
+    pub fn walk_path<const BOTH: bool>(
+        self,
+        path: *const u8,
+        len: u32,
+        a: u32,
+        b: u32,
+    ) -> (u32, u32) {
+        let (mut a, mut b) = (a, b);
+        if len >= STRIDE as u32 {
+            let mut pair = Pair {
+                table: self.0,
+                path,
+                a: u64::from(a),
+                b: u64::from(b),
+            };
+            // SAFETY: the callback has the signature that the helper expects, and the context outlives the call.
+            unsafe {
+                bpf_loop(
+                    len / STRIDE as u32,
+                    step_pair::<BYTES, BOTH> as *mut core::ffi::c_void,
+                    core::ptr::from_mut(&mut pair).cast(),
+                    0,
+                );
             }
-            // SAFETY: less than `STRIDE` bytes behind an offset inside the buffer.
-            self.step_path(unsafe { *path.add(i + k) }, &mut a, &mut b);
-            k += 1;
+            (a, b) = (pair.a as u32, pair.b as u32);
         }
-        (self.word(a), self.word(b))
+        macro_rules! rest {
+            ($($n:literal)+) => {
+                $(if len & $n != 0 {
+                    // All higher bits of the length have been walked.
+                    let at = len & (PATH_BUFFER as u32 - 1) & !(2 * $n - 1);
+                    self.step_paths::<BOTH, $n>(path, at as usize, &mut a, &mut b);
+                })+
+            };
+        }
+        rest!(32 16 8 4 2 1);
+        (self.word(a), if BOTH { self.word(b) } else { 0 })
     }
 
     /// Walks the command automaton over the program's path and its separator.
@@ -149,8 +186,11 @@ struct Pair {
     b: u64,
 }
 
-/// Eight bytes of a path. Returns 1 to stop.
-unsafe extern "C" fn step_pair<const BYTES: usize>(i: u64, pair: *mut Pair) -> u64 {
+/// One stride of a path. Returns 1 to stop.
+unsafe extern "C" fn step_pair<const BYTES: usize, const BOTH: bool>(
+    i: u64,
+    pair: *mut Pair,
+) -> u64 {
     if i >= (PATH_BUFFER / STRIDE) as u64 {
         return 1;
     }
@@ -158,16 +198,8 @@ unsafe extern "C" fn step_pair<const BYTES: usize>(i: u64, pair: *mut Pair) -> u
     let pair = unsafe { &mut *pair };
     let table = Table::<BYTES>(pair.table);
     let (mut a, mut b) = (pair.a as u32, pair.b as u32);
-    let mut k = 0;
-    while k < STRIDE {
-        // SAFETY: bounded just above.
-        table.step_path(
-            unsafe { *pair.path.add(i as usize * STRIDE + k) },
-            &mut a,
-            &mut b,
-        );
-        k += 1;
-    }
+    // Bounded just above.
+    table.step_paths::<BOTH, STRIDE>(pair.path, i as usize * STRIDE, &mut a, &mut b);
     pair.a = u64::from(a);
     pair.b = u64::from(b);
     0

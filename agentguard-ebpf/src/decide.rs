@@ -135,12 +135,12 @@ fn settle(decision: Decision, opinion: u32, default: u32) -> Decision {
 /// The combined label of a path: the stricter of both automata for each access.
 #[inline(never)]
 pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
-    let (a, b) = table.walk_path(
-        path,
-        len,
-        table.field(offset_of!(TableHeader, anchored)),
-        table.field(offset_of!(TableHeader, floating)),
-    );
+    let anchored = table.field(offset_of!(TableHeader, anchored));
+    if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
+        return table.walk_path::<false>(path, len, anchored, 0).0;
+    }
+    let floating = table.field(offset_of!(TableHeader, floating));
+    let (a, b) = table.walk_path::<true>(path, len, anchored, floating);
     stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
         | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
             << path_label::WRITE
@@ -351,7 +351,7 @@ pub fn destination<const BYTES: usize>(table: Table<BYTES>, destination: &Destin
 pub fn unix<const BYTES: usize>(table: Table<BYTES>) -> Decision {
     let decision = begin(table);
     if decision.flags & flags::UNIX_ALLOWED != 0 {
-        decision.with(Verdict::Allow, Reason::UnixSocket)
+        decision.with(Verdict::Allow, Reason::Default)
     } else {
         decision.with(Verdict::Deny, Reason::UnixSocket)
     }

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use agentguard_common::verdict::Verdict;
 
 pub use builtin::NAMES as BUILT_IN_NAMES;
-pub use compile::{Table, TableStats};
+pub use compile::{Table, TableStats, Walks};
 pub use diagnostic::{PatternError, PolicyError, Source, Span};
 pub use examples::{Example, OwnedAction, TestOutcome};
 pub use load::{LoadOptions, MAX_FILE};

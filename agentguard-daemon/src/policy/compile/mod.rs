@@ -1,7 +1,7 @@
 //! The compiler: rules to the table that the kernel reads.
 //!
-//! Four automata: anchored and floating paths (stepped in lockstep, over the same classes), command
-//! lines, destinations. The meaning is that of `judge`; tests compare the two. A policy that does not
+//! Four automata: anchored and floating paths (over the same classes; made into one where their product
+//! fits, stepped in lockstep otherwise), command lines, destinations. The meaning is that of `judge`; tests compare the two. A policy that does not
 //! fit is a diagnostic that names what it is that costs so much, never a table with less in it.
 
 mod build;
@@ -9,10 +9,11 @@ mod classes;
 mod label;
 mod minimise;
 mod nfa;
+mod product;
 mod serialise;
 mod subset;
 
-use agentguard_common::table::LARGE_TABLE;
+use agentguard_common::table::{LARGE_TABLE, ROWS, SMALL_TABLE};
 
 use self::build::Automata;
 use self::classes::Classes;
@@ -76,9 +77,45 @@ struct Compiled {
     visits: Vec<u32>,
 }
 
+/// How the kernel is to walk paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walks {
+    /// One automaton where it fits.
+    Fewest,
+    /// Always two.
+    Two,
+}
+
+/// Bytes of rows that an automaton takes.
+fn row_bytes(dfa: &Dfa) -> usize {
+    4 * dfa.labels.len() * (1 + dfa.classes)
+}
+
+/// One automaton for all rules on paths, where it fits the table that the two need anyway.
+fn single_walk([anchored, floating, command, network]: [&Dfa; 4]) -> Option<Dfa> {
+    let others = ROWS + row_bytes(command) + row_bytes(network);
+    let two = others + row_bytes(anchored) + row_bytes(floating);
+    let room = if two <= SMALL_TABLE {
+        SMALL_TABLE
+    } else {
+        LARGE_TABLE
+    };
+    // One silent row stays behind in the place of `floating`. Minimising gains some states back.
+    let row = 4 * (1 + anchored.classes);
+    let states = room.checked_sub(others + row)? / row;
+    let one = minimise(&product::product(anchored, floating, 2 * states)?);
+    (one.labels.len() <= states).then_some(one)
+}
+
 impl Policy {
     /// Compiles the policy. `generation` is stamped into every record that the table decides.
     pub fn compile(&self, generation: u32) -> Result<Table, PolicyError> {
+        self.compile_for(generation, Walks::Fewest)
+    }
+
+    /// The same, with a say in how paths are walked. For comparing the two.
+    #[doc(hidden)]
+    pub fn compile_for(&self, generation: u32, walks: Walks) -> Result<Table, PolicyError> {
         let automata = Automata::of(self)?;
         let paths = Classes::of(&[&automata.anchored, &automata.floating]);
         let commands = Classes::of(&[&automata.command]);
@@ -87,11 +124,22 @@ impl Policy {
         let floating = self.determinise(&automata.floating, &paths)?;
         let command = self.determinise(&automata.command, &commands)?;
         let network = self.determinise(&automata.network, &destinations)?;
+        let parts = [&anchored.dfa, &floating.dfa, &command.dfa, &network.dfa];
+        let one = match walks {
+            Walks::Fewest => single_walk(parts),
+            Walks::Two => None,
+        };
+        let silent = product::silent(paths.count);
+        let chosen = match &one {
+            Some(one) => [one, &silent, parts[2], parts[3]],
+            None => parts,
+        };
         let bytes = serialise::serialise(
             self,
             generation,
+            one.is_some(),
             [&paths, &commands, &destinations],
-            [&anchored.dfa, &floating.dfa, &command.dfa, &network.dfa],
+            chosen,
         );
         if bytes.len() > LARGE_TABLE {
             let size = |part: &Compiled| part.dfa.next.len();

@@ -15,6 +15,7 @@ use crate::policy::{Audit, Matcher, Mode, Policy};
 pub fn serialise(
     policy: &Policy,
     generation: u32,
+    one_walk: bool,
     classes: [&Classes; 3],
     automata: [&Dfa; 4],
 ) -> Vec<u8> {
@@ -44,7 +45,7 @@ pub fn serialise(
         magic: MAGIC,
         len: bytes.len() as u32,
         generation,
-        flags: header_flags(policy),
+        flags: header_flags(policy) | if one_walk { flags::ONE_WALK } else { 0 },
         path_default: u32::from(label::published(path_default)),
         network_default: defaults.network as u32,
         reserved: [0; 2],
