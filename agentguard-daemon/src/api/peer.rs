@@ -1,11 +1,11 @@
 //! Who is at the other end of a connection, and what that one may ask.
 //!
-//! The user id is not enough: an agent may run as root. The peer's cgroup is looked up for every
-//! request; whoever is in an agent's cgroup is that agent. What cannot be found out is refused.
+//! The user id is not enough: an agent may run as root. For every request the kernel is asked for the
+//! peer's label, which no process can shed, and its cgroup is looked at. What cannot be found out is refused.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
@@ -44,8 +44,9 @@ pub struct Peer {
     gid: u32,
     /// Its folder in `/proc`: stands for this process and no later one of the same number.
     folder: OwnedFd,
-    /// From kernels that have it (6.5): proves that `folder` was opened in its lifetime.
-    pidfd: Option<OwnedFd>,
+    /// From the socket on kernels that have it (6.5), where it also proves that `folder` was opened in
+    /// the process's lifetime; else opened by number.
+    pidfd: OwnedFd,
 }
 
 impl Peer {
@@ -57,7 +58,14 @@ impl Peer {
             .filter(|pid| *pid > 0)
             .ok_or(io::ErrorKind::PermissionDenied)?;
         let folder = File::open(format!("/proc/{pid}"))?.into();
-        let pidfd = getsockopt(stream, PeerPidfd).ok();
+        let pidfd = match getsockopt(stream, PeerPidfd) {
+            Ok(pidfd) => pidfd,
+            Err(_) => {
+                let pid =
+                    rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::PermissionDenied)?;
+                rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?
+            }
+        };
         let peer = Self {
             uid: who.uid(),
             gid: who.gid(),
@@ -72,18 +80,16 @@ impl Peer {
 
     /// Whether the process that connected is gone, as far as the kernel can tell.
     fn has_ended(&self) -> bool {
-        let Some(pidfd) = &self.pidfd else {
-            return false;
-        };
-        let mut ready = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let mut ready = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
         poll(&mut ready, PollTimeout::ZERO) != Ok(0)
     }
 
-    /// What it may ask now. `agent_of` knows the agent of a cgroup folder below `mount`.
-    pub fn access(
+    /// What it may ask now. `agent_of` knows the agent (name and session) of a process, by its label or
+    /// by its cgroup's folder below `mount`; an error is taken for the worst.
+    pub fn access<E>(
         &self,
         mount: &Path,
-        agent_of: impl FnOnce(&Path) -> Option<(String, u32)>,
+        agent_of: impl FnOnce(BorrowedFd<'_>, &Path) -> Result<Option<(String, u32)>, E>,
     ) -> Access {
         if self.has_ended() {
             return Access::None;
@@ -94,6 +100,10 @@ impl Peer {
         let Some(inside) = path_in(&cgroup) else {
             return Access::None;
         };
+        let folder = mount.join(inside.trim_start_matches('/'));
+        let Ok(agent) = agent_of(self.pidfd.as_fd(), &folder) else {
+            return Access::None;
+        };
         let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
         decide(
             self.uid,
@@ -101,7 +111,7 @@ impl Peer {
             inside,
             &status,
             gid_of(&group, GROUP),
-            |inside| agent_of(&mount.join(inside.trim_start_matches('/'))),
+            agent,
         )
     }
 
@@ -125,9 +135,9 @@ fn decide(
     cgroup: &str,
     status: &str,
     group: Option<u32>,
-    agent_of: impl FnOnce(&str) -> Option<(String, u32)>,
+    agent: Option<(String, u32)>,
 ) -> Access {
-    if let Some((agent, session)) = agent_of(cgroup) {
+    if let Some((agent, session)) = agent {
         return Access::Why { agent, session };
     }
     // Left over from another engine, or of a path that only looks outside.
@@ -172,9 +182,8 @@ mod tests {
     const STATUS: &str = "Name:\tx\nGroups:\t4 27 990 \nNgid:\t0\n";
 
     fn access(uid: u32, cgroup: &str) -> Access {
-        decide(uid, uid, cgroup, STATUS, Some(990), |cgroup| {
-            cgroup.starts_with("/work/a").then(|| ("a".to_owned(), 3))
-        })
+        let agent = cgroup.starts_with("/work/a").then(|| ("a".to_owned(), 3));
+        decide(uid, uid, cgroup, STATUS, Some(990), agent)
     }
 
     #[test]
@@ -191,16 +200,10 @@ mod tests {
     fn others_need_root_or_the_group() {
         assert_eq!(access(0, "/user.slice"), Access::Full);
         assert_eq!(access(1000, "/user.slice"), Access::Look);
-        let nobody = decide(1000, 1000, "/", "Groups:\t4\n", Some(990), |_| None);
+        let nobody = decide(1000, 1000, "/", "Groups:\t4\n", Some(990), None);
         assert_eq!(nobody, Access::None);
-        assert_eq!(
-            decide(1000, 1000, "/", STATUS, None, |_| None),
-            Access::None
-        );
-        assert_eq!(
-            decide(1000, 990, "/", "", Some(990), |_| None),
-            Access::Look
-        );
+        assert_eq!(decide(1000, 1000, "/", STATUS, None, None), Access::None);
+        assert_eq!(decide(1000, 990, "/", "", Some(990), None), Access::Look);
     }
 
     #[test]
@@ -223,16 +226,16 @@ mod tests {
         let peer = Peer::of(&one).unwrap();
         assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
         assert!(!peer.has_ended());
-        let access = peer.access(Path::new("/x"), |path| {
+        let access = peer.access(Path::new("/x"), |_, path| {
             assert!(path.starts_with("/x"));
-            Some(("me".to_owned(), 1))
+            Ok::<_, ()>(Some(("me".to_owned(), 1)))
         });
-        assert_eq!(
-            access,
-            Access::Why {
-                agent: "me".to_owned(),
-                session: 1
-            }
-        );
+        let why = Access::Why {
+            agent: "me".to_owned(),
+            session: 1,
+        };
+        assert_eq!(access, why);
+        let unknown = peer.access(Path::new("/x"), |_, _| Err(()));
+        assert_eq!(unknown, Access::None);
     }
 }

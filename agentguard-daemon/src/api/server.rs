@@ -19,6 +19,7 @@ use super::wire::{AttachRequest, BODY_MAX, PREFIX, Problem, Reloaded, Status, Ta
 use super::{Access, Peer};
 use crate::audit::Notice;
 use crate::cli::exit::Exit;
+use crate::kernel::KernelError;
 use crate::session::{Attach, Engine, GuardianAction, PolicyRequest, SessionError, Target};
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -74,8 +75,16 @@ impl From<SessionError> for Refusal {
 }
 
 async fn answer(request: Request<Incoming>, engine: &Arc<Engine>, peer: &Peer) -> Answer {
-    let access = peer.access(engine.hierarchy().mount(), |path| {
-        engine.agent_of_cgroup(path)
+    let access = peer.access(engine.hierarchy().mount(), |pidfd, cgroup| {
+        let label = engine.label_of(pidfd)?;
+        Ok::<_, KernelError>(match label {
+            // The agent may be gone, and the label still there: that is nobody, and governed.
+            Some(label) => {
+                let name = engine.agent_of_session(label.session);
+                Some((name.unwrap_or_default(), label.session))
+            }
+            None => engine.agent_of_cgroup(cgroup),
+        })
     });
     let answered = route(request, engine, &access).await;
     answered.unwrap_or_else(|refusal| {

@@ -69,8 +69,6 @@ pub struct Notice {
 struct Session {
     name: Arc<str>,
     tally: Tally,
-    /// Processes that the kernel said it labelled on entry.
-    entered: u64,
     refusals: VecDeque<Arc<Notice>>,
 }
 
@@ -134,7 +132,6 @@ impl Recorder {
             Session {
                 name,
                 tally: Tally::default(),
-                entered: 0,
                 refusals: VecDeque::new(),
             },
         );
@@ -165,11 +162,6 @@ impl Recorder {
             .get(&session)
             .map(|s| s.tally)
             .unwrap_or_default()
-    }
-
-    /// Processes that came under governance from outside, as the kernel recorded it.
-    pub fn entered(&self, session: u32) -> u64 {
-        self.sessions.get(&session).map_or(0, |s| s.entered)
     }
 
     /// Whether lines wait to be written.
@@ -272,7 +264,6 @@ impl Recorder {
             Review::Disagrees(what) => (None, Some(what)),
         };
         let name = self.sessions.get_mut(&event.session).map(|session| {
-            session.entered += u64::from(event.operation == Operation::Attach);
             match event.verdict {
                 Verdict::Deny | Verdict::Ask => session.tally.denied += 1,
                 Verdict::WouldDeny => session.tally.would_deny += 1,

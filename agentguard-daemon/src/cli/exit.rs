@@ -56,6 +56,7 @@ impl From<&SessionError> for Exit {
                 Self::Usage
             }
             SessionError::Log(LogError::Busy(_))
+            | SessionError::AlreadyGoverned { .. }
             | SessionError::Registry(
                 RegistryError::NameTaken(_)
                 | RegistryError::CgroupTaken { .. }

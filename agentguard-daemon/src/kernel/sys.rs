@@ -156,7 +156,11 @@ fn element(
 }
 
 /// Reads from task storage what the process behind a pidfd has there. False: nothing.
-pub fn look_up_task<T>(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>, value: &mut T) -> io::Result<bool>
+pub fn look_up_task<T>(
+    map: BorrowedFd<'_>,
+    pidfd: BorrowedFd<'_>,
+    value: &mut T,
+) -> io::Result<bool>
 where
     T: zerocopy::FromBytes + zerocopy::IntoBytes,
 {

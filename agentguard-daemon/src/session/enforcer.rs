@@ -1,6 +1,8 @@
 //! What sessions ask of the kernel, so that their logic can be tested without one.
 
-use agentguard_common::label::Membership;
+use std::os::fd::BorrowedFd;
+
+use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
 use crate::kernel::{Guard, KernelError};
@@ -21,6 +23,8 @@ pub trait Enforcer: Send {
     fn unlabel(&mut self, agent: u32) -> Result<usize, KernelError>;
     /// Tasks that may lack their label.
     fn unsettled(&self) -> Result<u64, KernelError>;
+    /// The label of the process behind a pidfd.
+    fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError>;
     /// Records lost so far, by class.
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError>;
 }
@@ -52,6 +56,10 @@ impl Enforcer for Guard {
 
     fn unsettled(&self) -> Result<u64, KernelError> {
         Guard::unsettled(self)
+    }
+
+    fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
+        Guard::label_of(self, pidfd)
     }
 
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {

@@ -4,18 +4,20 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use agentguard_common::label::Label;
 use serde::{Deserialize, Serialize};
 
 use super::{Enforcer, Guardian, GuardianAction, Pump, SessionError, Watcher, canary};
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry, RegistryError};
 use crate::audit::{Log, Record, Recorder, Tally, record::op};
 use crate::event::escape::escape;
-use crate::kernel::{Guard, GuardOptions};
+use crate::kernel::{Guard, GuardOptions, KernelError};
 use crate::policy::{self, LoadOptions, Mode, Policy};
 
 /// How long a cgroup may take to freeze or thaw.
@@ -280,7 +282,7 @@ impl Engine {
                 .judge()
                 .add(generation, policy.clone(), &generations);
         }
-        if let Err(error) = self.govern(&agent, &table, &request).await {
+        if let Err(error) = self.govern(&agent, &table, &request) {
             self.undo(&agent);
             return Err(error);
         }
@@ -334,10 +336,12 @@ impl Engine {
             Target::Cgroup(path) => Some(self.hierarchy.open(path)?),
             Target::Process(pid) => {
                 check_process(*pid)?;
-                let path = self.hierarchy.of_process(*pid)?;
-                if let Some(agent) = lock(&self.state).registry.of_cgroup(&path) {
-                    let name = agent.name.clone();
-                    return Err(RegistryError::CgroupTaken { path, name }.into());
+                if let Some(label) = self.label_of_process(*pid)? {
+                    let agent = self.agent_of_session(label.session);
+                    return Err(SessionError::AlreadyGoverned {
+                        pid: *pid,
+                        agent: agent.unwrap_or_else(|| "another".to_owned()),
+                    });
                 }
                 None
             }
@@ -370,12 +374,7 @@ impl Engine {
     }
 
     /// Policy first, then the cgroup, then the tasks.
-    async fn govern(
-        &self,
-        agent: &Agent,
-        table: &[u8],
-        request: &Attach,
-    ) -> Result<(), SessionError> {
+    fn govern(&self, agent: &Agent, table: &[u8], request: &Attach) -> Result<(), SessionError> {
         if let Some(guardian) = &self.guardian {
             lock(guardian).add(agent.cgroup.path(), request.on_death)?;
         }
@@ -392,19 +391,31 @@ impl Engine {
         label()?;
         match request.target {
             Target::Cgroup(_) => Ok(()),
-            Target::Process(pid) => self.confirm(agent, pid).await,
+            Target::Process(pid) => self.confirm(agent, pid),
         }
     }
 
-    /// The kernel's own record that it labelled the process.
-    async fn confirm(&self, agent: &Agent, pid: u32) -> Result<(), SessionError> {
-        self.pump.drain().await;
-        let entered = self.recorder().entered(agent.session) > 0;
-        if entered && agent.cgroup.processes()?.contains(&pid) {
-            Ok(())
-        } else {
-            Err(SessionError::NotConfirmed(pid))
+    /// Asks the kernel whether the process carries the label.
+    fn confirm(&self, agent: &Agent, pid: u32) -> Result<(), SessionError> {
+        match self.label_of_process(pid)? {
+            Some(label) if (label.agent, label.session) == (agent.slot, agent.session) => Ok(()),
+            _ => Err(SessionError::NotConfirmed(pid)),
         }
+    }
+
+    fn label_of_process(&self, pid: u32) -> Result<Option<Label>, SessionError> {
+        let raw = i32::try_from(pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        let raw = raw.ok_or(SessionError::NoProcess(pid))?;
+        let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+            .map_err(|_| SessionError::NoProcess(pid))?;
+        Ok(self.label_of(pidfd.as_fd())?)
+    }
+
+    /// The label of the process behind a pidfd, wherever it is.
+    pub fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
+        lock(&self.enforcer).label_of(pidfd)
     }
 
     /// After an error half way: nothing stays labelled, and the process is where it was.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use agentguard_common::label::Membership;
+use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
 use super::engine::Parts;
@@ -87,6 +87,10 @@ impl Enforcer for Memory {
 
     fn unsettled(&self) -> Result<u64, KernelError> {
         Ok(0)
+    }
+
+    fn label_of(&self, _: std::os::fd::BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
+        Ok(None)
     }
 
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {

@@ -40,9 +40,19 @@ pub enum SessionError {
     Canary(String),
     /// A process could not be seen to carry its label.
     #[error(
-        "process {0} was moved into its cgroup, but the kernel did not confirm that it is governed; it may carry the label of an agent that is gone: start it anew"
+        "process {0} was moved into its cgroup, but the kernel says that it is not governed; it is not run"
     )]
     NotConfirmed(u32),
+    /// A process that is somebody's already.
+    #[error(
+        "process {pid} belongs to the agent `{agent}` already; `agentguard detach {agent}` first"
+    )]
+    AlreadyGoverned {
+        /// The process.
+        pid: u32,
+        /// Whose it is.
+        agent: String,
+    },
     /// No such process.
     #[error("there is no process {0}")]
     NoProcess(u32),
