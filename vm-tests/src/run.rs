@@ -16,7 +16,7 @@ use crate::fixture::{self, Picture};
 use crate::guard::{Agent, Group, write_policy};
 use crate::listen;
 use crate::row::{Actor, Expect, Family, Row};
-use crate::trail::{Trail, Wanted};
+use crate::trail::{START, Trail, Wanted};
 
 /// What rows are run under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,9 +323,16 @@ impl Runner {
             .as_ref()
             .or_else(|| row.act.get(1))
             .map(|target| fixture::expand(target));
+        // A path rule refuses a program when the kernel opens it to run it.
+        let denied = matches!(row.expect, Expect::Denied | Expect::Killed);
+        let op = if denied && row.operation() == "exec" {
+            START
+        } else {
+            row.operation()
+        };
         let wanted = Wanted {
             agent: Some(agent.name.clone()),
-            op: Some(row.operation().to_owned()),
+            op: Some(op.to_owned()),
             target,
             verdict: Some(row.expect.verdict().to_owned()),
             rule: row.rule.clone(),
@@ -333,8 +340,9 @@ impl Runner {
             pid: None,
         };
         self.trail.wait(mark, &wanted)?;
-        if matches!(row.expect, Expect::Denied | Expect::Killed) {
+        if denied && wanted.target.as_deref() != Some("*") {
             let contrary = Wanted {
+                op: Some(row.operation().to_owned()),
                 verdict: Some("allow".to_owned()),
                 rule: None,
                 cause: None,

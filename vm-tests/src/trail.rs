@@ -13,6 +13,9 @@ use serde_json::Value;
 /// How long a record may take from the act to the file. Guests are emulated and busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// As an operation: a program's start, refused at its exec or already when it is opened for that.
+pub const START: &str = "start of a program";
+
 /// What a record must say. Fields that are absent may have any value.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -33,12 +36,11 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// A path rule refuses a program when the kernel opens it to run it: that is an exec as well.
     fn op_fits(&self, record: &Value) -> bool {
         let text = |key: &str| record.get(key).and_then(Value::as_str).unwrap_or_default();
         match self.op.as_deref() {
             None | Some("*") => true,
-            Some("exec") => text("op") == "exec" || text("access") == "exec",
+            Some(START) => text("op") == "exec" || text("access") == "exec",
             Some(op) => text("op") == op,
         }
     }
