@@ -58,13 +58,11 @@ impl Peer {
             .filter(|pid| *pid > 0)
             .ok_or(io::ErrorKind::PermissionDenied)?;
         let folder = File::open(format!("/proc/{pid}"))?.into();
-        let pidfd = match getsockopt(stream, PeerPidfd) {
-            Ok(pidfd) => pidfd,
-            Err(_) => {
-                let pid =
-                    rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::PermissionDenied)?;
-                rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?
-            }
+        let pidfd = if let Ok(pidfd) = getsockopt(stream, PeerPidfd) {
+            pidfd
+        } else {
+            let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::PermissionDenied)?;
+            rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?
         };
         let peer = Self {
             uid: who.uid(),

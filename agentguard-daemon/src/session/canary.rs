@@ -7,8 +7,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::engine::{Attach, Engine, PolicyRequest, Target};
-use super::{GuardianAction, SessionError};
+use super::{Attach, Engine, GuardianAction, PolicyRequest, SessionError, Target};
 use crate::agent::Name;
 
 /// The hidden subcommand that runs [`probe`].

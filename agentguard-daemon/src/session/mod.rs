@@ -4,6 +4,7 @@
 //! a label is given before a command runs, and whatever fails on the way leaves nothing ungoverned
 //! that was said to be governed.
 
+mod attach;
 mod canary;
 mod enforcer;
 mod engine;
@@ -12,14 +13,18 @@ mod engine_tests;
 mod error;
 mod guardian;
 mod launch;
+mod number;
 mod pump;
+mod request;
+mod swap;
 mod watch;
 
 pub use canary::probe as canary_child;
 pub use enforcer::Enforcer;
-pub use engine::{AgentInfo, Attach, Engine, EngineOptions, PolicyRequest, Target};
+pub use engine::Engine;
 pub use error::SessionError;
 pub use guardian::{Action as GuardianAction, Guardian, run as guardian_child};
 pub use launch::{Launch, Launched, exec as launch_child, shell_status};
 pub use pump::Pump;
+pub use request::{AgentInfo, Attach, EngineOptions, PolicyRequest, Target};
 pub use watch::Watcher;

@@ -1,0 +1,113 @@
+//! What sessions are asked for, and what they are said to be.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{GuardianAction, SessionError};
+use crate::agent::Name;
+use crate::audit::Tally;
+use crate::policy::{self, LoadOptions, Policy};
+
+/// How an engine is started.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Type information to use instead of the running kernel's own.
+    pub btf: Option<PathBuf>,
+    /// The audit log.
+    pub log: PathBuf,
+    /// Folders of policies that are given by name.
+    pub search: Vec<PathBuf>,
+    /// State that outlives the engine: the number of the last session.
+    pub state: PathBuf,
+}
+
+/// A policy as it was asked for, so that it can be read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRequest {
+    /// Name or path.
+    pub policy: String,
+    /// Values of its variables.
+    #[serde(default)]
+    pub vars: BTreeMap<String, String>,
+}
+
+impl PolicyRequest {
+    /// The policy of the self-test.
+    pub(super) fn deny_everything() -> Self {
+        Self {
+            policy: DENY_EVERYTHING.to_owned(),
+            vars: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn load(&self, search: &[PathBuf]) -> Result<Policy, SessionError> {
+        let options = LoadOptions {
+            search: search.to_vec(),
+            vars: self.vars.clone(),
+        };
+        if self.policy == DENY_EVERYTHING {
+            let text = "version: 1\nname: self-test\n";
+            return Ok(policy::load_text(
+                Path::new("self-test.yaml"),
+                text,
+                &options,
+            )?);
+        }
+        Ok(policy::load(&self.policy, &options)?)
+    }
+}
+
+/// Not a possible name or path of a file.
+const DENY_EVERYTHING: &str = "\0";
+
+/// What to bring under governance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A process, moved into a new cgroup.
+    Process(u32),
+    /// An existing cgroup with everything in it and below.
+    Cgroup(PathBuf),
+}
+
+/// What attaching needs.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// Name of the agent; by default that of the policy.
+    pub name: Option<Name>,
+    /// Its policy.
+    pub policy: PolicyRequest,
+    /// Who.
+    pub target: Target,
+    /// What becomes of it if the engine dies.
+    pub on_death: GuardianAction,
+}
+
+/// One agent, for people and programs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentInfo {
+    /// Its name.
+    pub name: String,
+    /// Its session.
+    pub session: u32,
+    /// Name of its policy.
+    pub policy: String,
+    /// `enforce` or `shadow`.
+    pub mode: String,
+    /// Generation of its policy.
+    pub generation: u32,
+    /// Files of its policy.
+    pub files: Vec<PathBuf>,
+    /// Its cgroup.
+    pub cgroup: PathBuf,
+    /// Processes in the cgroup.
+    pub processes: usize,
+    /// Whether it is frozen.
+    pub frozen: bool,
+    /// When it came under governance, in seconds since 1970.
+    pub since: u64,
+    /// What it did so far.
+    pub tally: Tally,
+}

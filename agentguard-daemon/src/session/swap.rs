@@ -1,0 +1,111 @@
+//! Another policy for a governed agent, in one step. On any error the one before stays in force.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::engine::{Engine, InForce, about, lock, watch};
+use super::{AgentInfo, PolicyRequest, SessionError};
+use crate::agent::{Agent, RegistryError};
+use crate::audit::{Record, record::op};
+use crate::event::escape::escape;
+use crate::policy::Policy;
+
+impl Engine {
+    /// Gives an agent another policy, or reads its policy again. On an error the one before stays.
+    pub async fn swap(
+        &self,
+        name: &str,
+        request: Option<PolicyRequest>,
+    ) -> Result<AgentInfo, SessionError> {
+        let _alone = self.one_at_a_time.lock().await;
+        let (agent, request) = {
+            let state = lock(&self.state);
+            let agent = state.registry.find(name)?.clone();
+            let request = request
+                .or_else(|| Some(state.in_force.get(&agent.slot)?.request.clone()))
+                .ok_or_else(|| RegistryError::Unknown(name.to_owned()))?;
+            (agent, request)
+        };
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
+        let swapped = match self.compile(&request, generation).await {
+            Ok((policy, table)) => self.replace(&agent, request, policy, &table, generation),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &swapped {
+            let what = error.line();
+            tracing::error!(
+                "the policy of `{name}` was not replaced, the one before stays in force: {what}"
+            );
+            self.note(Record {
+                agent: Some(Cow::Borrowed(name)),
+                session: Some(agent.session),
+                detail: Some(escape(what.as_bytes())),
+                ..Record::new(op::POLICY_ERROR)
+            });
+        }
+        swapped
+    }
+
+    fn replace(
+        &self,
+        agent: &Agent,
+        request: PolicyRequest,
+        policy: Arc<Policy>,
+        table: &[u8],
+        generation: u32,
+    ) -> Result<AgentInfo, SessionError> {
+        let generations = self.generations();
+        self.recorder()
+            .judge()
+            .add(generation, policy.clone(), &generations);
+        lock(&self.enforcer).install(agent.slot, table)?;
+        self.note(about(agent, op::POLICY_INSTALL, &policy, generation));
+        if let Some(watcher) = &*lock(&self.watcher) {
+            watch(watcher, &policy);
+        }
+        let mut state = lock(&self.state);
+        state.in_force.insert(
+            agent.slot,
+            InForce {
+                request,
+                policy,
+                generation,
+            },
+        );
+        self.info(&state, agent.slot)
+            .ok_or_else(|| RegistryError::Unknown(agent.name.to_string()).into())
+    }
+
+    /// Reads the policies again of all agents, or of those to which one of the files belongs.
+    /// Gives for each agent what came of it.
+    pub async fn reload(
+        &self,
+        files: Option<&HashSet<PathBuf>>,
+    ) -> Vec<(String, Result<AgentInfo, SessionError>)> {
+        let names: Vec<String> = {
+            let state = lock(&self.state);
+            let concerned = |agent: &&Agent| {
+                files.is_none_or(|files| {
+                    let in_force = state.in_force.get(&agent.slot);
+                    in_force
+                        .is_some_and(|it| it.policy.files().iter().any(|file| files.contains(file)))
+                })
+            };
+            state
+                .registry
+                .iter()
+                .filter(concerned)
+                .map(|agent| agent.name.to_string())
+                .collect()
+        };
+        let mut outcomes = Vec::new();
+        for name in names {
+            let outcome = self.swap(&name, None).await;
+            outcomes.push((name, outcome));
+        }
+        outcomes
+    }
+}
