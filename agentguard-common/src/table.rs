@@ -16,7 +16,7 @@ use crate::verdict::Verdict;
 pub const MAGIC: u32 = 0x4147_5431; // "1TGA"
 
 /// Table sizes in bytes. A policy goes into the smallest that holds it. Powers of two.
-pub const SMALL_TABLE: usize = 256 << 10;
+pub const SMALL_TABLE: usize = 4 << 20;
 /// See [`SMALL_TABLE`].
 pub const LARGE_TABLE: usize = 16 << 20;
 
