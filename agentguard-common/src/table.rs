@@ -148,6 +148,6 @@ const _: () = {
     assert!(core::mem::offset_of!(TableHeader, floating) == 48);
     assert!(core::mem::offset_of!(TableHeader, command) == 64);
     assert!(core::mem::offset_of!(TableHeader, network) == 80);
-    assert!(ROWS % 4 == 0);
+    assert!(ROWS.is_multiple_of(4));
     assert!(SMALL_TABLE.is_power_of_two() && LARGE_TABLE.is_power_of_two());
 };

@@ -47,6 +47,7 @@ stable! {
 impl Verdict {
     /// The stricter of two verdicts.
     #[inline(always)]
+    #[must_use]
     pub const fn strictest(self, other: Self) -> Self {
         if (self as u8) >= (other as u8) {
             self

@@ -86,7 +86,7 @@ fn now() -> u64 {
     };
     // SAFETY: a live timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_RAW, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }
 
 fn open_close(path: &CString) {
@@ -116,19 +116,13 @@ fn udp_connect() {
     }
 }
 
-fn spawn(program: &CString) {
-    // SAFETY: the child only calls execve and _exit.
-    unsafe {
-        let pid = libc::vfork();
-        if pid == 0 {
-            let argv = [program.as_ptr(), std::ptr::null()];
-            libc::execve(program.as_ptr(), argv.as_ptr(), std::ptr::null());
-            libc::_exit(127);
-        }
-        let mut status = 0;
-        libc::waitpid(pid, &raw mut status, 0);
-        assert_eq!(status, 0, "the program failed");
-    }
+/// The standard library starts programs with `vfork` semantics.
+fn spawn(program: &str) {
+    let status = std::process::Command::new(program).env_clear().status();
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "the program failed"
+    );
 }
 
 fn measure(times: usize, mut act: impl FnMut()) -> u64 {
@@ -158,17 +152,15 @@ fn child(governed: bool) -> [u64; 4] {
         }
         let parameter = libc::sched_param { sched_priority: 10 };
         // SAFETY: a live parameter.
-        assert_eq!(
-            unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) },
-            0
-        );
-        let [short, long, program] =
-            [SHORT, LONG, "/bin/true"].map(|path| CString::new(path).expect("no NUL"));
+        let real_time =
+            unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+        assert_eq!(real_time, 0, "a real-time priority needs root");
+        let [short, long] = [SHORT, LONG].map(|path| CString::new(path).expect("no NUL"));
         let results = [
             measure(1000, || open_close(&short)),
             measure(1000, || open_close(&long)),
             measure(500, udp_connect),
-            measure(40, || spawn(&program)),
+            measure(40, || spawn("/bin/true")),
         ];
         let text = results.map(|r| r.to_string()).join(" ");
         std::io::Write::write_all(&mut writer, text.as_bytes()).expect("write the results");
@@ -203,7 +195,7 @@ fn run(dir: &Path) -> anyhow::Result<()> {
         for (index, value) in row.iter().enumerate() {
             let text = base.map_or_else(
                 || value.to_string(),
-                |base| format!("{:+}", *value as i64 - base[index] as i64),
+                |base| format!("{:+}", value.cast_signed() - base[index].cast_signed()),
             );
             let width = if index < 2 { 12 } else { 14 };
             let _ = write!(line, "{text:>width$}");

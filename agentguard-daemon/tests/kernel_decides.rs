@@ -1,6 +1,12 @@
 //! The kernel's own decide code against the naive reference, in bulk: the classifier `selftest` runs
 //! the code of the hooks under `BPF_PROG_TEST_RUN`, which needs root but no BPF LSM.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::large_stack_arrays,
+    reason = "a test says where it fails"
+)]
+
 use agentguard::kernel::{Guard, GuardOptions};
 use agentguard::policy::{Action, LoadOptions, Walks, generate::Generator, load_text};
 use agentguard_common::selftest::{Case, kind};
@@ -90,7 +96,7 @@ impl Kernel {
         };
         case.path_len = path.len() as u32;
         case.bytes[..path.len()].copy_from_slice(path);
-        self.input.set(0, &*self.case, 0).unwrap();
+        self.input.set(0, *self.case, 0).unwrap();
         let program: &mut SchedClassifier = self
             .guard
             .object()

@@ -109,7 +109,7 @@ pub fn create_table_map(value_size: u32) -> io::Result<OwnedFd> {
         value_size,
         max_entries: 1,
         map_flags: BPF_F_RDONLY_PROG,
-        btf_fd: types.as_raw_fd() as u32,
+        btf_fd: types.as_raw_fd().cast_unsigned(),
         btf_key_type_id: 1,
         btf_value_type_id: 3,
         ..CreateMap::default()
@@ -140,7 +140,7 @@ fn element(
     value: *const u8,
 ) -> io::Result<()> {
     let mut attr = Element {
-        map_fd: map.as_raw_fd() as u32,
+        map_fd: map.as_raw_fd().cast_unsigned(),
         key: (&raw const key).addr() as u64,
         value: value.addr() as u64,
         ..Element::default()
@@ -164,7 +164,7 @@ pub fn look_up_task<T>(
 where
     T: zerocopy::FromBytes + zerocopy::IntoBytes,
 {
-    let key = pidfd.as_raw_fd() as u32;
+    let key = pidfd.as_raw_fd().cast_unsigned();
     match element(
         BPF_MAP_LOOKUP_ELEM,
         map,

@@ -11,7 +11,7 @@ use super::subset::Dfa;
 /// Both labels as one, the way the kernel joins them: the strictest for each access.
 fn joined(a: Label, b: Label) -> Label {
     let bit = EXEC_BY_COMMAND as Label;
-    (a & 3).max(b & 3) | (a & 12).max(b & 12) | (a & 48).max(b & 48) | ((a | b) & bit)
+    (a & 3).max(b & 3) | (a & 0xc).max(b & 0xc) | (a & 0x30).max(b & 0x30) | ((a | b) & bit)
 }
 
 /// The product of two automata over the same classes, or `None` beyond `limit` states.
