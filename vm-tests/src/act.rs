@@ -49,7 +49,10 @@ pub const RESULT: &str = "\u{1}errno ";
 /// Uid and gid of the ordinary user.
 pub const USER: u32 = 1000;
 
-/// The process that performs one act: waits for a byte on standard input (the parent has put it
+/// Says that the process is loaded: from here on it opens nothing but what the act opens.
+pub const READY: u8 = b'>';
+
+/// The process that performs one act: says that it is ready, waits for a byte on standard input (the parent has put it
 /// where it belongs), drops privileges, acts, reports. Does not return from a successful exec.
 pub fn main(user: bool, cwd: Option<&str>, act: &[String]) -> i32 {
     let outcome = prepare(user, cwd).and_then(|()| perform(act));
@@ -69,6 +72,7 @@ fn prepare(user: bool, cwd: Option<&str>) -> io::Result<()> {
     if let Some(cwd) = cwd {
         std::env::set_current_dir(cwd)?;
     }
+    io::stderr().write_all(&[READY])?;
     io::stdin().read_exact(&mut [0])?;
     if user {
         setgroups(&[])?;

@@ -2,7 +2,7 @@
 //! holds what happened against the row.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::act::RESULT;
+use crate::act::{READY, RESULT};
 use crate::fixture::{self, Picture};
 use crate::guard::{Agent, Group, write_policy};
 use crate::listen;
@@ -115,6 +115,15 @@ pub fn perform(
         .spawn()
         .context("failed to start the act")?;
     let pid = child.id();
+    // The loader's own opens must not be judged: wait until the process says that it has begun.
+    let mut ready = [0];
+    child
+        .stderr
+        .as_mut()
+        .context("the act has no error output")?
+        .read_exact(&mut ready)
+        .context("the act did not begin")?;
+    ensure!(ready == [READY], "the act began with {ready:?}");
     if let Some(group) = group {
         group.take(pid)?;
     }
