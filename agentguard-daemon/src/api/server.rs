@@ -160,6 +160,12 @@ async fn route(
                 &engine.swap(name, Some(request)).await?,
             ))
         }
+        (&Method::POST, ["agents", name, "end"]) => {
+            may_change(access)?;
+            let session = parameter(&query, "session").and_then(|it| it.parse::<u32>().ok());
+            let session = session.ok_or_else(|| Refusal::Bad("name the session".to_owned()))?;
+            Ok(json(StatusCode::OK, &engine.end(name, session).await?))
+        }
         (&Method::POST, ["agents", name, act]) => {
             may_change(access)?;
             match *act {

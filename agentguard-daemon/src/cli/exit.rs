@@ -68,7 +68,7 @@ impl From<&SessionError> for Exit {
             SessionError::Log(_) | SessionError::Cgroup(_) | SessionError::Io { .. } => {
                 Self::InputOutput
             }
-            SessionError::Spawn { .. } => Self::Failure,
+            SessionError::Spawn { .. } | SessionError::Survivors { .. } => Self::Failure,
         }
     }
 }

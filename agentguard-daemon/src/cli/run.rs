@@ -146,14 +146,14 @@ async fn govern(args: RunArgs, mut signals: mpsc::Receiver<siginfo>) -> Result<u
     if let Some(signal) = ended_early(&mut signals) {
         // Dropping the command, which has not begun, ends it.
         drop(launched);
-        host.detach(&agent.name).await?;
+        host.end(&agent).await?;
         host.stop().await;
         return Ok(128 + signal as u8);
     }
     launched.go()?;
     let status = attend(&mut launched, &mut signals, &mut denials, &mut summary).await?;
     leftovers(args.leftovers, &mut host, &agent).await?;
-    let agent = host.detach(&agent.name).await?;
+    let agent = host.end(&agent).await?;
     let refused = agent.tally.denied + agent.tally.would_deny;
     while summary.count() < refused
         && let Ok(line) = tokio::time::timeout(STRAGGLERS, denials.next()).await
@@ -297,12 +297,14 @@ impl Host {
         }
     }
 
-    async fn detach(&mut self, name: &str) -> Result<AgentInfo, CliError> {
+    /// Nothing of the agent outlives this, in whatever cgroup it is.
+    async fn end(&mut self, agent: &AgentInfo) -> Result<AgentInfo, CliError> {
         match self {
-            Self::Here(engine) => Ok(engine.detach(name).await?),
-            Self::Daemon { client, .. } => Ok(client
-                .ask(Method::DELETE, &format!("/agents/{name}"))
-                .await?),
+            Self::Here(engine) => Ok(engine.end(&agent.name, agent.session).await?),
+            Self::Daemon { client, .. } => {
+                let path = format!("/agents/{}/end?session={}", agent.name, agent.session);
+                Ok(client.ask(Method::POST, &path).await?)
+            }
         }
     }
 

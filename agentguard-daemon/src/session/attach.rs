@@ -1,9 +1,7 @@
-//! Bringing a process or cgroup under a policy, and letting it go.
+//! Bringing a process or cgroup under a policy.
 //!
-//! Policy first, then the cgroup, then the tasks; on the way back the labels first and the policy
-//! last. Whatever fails half way is undone.
+//! Policy first, then the cgroup, then the tasks. Whatever fails half way is undone.
 
-use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,16 +10,14 @@ use std::time::SystemTime;
 
 use agentguard_common::label::Label;
 
-use super::engine::{Engine, InForce, PATIENCE, about, escape_path, lock, watch};
+use super::engine::{Engine, InForce, about, escape_path, lock, watch};
+use super::leave::Parting;
 use super::number::next_session;
 use super::{AgentInfo, Attach, PolicyRequest, SessionError, Target};
-use crate::agent::{Agent, Cgroup, Name, RegistryError};
-use crate::audit::{Record, Tally, record::op};
+use crate::agent::{Agent, Name, RegistryError};
+use crate::audit::record::op;
 use crate::kernel::KernelError;
 use crate::policy::Policy;
-
-/// Rounds of taking labels away; each finds only children of tasks that forked during the one before.
-const UNLABEL_ROUNDS: usize = 100;
 
 impl Engine {
     /// Brings a process or cgroup under a policy. When it returns, every task of it is labelled.
@@ -181,99 +177,9 @@ impl Engine {
 
     /// After an error half way: nothing stays labelled, and the process is where it was.
     fn undo(&self, agent: &Agent) {
-        if let Err(error) = self.let_go(agent) {
+        if let Err(error) = self.let_go(agent, Parting::Freed) {
             tracing::error!("failed to undo an attach that had failed: {error}");
         }
-    }
-
-    /// Takes labels and policy away, puts processes back, removes a cgroup of our own.
-    fn let_go(&self, agent: &Agent) -> Result<(), SessionError> {
-        let was_frozen = agent.cgroup.is_frozen();
-        if !was_frozen && !agent.cgroup.is_empty() {
-            // Nobody forks while labels are taken away.
-            agent.cgroup.freeze(PATIENCE)?;
-        }
-        {
-            let mut enforcer = lock(&self.enforcer);
-            enforcer.release(agent.cgroup_id)?;
-            for _ in 0..UNLABEL_ROUNDS {
-                if enforcer.unlabel(agent.slot)? == 0 {
-                    break;
-                }
-            }
-            enforcer.uninstall(agent.slot)?;
-        }
-        if let Some(from) = agent.came_from.clone().filter(|from| from.is_dir()) {
-            let from = Cgroup::at(from);
-            for pid in agent.cgroup.processes()? {
-                // It may have ended.
-                let _ = from.add(pid);
-            }
-        }
-        if !was_frozen && agent.cgroup.is_frozen() {
-            agent.cgroup.thaw(PATIENCE)?;
-        }
-        if let Some(guardian) = &self.guardian {
-            lock(guardian).remove(agent.cgroup.path())?;
-        }
-        if agent.owns_cgroup && agent.cgroup.is_empty() {
-            agent.cgroup.remove()?;
-        }
-        Ok(())
-    }
-
-    /// Lets an agent go: its tasks are no longer governed. Gives what it was.
-    pub async fn detach(&self, name: &str) -> Result<AgentInfo, SessionError> {
-        let _alone = self.one_at_a_time.lock().await;
-        let (agent, info) = {
-            let state = lock(&self.state);
-            let agent = state.registry.find(name)?.clone();
-            let info = self.info(&state, agent.slot);
-            (agent, info)
-        };
-        self.pump.drain().await;
-        self.let_go(&agent)?;
-        self.pump.drain().await;
-        {
-            let mut state = lock(&self.state);
-            state.registry.remove(agent.slot);
-            state.in_force.remove(&agent.slot);
-        }
-        let mut recorder = self.recorder();
-        let tally = recorder.tally(agent.session);
-        let Tally {
-            allowed,
-            denied,
-            would_deny,
-        } = tally;
-        recorder.note(Record {
-            agent: Some(Cow::Borrowed(name)),
-            session: Some(agent.session),
-            target: Some(escape_path(agent.cgroup.path())),
-            detail: Some(
-                format!("{allowed} allowed, {denied} denied, {would_deny} would be denied").into(),
-            ),
-            ..Record::new(op::AGENT_DETACH)
-        });
-        recorder.end_session(agent.session);
-        recorder.sync();
-        let mut info = info.ok_or_else(|| RegistryError::Unknown(name.to_owned()))?;
-        info.tally = tally;
-        Ok(info)
-    }
-
-    /// The end of an agent whose `run` is gone: killed, and let go when nothing of it runs any more.
-    pub async fn end(&self, name: &str, session: u32) -> Result<(), SessionError> {
-        let agent = lock(&self.state).registry.find(name)?.clone();
-        if agent.session != session {
-            return Ok(());
-        }
-        agent.cgroup.kill()?;
-        let wait = tokio::task::spawn_blocking(move || agent.cgroup.wait_empty(PATIENCE));
-        if let Ok(outcome) = wait.await {
-            outcome?;
-        }
-        self.detach(name).await.map(|_| ())
     }
 }
 

@@ -236,7 +236,9 @@ impl Engine {
                 None => self.detach(&agent.name).await.map(|_| ()),
             };
             let outcome = match (outcome, action) {
-                (Ok(()), Some(GuardianAction::Kill)) => self.end(&agent.name, agent.session).await,
+                (Ok(()), Some(GuardianAction::Kill)) => {
+                    self.end(&agent.name, agent.session).await.map(|_| ())
+                }
                 (outcome, _) => outcome,
             };
             if let Err(error) = outcome {

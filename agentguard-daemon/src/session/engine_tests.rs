@@ -1,6 +1,7 @@
 //! Sessions on an enforcer in memory and folders that stand for cgroups.
 
 use std::collections::{BTreeMap, HashSet};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,8 @@ struct Kernel {
     tables: BTreeMap<u32, u32>,
     cgroups: BTreeMap<u64, Membership>,
     labelled: HashSet<u32>,
+    /// Processes that carry the label of the first agent.
+    carriers: HashSet<u32>,
     /// The operation that fails.
     fails: Option<&'static str>,
     /// What was asked, in order.
@@ -89,8 +92,22 @@ impl Enforcer for Memory {
         Ok(0)
     }
 
-    fn label_of(&self, _: std::os::fd::BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
-        Ok(None)
+    fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
+        let kernel = self.0.lock().unwrap();
+        if kernel.fails == Some("look-up") {
+            return Err(KernelError::Slot(0));
+        }
+        let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+        let info = std::fs::read_to_string(path).unwrap();
+        let carries = kernel
+            .carriers
+            .iter()
+            .any(|pid| info.lines().any(|line| line == format!("Pid:\t{pid}")));
+        Ok(carries.then(|| Label {
+            agent: 1,
+            session: 1,
+            ..Label::default()
+        }))
     }
 
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {
@@ -352,4 +369,40 @@ async fn the_first_process_and_ourselves_cannot_be_governed() {
         assert!(outcome.is_err(), "{pid}");
     }
     assert!(bench.kernel(|kernel| kernel.calls.is_empty()));
+}
+
+#[tokio::test]
+async fn the_end_kills_and_takes_no_label_away() {
+    let bench = Bench::new();
+    let agent = bench.attach("a", "/one").await.unwrap();
+    let mut escaped = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    bench.kernel(|kernel| kernel.carriers = HashSet::from([escaped.id()]));
+    assert!(bench.engine.end("a", agent.session + 1).await.is_err());
+    bench.engine.end("a", agent.session).await.unwrap();
+    assert!(!escaped.wait().unwrap().success());
+    let calls = bench.kernel(|kernel| kernel.calls.split_off(3));
+    assert_eq!(calls, ["release", "uninstall"]);
+    assert_eq!(bench.ops()[2..], ["kill", "agent-detach"]);
+    assert!(bench.engine.list().is_empty());
+}
+
+#[tokio::test]
+async fn an_end_that_cannot_be_proved_denies_everything() {
+    let bench = Bench::new();
+    let agent = bench.attach("a", "/one").await.unwrap();
+    bench.kernel(|kernel| kernel.fails = Some("look-up"));
+    assert!(bench.engine.end("a", agent.session).await.is_err());
+    assert_eq!(
+        bench.ops()[2..],
+        ["policy-install", "alarm"],
+        "the slot stays, with a policy that denies everything"
+    );
+    let left = bench.engine.list();
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].policy, "self-test");
+    // A person may still let it go.
+    bench.engine.detach("a").await.unwrap();
 }

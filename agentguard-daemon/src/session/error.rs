@@ -53,6 +53,16 @@ pub enum SessionError {
         /// Whose it is.
         agent: String,
     },
+    /// Processes that escaped from their cgroup and from the hunt for them.
+    #[error(
+        "processes {pids:?} of the agent `{agent}` left its cgroup and have not ended after SIGKILL; they are denied everything; end them, then `agentguard detach {agent}`"
+    )]
+    Survivors {
+        /// The agent.
+        agent: String,
+        /// The processes.
+        pids: Vec<u32>,
+    },
     /// No such process.
     #[error("there is no process {0}")]
     NoProcess(u32),
@@ -94,6 +104,17 @@ impl SessionError {
         match policy.place() {
             Some((file, line, column)) => format!("{file}:{line}:{column}: {policy}; {help}"),
             None => format!("{policy}; {help}"),
+        }
+    }
+}
+
+impl From<std::io::Error> for SessionError {
+    /// Of a look at the processes of this host.
+    fn from(source: std::io::Error) -> Self {
+        Self::Io {
+            call: "look at the processes in",
+            path: PathBuf::from("/proc"),
+            source,
         }
     }
 }
