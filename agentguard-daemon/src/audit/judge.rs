@@ -161,6 +161,8 @@ fn form(event: &Event<'_>) -> u8 {
     let unread = event.arguments.is_empty() && event.aux == 0;
     match event.operation {
         _ if event.reason == Reason::UnixSocket => UNIX,
+        // An allowed one carries the reason of the switch's own default.
+        Operation::Connect | Operation::Send if is_unix(&event.target) => UNIX,
         // Where no rule speaks of starting it, the kernel judges it as read, and says so.
         Operation::Open
             if event.has(agentguard_common::record::record_flags::FOR_EXEC)
@@ -170,6 +172,15 @@ fn form(event: &Event<'_>) -> u8 {
         }
         Operation::Exec if unread => PROGRAM_ONLY,
         _ => OTHER,
+    }
+}
+
+/// Whether a target is a Unix-domain socket, named or not.
+fn is_unix(target: &Target<'_>) -> bool {
+    match target {
+        Target::Unix(..) => true,
+        Target::Socket(destination) => destination.family == 1,
+        Target::Unnamed | Target::Path(_) => false,
     }
 }
 
