@@ -155,6 +155,17 @@ pub fn bare(subject: Subject, operation: Operation, decision: Decision) -> i32 {
     crate::bound::verdict(outcome.refused)
 }
 
+/// Gives a hook's result on; in builds with the feature `log` also to aya-log. Test builds only.
+macro_rules! noted {
+    ($ctx:expr, $hook:literal, $result:expr) => {{
+        let result = $result;
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!(&$ctx, "{} of a governed task gives {}", $hook, result);
+        result
+    }};
+}
+pub(crate) use noted;
+
 /// The address of a ring for the helpers.
 trait ForHelper {
     fn as_ptr_for_helper(&self) -> *mut core::ffi::c_void;

@@ -116,6 +116,7 @@ impl Guard {
             loader.override_global(name, offset, true);
         }
         let mut ebpf = loader.load(OBJECT).map_err(Box::new)?;
+        follow_log(&mut ebpf)?;
         let mut take = |name: &'static str| {
             ebpf.take_map(name).ok_or_else(|| KernelError::Map {
                 map: name,
@@ -341,6 +342,30 @@ impl Guard {
         }
         Ok(losses)
     }
+}
+
+/// Hands what the programs log to the daemon's own log. Only objects built with `AGENTGUARD_EBPF_LOG`
+/// log anything; others have no such map.
+fn follow_log(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let (Ok(logger), Ok(runtime)) = (
+        aya_log::EbpfLogger::init(ebpf),
+        tokio::runtime::Handle::try_current(),
+    ) else {
+        return Ok(());
+    };
+    // SAFETY: the logger owns its descriptor for as long as it lives, and always gives the same one.
+    let logger = unsafe { tokio::io::unix::AsyncFd::register(logger) };
+    let mut logger = logger.map_err(|error| KernelError::Io {
+        action: "watch the programs' log",
+        error: io::Error::other(error.to_string()),
+    })?;
+    runtime.spawn(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+    Ok(())
 }
 
 fn check_slot(agent: u32) -> Result<(), KernelError> {

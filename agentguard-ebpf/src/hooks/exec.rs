@@ -59,7 +59,11 @@ pub fn bprm_check_security(ctx: LsmContext) -> i32 {
                 let decision = with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
                 return emit::bare(subject, Operation::Exec, decision);
             };
-            let result = check(subject, ctx.arg(0), policy, scratch);
+            let result = emit::noted!(
+                ctx,
+                "bprm_check_security",
+                check(subject, ctx.arg(0), policy, scratch)
+            );
             scratch::release(scratch);
             result
         }

@@ -53,12 +53,11 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
         Standing::Unlabelled => unlabelled(),
         Standing::Governed(subject) => {
             let len: i32 = ctx.arg(2);
-            governed(
-                subject,
-                Operation::Connect,
-                ctx.arg(0),
-                ctx.arg(1),
-                len as u32,
+            let (socket, address) = (ctx.arg(0), ctx.arg(1));
+            emit::noted!(
+                ctx,
+                "socket_connect",
+                governed(subject, Operation::Connect, socket, address, len as u32)
             )
         }
     }

@@ -33,7 +33,9 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             emit::count_loss(agentguard_common::record::class::DENIED);
             DENIED_ERRNO
         }
-        Standing::Governed(subject) => governed(subject, ctx.arg(0)),
+        Standing::Governed(subject) => {
+            emit::noted!(ctx, "file_open", governed(subject, ctx.arg(0)))
+        }
     }
 }
 
