@@ -162,11 +162,10 @@ fn preemption() -> Result<String, KernelError> {
     let release = release()?;
     let chosen = std::fs::read_to_string("/sys/kernel/debug/sched/preempt").unwrap_or_default();
     let command_line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let full = chosen.contains("(full)")
-        || command_line
-            .split_whitespace()
-            .any(|word| word == "preempt=full");
-    if full && version(&release) < (6, 2, 0) {
+    let build = nix::sys::utsname::uname()
+        .map(|name| name.version().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    if version(&release) < (6, 2, 0) && is_full(&chosen, &command_line, &build) {
         return Err(KernelError::FullPreemption { release });
     }
     Ok(if chosen.is_empty() {
@@ -174,6 +173,18 @@ fn preemption() -> Result<String, KernelError> {
     } else {
         chosen.trim().to_owned()
     })
+}
+
+/// Whether kernel code can be preempted anywhere: as chosen now, by the command line, or, where there is
+/// no choice, as built (`#1 SMP PREEMPT …`; a kernel that can choose says `PREEMPT_DYNAMIC`).
+fn is_full(chosen: &str, command_line: &str, build: &str) -> bool {
+    chosen.contains("(full)")
+        || command_line
+            .split_whitespace()
+            .any(|word| word == "preempt=full")
+        || build
+            .split_whitespace()
+            .any(|word| word == "PREEMPT" || word == "PREEMPT_RT")
 }
 
 fn cgroup() -> Result<String, KernelError> {
@@ -218,5 +229,24 @@ mod tests {
         );
         assert_eq!(stable_version("5.10.0", "#1 SMP 6.12.1"), (5, 10, 0));
         assert_eq!(stable_version("nonsense", ""), (0, 0, 0));
+    }
+
+    #[test]
+    fn full_preemption_is_seen_wherever_it_is_said() {
+        for (chosen, command_line, build) in [
+            ("none voluntary (full)", "", ""),
+            ("", "quiet preempt=full", "#1 SMP PREEMPT_DYNAMIC"),
+            ("", "", "#1 SMP PREEMPT Thu Jan 1"),
+            ("", "", "#1 SMP PREEMPT_RT Debian 6.1.176-1"),
+        ] {
+            assert!(is_full(chosen, command_line, build), "{build}");
+        }
+        for (chosen, command_line, build) in [
+            ("none (voluntary) full", "quiet", "#1 SMP PREEMPT_DYNAMIC"),
+            ("", "preempt=none", "#1 SMP PREEMPT_VOLUNTARY"),
+            ("", "", "#1 SMP Debian 6.1.176-1 (2026-07-02)"),
+        ] {
+            assert!(!is_full(chosen, command_line, build), "{build}");
+        }
     }
 }
