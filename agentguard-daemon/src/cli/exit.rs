@@ -52,9 +52,10 @@ impl From<&SessionError> for Exit {
             | SessionError::Canary(_)
             | SessionError::NotConfirmed(_)
             | SessionError::Cgroup(CgroupError::NoHierarchy) => Self::NoKernelSupport,
-            SessionError::Policy(_) | SessionError::Name(_) | SessionError::Identity(_) => {
-                Self::Usage
-            }
+            SessionError::Policy(_)
+            | SessionError::Place(_)
+            | SessionError::Name(_)
+            | SessionError::Identity(_) => Self::Usage,
             SessionError::Log(LogError::Busy(_))
             | SessionError::AlreadyGoverned { .. }
             | SessionError::Registry(

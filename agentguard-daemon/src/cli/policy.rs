@@ -157,6 +157,8 @@ impl Common {
             );
         }
         if let Some(home) = std::env::home_dir() {
+            // Rules see resolved paths. A home that cannot be resolved is nobody's here.
+            let home = policy::places::nearest(&home).unwrap_or(home);
             vars.insert("home".to_owned(), home.to_string_lossy().into_owned());
         }
         vars.extend(self.set.iter().cloned());

@@ -131,7 +131,7 @@ async fn govern(args: RunArgs, mut signals: mpsc::Receiver<siginfo>) -> Result<u
     let identity = Identity::of_invoker().map_err(SessionError::from)?;
     let request = args
         .policy
-        .request(variables(&workspace, identity.as_ref()));
+        .request(variables(&workspace, identity.as_ref())?);
     let name = name(&args)?;
     let mut host = Host::find(&args).await?;
     let mut launched = Launch {
@@ -177,19 +177,25 @@ fn workspace(given: Option<&Path>) -> Result<PathBuf, CliError> {
     found.map_err(|error| CliError::file("use the workspace", folder, &error))
 }
 
-/// The variables that every policy can use.
-fn variables(workspace: &Path, identity: Option<&Identity>) -> [(String, String); 2] {
+/// The variables that every policy can use. The engine resolves them.
+fn variables(
+    workspace: &Path,
+    identity: Option<&Identity>,
+) -> Result<[(String, String); 2], CliError> {
     let home = match identity {
         Some(identity) => identity.home.clone(),
         None => std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from),
     };
-    [
-        (
-            "workspace".to_owned(),
-            workspace.to_string_lossy().into_owned(),
-        ),
-        ("home".to_owned(), home.to_string_lossy().into_owned()),
-    ]
+    let text = |path: &Path| {
+        path.to_str().map(str::to_owned).ok_or_else(|| {
+            let what = format!("a policy cannot speak of {}: not UTF-8", path.display());
+            CliError::Other(Exit::Usage, what)
+        })
+    };
+    Ok([
+        ("workspace".to_owned(), text(workspace)?),
+        ("home".to_owned(), text(&home)?),
+    ])
 }
 
 /// The name given, or the command's with our process id: several of one kind may run.
@@ -458,5 +464,17 @@ mod tests {
             Exit::Missing
         );
         assert!(workspace(Some(Path::new("/proc/version"))).is_err());
+    }
+
+    #[test]
+    fn a_workspace_behind_a_link_has_its_real_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", root.join("link")).unwrap();
+        let found = workspace(Some(&root.join("link"))).unwrap();
+        assert_eq!(found, root.join("real"));
+        let [(_, value), _] = variables(&found, None).unwrap();
+        assert_eq!(Path::new(&value), root.join("real"));
     }
 }

@@ -21,6 +21,7 @@ mod judge;
 mod load;
 mod lower;
 mod matcher;
+pub mod places;
 mod rule;
 mod rules;
 pub mod schema;

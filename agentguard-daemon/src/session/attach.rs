@@ -17,11 +17,12 @@ use super::{AgentInfo, Attach, PolicyRequest, SessionError, Target};
 use crate::agent::{Agent, Name, RegistryError};
 use crate::audit::record::op;
 use crate::kernel::KernelError;
-use crate::policy::Policy;
+use crate::policy::{Policy, places};
 
 impl Engine {
     /// Brings a process or cgroup under a policy. When it returns, every task of it is labelled.
-    pub async fn attach(&self, request: Attach) -> Result<AgentInfo, SessionError> {
+    pub async fn attach(&self, mut request: Attach) -> Result<AgentInfo, SessionError> {
+        places::resolve(&mut request.policy.vars)?;
         let _alone = self.one_at_a_time.lock().await;
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let (policy, table) = self.compile(&request.policy, generation).await?;

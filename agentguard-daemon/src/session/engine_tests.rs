@@ -406,3 +406,20 @@ async fn an_end_that_cannot_be_proved_denies_everything() {
     // A person may still let it go.
     bench.engine.detach("a").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_workspace_that_is_not_there_governs_nobody() {
+    let bench = Bench::new();
+    let request = Attach {
+        name: None,
+        policy: PolicyRequest {
+            policy: "p".to_owned(),
+            vars: BTreeMap::from([("workspace".to_owned(), "/missing".to_owned())]),
+        },
+        target: Target::Cgroup(PathBuf::from("/one")),
+        on_death: GuardianAction::Kill,
+    };
+    let outcome = bench.engine.attach(request).await;
+    assert!(matches!(outcome, Err(SessionError::Place(_))));
+    assert!(bench.kernel(|kernel| kernel.calls.is_empty()));
+}

@@ -8,6 +8,7 @@ use crate::agent::{CgroupError, IdentityError, NameError, RegistryError};
 use crate::audit::LogError;
 use crate::kernel::KernelError;
 use crate::policy::PolicyError;
+use crate::policy::places::PlaceError;
 
 /// Errors of sessions.
 #[derive(Debug, Error)]
@@ -18,6 +19,9 @@ pub enum SessionError {
     /// The policy is missing or wrong.
     #[error(transparent)]
     Policy(#[from] Box<PolicyError>),
+    /// A folder that a variable names cannot be found.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The audit log cannot be written.
     #[error(transparent)]
     Log(#[from] LogError),

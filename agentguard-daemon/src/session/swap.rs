@@ -11,15 +11,18 @@ use super::{AgentInfo, PolicyRequest, SessionError};
 use crate::agent::{Agent, RegistryError};
 use crate::audit::{Record, record::op};
 use crate::event::escape::escape;
-use crate::policy::Policy;
+use crate::policy::{Policy, places};
 
 impl Engine {
     /// Gives an agent another policy, or reads its policy again. On an error the one before stays.
     pub async fn swap(
         &self,
         name: &str,
-        request: Option<PolicyRequest>,
+        mut request: Option<PolicyRequest>,
     ) -> Result<AgentInfo, SessionError> {
+        if let Some(request) = &mut request {
+            places::resolve(&mut request.vars)?;
+        }
         let _alone = self.one_at_a_time.lock().await;
         let (agent, request) = {
             let state = lock(&self.state);
