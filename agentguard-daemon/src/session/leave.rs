@@ -149,7 +149,7 @@ impl Engine {
             Ok(Hunt { killed, left }) if left.is_empty() => {
                 if !killed.is_empty() {
                     let detail = format!("left the cgroup and were killed: {killed:?}");
-                    self.note_about(name, session, op::KILL, detail);
+                    self.note_about(name, session, op::KILL, &detail);
                 }
                 self.part(name, session, Parting::Killed).await
             }
@@ -166,13 +166,13 @@ impl Engine {
                     Err(error) => error,
                 };
                 let detail = format!("not everything has ended, it is denied everything: {error}");
-                self.note_about(name, session, op::ALARM, detail);
+                self.note_about(name, session, op::ALARM, &detail);
                 Err(error)
             }
         }
     }
 
-    fn note_about(&self, name: &str, session: u32, op: &'static str, detail: String) {
+    fn note_about(&self, name: &str, session: u32, op: &'static str, detail: &str) {
         self.note(Record {
             agent: Some(Cow::Borrowed(name)),
             session: Some(session),
