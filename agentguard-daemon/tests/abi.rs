@@ -1,6 +1,5 @@
 //! The layouts that cross the boundary, once as Rust has them here and once as the kernel object's own
 //! type information has them.
-#![expect(clippy::unwrap_used, reason = "a test says where it fails")]
 
 use core::mem::offset_of;
 
