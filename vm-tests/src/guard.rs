@@ -211,6 +211,8 @@ impl Agent {
         for variable in VARIABLES {
             words.extend(["--set", variable]);
         }
+        // The folders that variables name must be there when they are set.
+        std::fs::create_dir_all("/t/ws").context("failed to make the workspace")?;
         agentguard_ok(&words)?;
         Ok(Self {
             name: name.to_owned(),
