@@ -7,7 +7,6 @@
 use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs;
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use agentguard::kernel::{Guard, GuardOptions, cgroup_id};
@@ -170,7 +169,6 @@ fn child(governed: bool) -> [u64; 4] {
     drop(writer);
     let mut text = String::new();
     std::io::Read::read_to_string(&mut reader, &mut text).expect("read the results");
-    let _ = reader.as_raw_fd();
     let mut numbers = text.split(' ').map(|n| n.parse().unwrap_or(0));
     std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
