@@ -6,6 +6,7 @@
 //! [`label`] (who is governed) and [`offsets`] (where the running kernel keeps its fields).
 #![no_std]
 
+pub mod identity;
 pub mod label;
 pub mod offsets;
 pub mod record;

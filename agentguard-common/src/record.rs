@@ -1,8 +1,8 @@
 //! The record that a hook leaves in a ring buffer: a fixed header and a tail of bytes.
 //!
 //! Tail: `target_len` bytes of target, then `args_len` bytes of arguments. Target is the resolved
-//! path (open, exec; no NUL) or a [`Destination`] (connect, send). Arguments are `argv` as the new
-//! program sees it, each string with its NUL (exec only). Nothing in the tail may be trusted to be
+//! path (no NUL) or a [`Destination`] (connect, send). Arguments are `argv` as the new program sees it,
+//! each string with its NUL (exec), or the new path, without NUL (rename, link). Nothing in the tail may be trusted to be
 //! UTF-8 or printable.
 
 /// Size of [`RecordHeader`] in bytes.
@@ -18,6 +18,8 @@ pub mod record_flags {
     pub const KILLED: u8 = 4;
     /// The open is part of starting a program (program file or ELF interpreter).
     pub const FOR_EXEC: u8 = 8;
+    /// receive: the target is a [`super::Destination`], not a path.
+    pub const SOCKET: u8 = 16;
 }
 
 /// The fixed part of a record. All numbers in the machine's byte order.
@@ -69,13 +71,16 @@ pub struct RecordHeader {
     pub inode: u64,
     /// Device of the target's file system, as in the kernel (`major << 20 | minor`).
     pub device: u32,
-    /// open: `f_flags`. fork: pid of the child. exit: status as for `waitpid`. exec: argc.
+    /// open: `f_flags`. fork: pid of the child. exit: status as for `waitpid`. exec: argc. mode of what is made or
+    /// changed (mkdir, create, mknod, chmod). rename: flags. kernel: number of the [`crate::verdict::Lock`].
+    /// socket: family (bits 0–15) and type (16–31).
     pub aux: u32,
     /// Bytes of target in the tail.
     pub target_len: u32,
     /// Bytes of arguments in the tail.
     pub args_len: u32,
-    /// exec: the number that this exec gives its task's later records. fork: flags of clone.
+    /// exec: the number that this exec gives its task's later records. fork: flags of clone. kernel: which
+    /// capability, process, signal (`signal << 32 | pid`) or command. socket: protocol.
     pub new_exec_id: u64,
     /// Effective user id, in the initial user namespace.
     pub euid: u32,

@@ -12,6 +12,10 @@ pub mod kind {
     pub const COMMAND: u32 = 3;
     /// Connecting to a [`crate::record::Destination`].
     pub const NETWORK: u32 = 4;
+    /// Something that the `kernel` section speaks of; `access` is the lock's number.
+    pub const LOCK: u32 = 5;
+    /// Giving a folder another name: the old path, and behind it the new one.
+    pub const MOVE: u32 = 6;
 }
 
 /// One case.

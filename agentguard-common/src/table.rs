@@ -76,8 +76,10 @@ pub struct TableHeader {
     pub path_default: u32,
     /// Verdict where no network rule matches, in bits 0–1.
     pub network_default: u32,
+    /// What the `kernel` section permits: bit `n` for [`crate::verdict::Lock`] number `n`.
+    pub kernel: u32,
     /// Zero.
-    pub reserved: [u32; 2],
+    pub reserved: u32,
     /// Rules anchored at the root: `/usr/bin/*`. All rules on paths where [`flags::ONE_WALK`] is set.
     pub anchored: Automaton,
     /// Rules that match at any depth: `**/.env`. Stepped in lockstep with `anchored`, over the same classes.

@@ -92,6 +92,14 @@ stable! {
         LabelUnavailable = 14 => "label-unavailable",
         /// Unix-domain sockets are not permitted by this policy.
         UnixSocket = 15 => "unix-socket",
+        /// The policy's `kernel` section does not permit it. See [`Lock`].
+        Locked = 16 => "locked",
+        /// The object is known by its inode as one that the policy protects, whatever name it was reached by.
+        ProtectedObject = 17 => "protected-object",
+        /// A folder may not go to where other rules apply to what is in it.
+        RulesDiffer = 18 => "rules-differ",
+        /// The new name would permit what the old one does not.
+        NameWidens = 19 => "name-widens",
     }
 }
 
@@ -112,6 +120,75 @@ stable! {
         Exit = 6 => "exit",
         /// A task was put under governance.
         Attach = 7 => "attach",
+        /// Give a file or folder another name.
+        Rename = 8 => "rename",
+        /// Give a file a second name.
+        Link = 9 => "link",
+        /// Remove a name of a file.
+        Unlink = 10 => "unlink",
+        /// Remove a folder.
+        Rmdir = 11 => "rmdir",
+        /// Make a folder.
+        Mkdir = 12 => "mkdir",
+        /// Make a regular file.
+        Create = 13 => "create",
+        /// Make a pipe, socket or device with a name.
+        Mknod = 14 => "mknod",
+        /// Make a symbolic link.
+        Symlink = 15 => "symlink",
+        /// Cut a file by its path.
+        Truncate = 16 => "truncate",
+        /// Change the mode of a file.
+        Chmod = 17 => "chmod",
+        /// Change the owner of a file.
+        Chown = 18 => "chown",
+        /// Change flags of a file that no other operation names.
+        Attribute = 19 => "attribute",
+        /// Map a file so that it can be executed.
+        Map = 20 => "map",
+        /// Take a descriptor that another process has sent.
+        Receive = 21 => "receive",
+        /// Do something that the policy's `kernel` section speaks of. See [`Lock`].
+        Kernel = 22 => "kernel",
+        /// Make a socket.
+        Socket = 23 => "socket",
+    }
+}
+
+stable! {
+    /// What the policy's `kernel` section speaks of: ways to change the system or to reach outside of the agent.
+    /// Everything is locked unless the policy says `allow`, but [`Lock::AnonymousCode`].
+    Lock: u16 {
+        /// Mount, unmount, move a mount, change the root.
+        Mount = 1 => "mount",
+        /// Make a user namespace.
+        UserNamespaces = 2 => "user_namespaces",
+        /// Use a capability that reaches beyond files and processes of one's own.
+        Capabilities = 3 => "capabilities",
+        /// Trace, or read the memory of, a process that is not of the agent.
+        Ptrace = 4 => "ptrace",
+        /// Send a signal to a process that is not of the agent.
+        Signals = 5 => "signals",
+        /// Call `bpf(2)`.
+        Bpf = 6 => "bpf",
+        /// Open performance events.
+        Perf = 7 => "perf",
+        /// Open or make block devices and devices of memory.
+        RawDevices = 8 => "raw_devices",
+        /// Write settings of the kernel: sysfs, cgroups, bpffs, debugfs, tracefs, securityfs, configfs, efivarfs.
+        Settings = 9 => "settings",
+        /// Put characters into the input of a terminal.
+        TerminalInput = 10 => "terminal_input",
+        /// Make the kernel load a module.
+        Modules = 11 => "modules",
+        /// Change limits or scheduling of a process that is not of the agent.
+        Priorities = 12 => "priorities",
+        /// Change extended attributes and access lists.
+        Xattrs = 13 => "xattrs",
+        /// Execute memory that comes from no named file. Permitted unless the policy says `deny`.
+        AnonymousCode = 14 => "anonymous_code",
+        /// Use `io_uring` with credentials of another process, or its commands for devices.
+        UringCommands = 15 => "uring_commands",
     }
 }
 

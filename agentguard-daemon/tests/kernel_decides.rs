@@ -92,6 +92,11 @@ impl Kernel {
                 case.kind = kind::NETWORK;
                 destination.as_bytes()
             }
+            Action::Kernel { lock } => {
+                case.kind = kind::LOCK;
+                case.access = *lock;
+                b""
+            }
             Action::Unix => return None,
         };
         case.path_len = path.len() as u32;

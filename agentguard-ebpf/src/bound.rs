@@ -74,6 +74,26 @@ impl<const BYTES: usize> Table<BYTES> {
     }
 
     /// Walks two automata (or only `a`) over a path at once; gives the labels of the states they end in.
+    #[inline(always)]
+    pub fn walk_path<const BOTH: bool>(
+        self,
+        path: *const u8,
+        len: u32,
+        a: u32,
+        b: u32,
+    ) -> (u32, u32) {
+        let (a, b) = self.walk_states::<BOTH>(path, len, a, b);
+        (self.word(a), if BOTH { self.word(b) } else { 0 })
+    }
+
+    /// The states behind one more byte of a path.
+    #[inline(always)]
+    pub fn after(self, byte: u8, states: (u32, u32)) -> (u32, u32) {
+        let class = self.class(PATH_CLASSES, byte);
+        (self.word(states.0 + class), self.word(states.1 + class))
+    }
+
+    /// Walks two automata (or only `a`) over a path at once; gives the states they end in.
     ///
     /// Whole strides go through a loop, the rest in blocks of 32, 16, … 1 byte, so that most bytes cost
     /// no branch.
@@ -83,7 +103,7 @@ impl<const BYTES: usize> Table<BYTES> {
     /// minutes under emulation, and over the limit of a million instructions. The offset of each block
     /// comes from `len` alone, so that the ways to a block are pruned to one.
     #[inline(always)]
-    pub fn walk_path<const BOTH: bool>(
+    pub fn walk_states<const BOTH: bool>(
         self,
         path: *const u8,
         len: u32,
@@ -119,7 +139,7 @@ impl<const BYTES: usize> Table<BYTES> {
             };
         }
         rest!(32 16 8 4 2 1);
-        (self.word(a), if BOTH { self.word(b) } else { 0 })
+        (a, b)
     }
 
     /// Walks the command automaton over the program's path and its separator.
@@ -256,6 +276,23 @@ pub fn at_most(value: u32, max: u32) -> u32 {
         max
     } else {
         value as u32
+    }
+}
+
+/// Gives a value back as the verifier knows nothing about it: by way of memory in a map.
+///
+/// VERIFIER: 6.1: a decision is a handful of constants, different on each way to it. Kept in registers, every
+/// combination of them is followed to the end of the program ("BPF program is too large"); read from a map's
+/// value they are unknown numbers, and all ways are one.
+///
+/// # Safety
+/// `slot` is live memory in a map's value, owned by the caller and aligned for `T`.
+#[inline(always)]
+pub unsafe fn forget<T: Copy>(slot: *mut T, value: T) -> T {
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::ptr::write_volatile(slot, value);
+        core::ptr::read_volatile(slot)
     }
 }
 

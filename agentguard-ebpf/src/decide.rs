@@ -12,6 +12,7 @@ use crate::bound::Table;
 use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Script, Walk};
 
 /// A verdict with its reason, before shadow mode is applied.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Decision {
     /// Number of the [`Verdict`]: allow, ask or deny.
@@ -141,6 +142,66 @@ pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u
     }
     let floating = table.field(offset_of!(TableHeader, floating));
     let (a, b) = table.walk_path::<true>(path, len, anchored, floating);
+    combined(a, b)
+}
+
+/// Where the automata stand behind a path. States of the smallest automaton are the same exactly where
+/// the same rules apply to everything that may follow.
+#[derive(Clone, Copy)]
+pub struct Place {
+    states: (u32, u32),
+    one_walk: bool,
+}
+
+/// The place of a path.
+#[inline(never)]
+pub fn place_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u64 {
+    let anchored = table.field(offset_of!(TableHeader, anchored));
+    let floating = table.field(offset_of!(TableHeader, floating));
+    let one_walk = table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0;
+    let states = if one_walk {
+        table.walk_states::<false>(path, len, anchored, 0)
+    } else {
+        table.walk_states::<true>(path, len, anchored, floating)
+    };
+    u64::from(states.0) << 32 | u64::from(states.1)
+}
+
+impl Place {
+    /// From what [`place_of`] gave.
+    #[inline(always)]
+    pub fn new<const BYTES: usize>(table: Table<BYTES>, packed: u64) -> Self {
+        Self {
+            states: ((packed >> 32) as u32, packed as u32),
+            one_walk: table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0,
+        }
+    }
+
+    /// The label there.
+    #[inline(always)]
+    pub fn label<const BYTES: usize>(self, table: Table<BYTES>) -> u32 {
+        let a = table.word(self.states.0);
+        if self.one_walk {
+            a
+        } else {
+            combined(a, table.word(self.states.1))
+        }
+    }
+
+    /// Whether the same rules apply below both.
+    #[inline(always)]
+    pub fn same_below<const BYTES: usize>(self, other: Self, table: Table<BYTES>) -> bool {
+        let (a, b) = (
+            table.after(b'/', self.states),
+            table.after(b'/', other.states),
+        );
+        a.0 == b.0 && (self.one_walk || a.1 == b.1)
+    }
+}
+
+/// The stricter of two labels for each access.
+#[inline(always)]
+fn combined(a: u32, b: u32) -> u32 {
     stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
         | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
             << path_label::WRITE
@@ -156,8 +217,13 @@ pub fn file<const BYTES: usize>(
     len: u32,
     wanted: u32,
 ) -> Decision {
+    labelled(table, label_of(table, path, len), wanted)
+}
+
+/// The same for a label that is known already.
+#[inline(always)]
+pub fn labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
     let decision = begin(table);
-    let label = label_of(table, path, len);
     let default = table.field(offset_of!(TableHeader, path_default));
     let read = settle(
         decision,
@@ -326,6 +392,68 @@ pub fn script<const BYTES: usize>(
     );
     let judged = settle(decision, verdict, default_of(table, path_label::EXEC));
     if judged.is_allowed() { judged } else { changed }
+}
+
+/// Decides on mapping a file so that it can be executed, `None` where it is a library like any other: what
+/// may not be executed by a rule may not be mapped either, and what the agent can write has to be
+/// executable for it.
+#[inline(always)]
+pub fn mapped<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Option<Decision> {
+    let decision = begin(table);
+    let exec = opinion(label, path_label::EXEC);
+    if exec >= Verdict::Ask as u32 {
+        return Some(settle(decision, exec, 0));
+    }
+    let permitted = exec == Verdict::Allow as u32
+        || label & path_label::EXEC_BY_COMMAND != 0
+        || default_of(table, path_label::EXEC) == Verdict::Allow as u32;
+    if permitted || !labelled(table, label, u32::from(access::WRITE)).is_allowed() {
+        return None;
+    }
+    Some(settle(decision, 0, default_of(table, path_label::EXEC)))
+}
+
+/// Decides on giving an object at `from` the name `to`.
+#[inline(always)]
+pub fn moved<const BYTES: usize>(
+    table: Table<BYTES>,
+    from: Place,
+    to: Place,
+    folder: bool,
+) -> Decision {
+    let (old, new) = (from.label(table), to.label(table));
+    let leaves = labelled(table, old, u32::from(access::WRITE));
+    let arrives = labelled(table, new, u32::from(access::WRITE));
+    let worse = if arrives.verdict > leaves.verdict {
+        arrives
+    } else {
+        leaves
+    };
+    if !worse.is_allowed() {
+        return worse;
+    }
+    if folder && !from.same_below(to, table) {
+        return worse.with(Verdict::Deny, Reason::RulesDiffer);
+    }
+    // What could be read could be copied to the new name all the same.
+    if !labelled(table, old, u32::from(access::READ)).is_allowed()
+        && (labelled(table, new, u32::from(access::READ)).is_allowed()
+            || program_labelled(table, new).is_allowed())
+    {
+        return worse.with(Verdict::Deny, Reason::NameWidens);
+    }
+    worse
+}
+
+/// Decides on something that the `kernel` section speaks of.
+#[inline(always)]
+pub fn lock<const BYTES: usize>(table: Table<BYTES>, lock: u32) -> Decision {
+    let decision = begin(table);
+    if table.field(offset_of!(TableHeader, kernel)) >> (lock & 31) & 1 != 0 {
+        decision.with(Verdict::Allow, Reason::Default)
+    } else {
+        decision.with(Verdict::Deny, Reason::Locked)
+    }
 }
 
 /// Decides on a socket destination of an internet family.

@@ -12,9 +12,11 @@
 
 mod atomic;
 mod bound;
+mod climb;
 mod decide;
 mod emit;
 mod hooks;
+mod identity;
 mod label;
 mod maps;
 mod offsets;

@@ -3,6 +3,8 @@
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 
+use crate::decide::Decision;
+use agentguard_common::identity::{FILTER_WORDS, MAX_OBJECTS, Object};
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, RecordHeader, class};
 use agentguard_common::table::{LARGE_TABLE, MAX_AGENTS, MAX_COMMAND, SMALL_TABLE};
@@ -85,6 +87,41 @@ pub struct Walk {
     pub used: u64,
 }
 
+/// Owned memory for one decision on one or two names: built backwards by `crate::climb`.
+#[repr(C)]
+pub struct NameScratch {
+    /// 0 when free; claimed by compare-and-swap.
+    pub owner: u64,
+    pub emitted: u64,
+    pub climb: Climb,
+    pub decision: Decision,
+    /// Places of both names, and their lengths.
+    pub places: [u64; 2],
+    pub lengths: [i64; 2],
+    pub header: RecordHeader,
+    /// One path, and right behind it perhaps a second one.
+    pub tail: [u8; 2 * PATH_BUFFER],
+    /// What a walk may read behind the longest path.
+    pub margin: [u8; crate::bound::STRIDE],
+    /// Where a path is put together, from its end to its beginning.
+    pub build: [u8; 2 * PATH_BUFFER],
+}
+
+/// Where the way from an object up to the task's root stands.
+///
+/// VERIFIER: 6.12: in a map's value, for the same reason as [`Walk`].
+#[repr(C)]
+pub struct Climb {
+    pub dentry: u64,
+    pub mount: u64,
+    pub root_dentry: u64,
+    pub root_mount: u64,
+    /// Where the path begins in `build`.
+    pub at: u64,
+    /// 0 on the way, else how it ended.
+    pub end: u64,
+}
+
 /// A script that command rules may speak of, between the first and the second check of its exec. The
 /// second sees the interpreter's command line, in which the script's own arguments are the last ones.
 #[repr(C)]
@@ -145,6 +182,18 @@ pub static PATH_SCRATCH: Array<PathScratch, SCRATCH_SLOTS> = Array::new();
 /// Scratch memory for execs.
 #[btf_map]
 pub static EXEC_SCRATCH: Array<ExecScratch, SCRATCH_SLOTS> = Array::new();
+
+/// Scratch memory for changes of names.
+#[btf_map]
+pub static NAME_SCRATCH: Array<NameScratch, SCRATCH_SLOTS> = Array::new();
+
+/// protected object → accesses that are denied to an agent. Written by the daemon, read by the hooks on files.
+#[btf_map]
+pub static OBJECTS: HashMap<Object, u32, MAX_OBJECTS> = HashMap::new();
+
+/// Which inode numbers may be in [`OBJECTS`]. Written by the daemon before the entry, cleared after it.
+#[btf_map]
+pub static OBJECT_FILTER: Array<u64, FILTER_WORDS> = Array::new();
 
 /// Records of allowed actions and of life cycles, to the daemon.
 #[btf_map]

@@ -3,7 +3,9 @@
 
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 
-use crate::maps::{EXEC_SCRATCH, ExecScratch, PATH_SCRATCH, PathScratch, SCRATCH_SLOTS};
+use crate::maps::{
+    EXEC_SCRATCH, ExecScratch, NAME_SCRATCH, NameScratch, PATH_SCRATCH, PathScratch, SCRATCH_SLOTS,
+};
 
 /// How many slots a claim tries before it gives up (and the action is denied).
 const TRIES: u32 = 8;
@@ -32,6 +34,18 @@ impl Slot for ExecScratch {
     #[inline(always)]
     fn slot(index: u32) -> Option<*mut Self> {
         EXEC_SCRATCH.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn owner(this: *mut Self) -> *mut u64 {
+        // SAFETY: a field of a live map value.
+        unsafe { &raw mut (*this).owner }
+    }
+}
+
+impl Slot for NameScratch {
+    #[inline(always)]
+    fn slot(index: u32) -> Option<*mut Self> {
+        NAME_SCRATCH.get_ptr_mut(index)
     }
     #[inline(always)]
     fn owner(this: *mut Self) -> *mut u64 {

@@ -528,7 +528,7 @@ network: {default: deny}
             record["op"] != "alarm",
             "kernel and reference disagree: {record}"
         );
-        if record["op"] == "open"
+        if matches!(record["op"].as_str(), Some("open" | "create" | "mkdir"))
             && record["target"]
                 .as_str()
                 .is_some_and(|target| target.starts_with("/t/"))
@@ -539,7 +539,7 @@ network: {default: deny}
     }
     ensure!(
         opens > 2000 && denied > 200 && denied < opens,
-        "{opens} opens were recorded, {denied} of them denied"
+        "{opens} opens and creations were recorded, {denied} of them denied"
     );
     Ok(())
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use agentguard_common::verdict::{Operation, Reason, Verdict};
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 
 use crate::event::escape::escape;
 use crate::event::{Event, Target};
@@ -81,7 +81,7 @@ impl Judge {
     pub fn review(&mut self, event: &Event<'_>) -> Review {
         if !matches!(
             event.reason,
-            Reason::Rule | Reason::Default | Reason::UnixSocket
+            Reason::Rule | Reason::Default | Reason::UnixSocket | Reason::Locked
         ) {
             return Review::NotJudged;
         }
@@ -126,8 +126,11 @@ impl Judge {
                 self.key.extend_from_slice(event.arguments);
             }
             Target::Socket(destination) => self.key.extend_from_slice(&destination.key()),
-            Target::Unix(..) => {}
-            Target::Unnamed => return false,
+            Target::Unnamed if event.operation != Operation::Kernel => return false,
+            Target::Unix(..) | Target::Unnamed => {}
+        }
+        if event.operation == Operation::Kernel {
+            self.key.extend_from_slice(&event.aux.to_ne_bytes());
         }
         true
     }
@@ -184,10 +187,32 @@ fn is_unix(target: &Target<'_>) -> bool {
     }
 }
 
+/// The two names of an object that moves are judged as writing, each by itself: the stricter counts.
+fn judge_move(policy: &Policy, from: &[u8], to: &[u8]) -> Judgement {
+    let write = |path| {
+        policy.judge(&Action::Path {
+            path,
+            access: access::WRITE,
+        })
+    };
+    let (leaves, arrives) = (write(from), write(to));
+    if arrives.verdict > leaves.verdict {
+        arrives
+    } else {
+        leaves
+    }
+}
+
 /// Asks the reference the question that the kernel was asked.
 fn judge(policy: &Policy, event: &Event<'_>) -> Judgement {
     let form = form(event);
+    if event.operation == Operation::Kernel {
+        return policy.judge(&Action::Kernel { lock: event.aux });
+    }
     match event.target {
+        Target::Path(path) if event.second_path().is_some() => {
+            judge_move(policy, path, event.second_path().unwrap_or_default())
+        }
         Target::Path(path) if form == PROGRAM_ONLY => {
             policy.judge(&Action::Exec { path, argv: None })
         }

@@ -5,6 +5,7 @@
 pub mod chain;
 pub mod clock;
 pub mod judge;
+mod kernel_words;
 pub mod log;
 pub mod programs;
 pub mod read;

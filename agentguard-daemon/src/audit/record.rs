@@ -65,9 +65,12 @@ pub struct Record<'a> {
     pub exe: Option<Cow<'a, str>>,
     /// What was done or tried.
     pub op: Cow<'a, str>,
-    /// What it was done to: a resolved path, or `address:port`.
+    /// What it was done to: a resolved path, `address:port`, or for `kernel` what the section calls it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<Cow<'a, str>>,
+    /// rename, link: the new path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Cow<'a, str>>,
     /// `read`, `write`, `read+write` or `exec`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access: Option<Cow<'a, str>>,
@@ -128,6 +131,9 @@ pub struct Record<'a> {
     /// open: the flags as the kernel has them (`f_flags`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_flags: Option<u32>,
+    /// mkdir, create, mknod, chmod: the mode, in octal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Cow<'a, str>>,
     /// fork: process id of the child.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub child: Option<u32>,

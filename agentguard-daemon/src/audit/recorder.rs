@@ -15,7 +15,7 @@ use super::judge::{Judge, Opinion, Review};
 use super::log::Log;
 use super::programs::Programs;
 use super::record::{Record, op};
-use super::words;
+use super::{kernel_words, words};
 use crate::event::escape::escape;
 use crate::event::{Event, Target, decode};
 
@@ -344,14 +344,20 @@ impl Recorder {
 
 /// Whether an operation is decided on, and not only recorded.
 fn is_action(operation: Operation) -> bool {
-    matches!(
+    !matches!(
         operation,
-        Operation::Exec | Operation::Open | Operation::Connect | Operation::Send
+        Operation::Fork | Operation::Exit | Operation::Attach
     )
 }
 
 /// What was acted on, escaped.
 fn target_text<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
+    if event.operation == Operation::Kernel {
+        return Some(kernel_words::target_text(event));
+    }
+    if event.operation == Operation::Socket {
+        return Some(words::socket_text(event.aux, event.new_exec_id).into());
+    }
     Some(match event.target {
         Target::Unnamed => return None,
         Target::Path(path) => escape(path),
@@ -385,6 +391,7 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
         uid: Some(event.uid),
         op: Cow::Borrowed(event.operation.name()),
         target: target_text(event),
+        to: event.second_path().map(escape),
         access: words::access_name(event.access).map(Cow::Borrowed),
         verdict: decided.then(|| Cow::Borrowed(event.verdict.name())),
         rule: rule.map(|rule| Cow::Borrowed(rule.id.as_str())),
@@ -426,7 +433,30 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
         Operation::Open => record.open_flags = Some(event.aux),
         Operation::Fork => record.child = (event.aux != 0).then_some(event.aux),
         Operation::Exit => record.status = Some(event.aux),
-        Operation::Connect | Operation::Send | Operation::Attach => {}
+        Operation::Receive => {
+            record.open_flags = event.path().is_some().then_some(event.aux);
+        }
+        Operation::Mkdir | Operation::Create | Operation::Mknod | Operation::Chmod => {
+            record.mode = Some(format!("{:o}", event.aux).into());
+        }
+        Operation::Socket => {
+            let (family, protocol) = (event.aux as u16, event.new_exec_id as u16);
+            record.family = Some(name_or_number(words::family_name, family));
+            record.protocol = Some(name_or_number(words::protocol_name, protocol));
+        }
+        Operation::Connect
+        | Operation::Send
+        | Operation::Attach
+        | Operation::Rename
+        | Operation::Link
+        | Operation::Unlink
+        | Operation::Rmdir
+        | Operation::Symlink
+        | Operation::Truncate
+        | Operation::Chown
+        | Operation::Attribute
+        | Operation::Map
+        | Operation::Kernel => {}
     }
     record
 }

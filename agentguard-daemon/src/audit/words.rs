@@ -31,6 +31,7 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
         Reason::Default => match event.operation {
             Operation::Exec => "no rule permits this program",
             Operation::Connect | Operation::Send => "no rule permits this destination",
+            Operation::Map => "no rule permits executing what the agent can write",
             _ if event.access & access::EXEC != 0 => "no rule permits this program",
             _ if event.access & access::WRITE != 0 => "no rule permits writing this path",
             _ => "no rule permits reading this path",
@@ -52,6 +53,10 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
         Reason::LabelUnavailable => "the new task could not be labelled",
         Reason::UnixSocket if event.is_denied() => "the policy does not permit Unix-domain sockets",
         Reason::UnixSocket => "the policy permits Unix-domain sockets",
+        Reason::Locked => "the section `kernel` of the policy does not permit it",
+        Reason::ProtectedObject => "the policy protects this file, whatever its name",
+        Reason::RulesDiffer => "a folder may not move to where other rules apply to what is in it",
+        Reason::NameWidens => "the new name would permit what the old one does not",
     })
 }
 
@@ -113,6 +118,20 @@ pub fn protocol_name(protocol: u16) -> Option<&'static str> {
     })
 }
 
+/// What kind of socket was to be made: `packet:raw:768`.
+pub fn socket_text(aux: u32, protocol: u64) -> String {
+    let (family, kind) = (aux as u16, aux >> 16);
+    let family = family_name(family).map_or_else(|| family.to_string(), str::to_owned);
+    let kind = match kind {
+        1 => "stream".to_owned(),
+        2 => "dgram".to_owned(),
+        3 => "raw".to_owned(),
+        5 => "seqpacket".to_owned(),
+        other => other.to_string(),
+    };
+    format!("{family}:{kind}:{protocol}")
+}
+
 /// Names of the flags of a record.
 pub fn flag_names(flags: u8) -> impl Iterator<Item = &'static str> {
     [
@@ -120,6 +139,7 @@ pub fn flag_names(flags: u8) -> impl Iterator<Item = &'static str> {
         (record_flags::ARGS_TRUNCATED, "argv-truncated"),
         (record_flags::KILLED, "killed"),
         (record_flags::FOR_EXEC, "for-exec"),
+        (record_flags::SOCKET, "socket"),
     ]
     .into_iter()
     .filter(move |(flag, _)| flags & flag != 0)

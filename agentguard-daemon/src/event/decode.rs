@@ -1,6 +1,6 @@
 //! Bytes of a ring buffer to an [`Event`], every length and number checked.
 
-use agentguard_common::record::{Destination, HEADER_LEN, RecordHeader};
+use agentguard_common::record::{Destination, HEADER_LEN, RecordHeader, record_flags};
 use agentguard_common::table::{MAX_COMMAND, MAX_PATH};
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use thiserror::Error;
@@ -81,12 +81,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
     }
     let (target, rest) = tail.split_at(header.target_len as usize);
     let arguments = &rest[..header.args_len as usize];
-    if !arguments.is_empty() && (operation != Operation::Exec || arguments.len() > MAX_COMMAND) {
-        return Err(Malformed::Arguments {
-            operation,
-            len: header.args_len,
-        });
-    }
+    check_arguments(operation, arguments)?;
     Ok(Event {
         operation,
         verdict,
@@ -108,13 +103,35 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
         inode: header.inode,
         device: header.device,
         aux: header.aux,
-        target: target_of(operation, target)?,
+        target: target_of(operation, header.flags & record_flags::SOCKET != 0, target)?,
         arguments,
     })
 }
 
+/// Arguments of an exec, or the second path of what has two.
+fn check_arguments(operation: Operation, bytes: &[u8]) -> Result<(), Malformed> {
+    let longest = match operation {
+        _ if bytes.is_empty() => return Ok(()),
+        Operation::Exec => MAX_COMMAND,
+        Operation::Rename | Operation::Link => {
+            if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
+                return Err(Malformed::PathNul(at));
+            }
+            MAX_PATH
+        }
+        _ => 0,
+    };
+    if bytes.len() > longest {
+        return Err(Malformed::Arguments {
+            operation,
+            len: bytes.len() as u32,
+        });
+    }
+    Ok(())
+}
+
 /// The target in the form that its operation has.
-fn target_of(operation: Operation, bytes: &[u8]) -> Result<Target<'_>, Malformed> {
+fn target_of(operation: Operation, socket: bool, bytes: &[u8]) -> Result<Target<'_>, Malformed> {
     let impossible = Malformed::Target {
         operation,
         len: bytes.len() as u32,
@@ -123,7 +140,27 @@ fn target_of(operation: Operation, bytes: &[u8]) -> Result<Target<'_>, Malformed
         return Ok(Target::Unnamed);
     }
     match operation {
-        Operation::Exec | Operation::Open => {
+        Operation::Receive if socket => match Destination::read_from_bytes(bytes) {
+            Ok(destination) => Ok(Target::Socket(destination)),
+            Err(_) => Err(impossible),
+        },
+        Operation::Exec
+        | Operation::Open
+        | Operation::Rename
+        | Operation::Link
+        | Operation::Unlink
+        | Operation::Rmdir
+        | Operation::Mkdir
+        | Operation::Create
+        | Operation::Mknod
+        | Operation::Symlink
+        | Operation::Truncate
+        | Operation::Chmod
+        | Operation::Chown
+        | Operation::Attribute
+        | Operation::Map
+        | Operation::Receive
+        | Operation::Kernel => {
             if bytes.len() > MAX_PATH {
                 return Err(impossible);
             }
@@ -139,7 +176,9 @@ fn target_of(operation: Operation, bytes: &[u8]) -> Result<Target<'_>, Malformed
             }
             _ => Err(impossible),
         },
-        Operation::Fork | Operation::Exit | Operation::Attach => Err(impossible),
+        Operation::Fork | Operation::Exit | Operation::Attach | Operation::Socket => {
+            Err(impossible)
+        }
     }
 }
 

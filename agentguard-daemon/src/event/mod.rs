@@ -56,7 +56,7 @@ pub struct Event<'a> {
     pub aux: u32,
     /// What was acted on.
     pub target: Target<'a>,
-    /// exec: the arguments, each with its NUL (the last without, if cut off).
+    /// exec: the arguments, each with its NUL (the last without, if cut off). rename, link: the new path.
     pub arguments: &'a [u8],
 }
 
@@ -80,6 +80,12 @@ impl<'a> Event<'a> {
             Target::Path(path) => Some(path),
             Target::Unnamed | Target::Socket(_) | Target::Unix(..) => None,
         }
+    }
+
+    /// The second path of a rename or link.
+    pub fn second_path(&self) -> Option<&'a [u8]> {
+        let two = matches!(self.operation, Operation::Rename | Operation::Link);
+        (two && !self.arguments.is_empty()).then_some(self.arguments)
     }
 
     /// Whether a bit of [`record_flags`] is set.

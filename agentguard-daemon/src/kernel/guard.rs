@@ -12,20 +12,11 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, RingBuf};
 use aya::programs::{BtfTracePoint, Iter, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 
-use super::{KernelError, OBJECT, Rings, Structs, probe, sys};
+use super::{KernelError, OBJECT, Rings, Structs, hooks, probe, sys};
 
 /// Where the running kernel describes its types.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Hooks that enforce. The label comes first: nothing is judged before it can be inherited.
-const LSM_PROGRAMS: &[&str] = &[
-    "task_alloc",
-    "bprm_check_security",
-    "bprm_committed_creds",
-    "file_open",
-    "socket_connect",
-    "socket_sendmsg",
-];
 /// Tracepoints that keep lineage and record the life of processes.
 const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_process_exit"];
 /// The task iterator.
@@ -164,14 +155,15 @@ impl Guard {
                 program: ITERATOR,
                 error: Box::new(error),
             })?;
-        for name in LSM_PROGRAMS {
+        let hooks = hooks::present(btf);
+        for name in &hooks {
             let program: &mut Lsm = program(&mut self.ebpf, name)?;
             program
                 .load(name, btf)
                 .map_err(|error| refused(name, error))?;
         }
         // Everything verifies: now attach, lineage first.
-        for name in LSM_PROGRAMS {
+        for name in &hooks {
             let program: &mut Lsm = program(&mut self.ebpf, name)?;
             program.attach().map_err(|error| refused(name, error))?;
         }

@@ -4,6 +4,7 @@
 mod btf;
 mod error;
 mod guard;
+mod hooks;
 mod probe;
 mod rings;
 mod sys;

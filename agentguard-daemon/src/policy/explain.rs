@@ -139,7 +139,7 @@ impl Policy {
             .collect(),
             Action::Exec { .. } => vec![("exec", defaults.exec, None)],
             Action::Network { .. } => vec![("network", defaults.network, None)],
-            Action::Unix => Vec::new(),
+            Action::Unix | Action::Kernel { .. } => Vec::new(),
         }
     }
 }

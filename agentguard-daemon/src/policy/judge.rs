@@ -100,6 +100,22 @@ impl Policy {
                     rule: None,
                 };
             }
+            Action::Kernel { lock } => {
+                let permitted = self.kernel.get(lock);
+                return Judgement {
+                    verdict: if permitted {
+                        Verdict::Allow
+                    } else {
+                        Verdict::Deny
+                    },
+                    reason: if permitted {
+                        Reason::Default
+                    } else {
+                        Reason::Locked
+                    },
+                    rule: None,
+                };
+            }
         };
         Judgement {
             verdict: best.verdict,
@@ -242,6 +258,6 @@ pub fn rule_matches(rule: &Rule, action: &Action<'_>) -> bool {
             }
             _ => false,
         },
-        Action::Unix => false,
+        Action::Unix | Action::Kernel { .. } => false,
     }
 }

@@ -11,6 +11,7 @@ use agentguard_common::verdict::Verdict;
 use super::diagnostic::{PolicyError, Source, Span};
 use super::examples::{self, Example};
 use super::load::Parts;
+use super::locks::Locks;
 use super::rule::Rule;
 use super::rules::Lowering;
 use super::schema::{At, Audit, Choice, Document, FileRules, Mode, Switch};
@@ -89,6 +90,7 @@ fn build(
         audit: audit.or(inherited).unwrap_or(Audit::All),
         defaults: defaults(documents),
         unix_allowed: unix_allowed(documents),
+        kernel: Locks::join(documents)?,
         rules,
         sources,
         files,
@@ -133,7 +135,6 @@ fn check_head(source: &Source, document: &Document) -> Result<(), PolicyError> {
         ));
     }
     let reserved = [
-        ("kernel", &document.kernel),
         ("budgets", &document.budgets),
         ("schedule", &document.schedule),
     ];

@@ -19,6 +19,7 @@ pub mod generate;
 pub mod glob;
 mod judge;
 mod load;
+mod locks;
 mod lower;
 mod matcher;
 pub mod places;
@@ -43,6 +44,7 @@ pub use compile::{Table, TableStats, Walks};
 pub use diagnostic::{PatternError, PolicyError, Source, Span};
 pub use examples::{Example, OwnedAction, TestOutcome};
 pub use load::{LoadOptions, MAX_FILE};
+pub use locks::Locks;
 pub use rule::{Action, Judgement, Matcher, Rule, RuleExample, RuleRef};
 pub use schema::{Audit, Mode};
 
@@ -71,6 +73,7 @@ pub struct Policy {
     audit: Audit,
     defaults: Defaults,
     unix_allowed: bool,
+    kernel: Locks,
     rules: Vec<Rule>,
     sources: Vec<Arc<Source>>,
     files: Vec<PathBuf>,
@@ -126,6 +129,11 @@ impl Policy {
     /// Whether Unix-domain sockets may be connected to.
     pub fn unix_allowed(&self) -> bool {
         self.unix_allowed
+    }
+
+    /// What the `kernel` section permits, as the table has it.
+    pub(crate) fn kernel_permits(&self) -> u32 {
+        self.kernel.bits()
     }
 
     /// The rules: the outermost file's first.

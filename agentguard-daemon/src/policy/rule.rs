@@ -96,6 +96,11 @@ pub enum Action<'a> {
     },
     /// Connect or send to a Unix-domain socket.
     Unix,
+    /// Something that the `kernel` section speaks of.
+    Kernel {
+        /// Number of the [`agentguard_common::verdict::Lock`].
+        lock: u32,
+    },
 }
 
 /// What was judged, and by what.
@@ -103,7 +108,8 @@ pub enum Action<'a> {
 pub struct Judgement {
     /// The verdict. [`Verdict::None`] only for a program whose arguments must be seen first.
     pub verdict: Verdict,
-    /// [`Reason::Rule`], [`Reason::Default`] or [`Reason::UnixSocket`]; [`Reason::None`] with [`Verdict::None`].
+    /// [`Reason::Rule`], [`Reason::Default`], [`Reason::UnixSocket`] or [`Reason::Locked`]; [`Reason::None`] with
+    /// [`Verdict::None`].
     pub reason: Reason,
     /// The rule that won.
     pub rule: Option<RuleRef>,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
+use agentguard_common::verdict::Lock;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
@@ -210,15 +211,31 @@ pub struct Document {
     pub network: Option<Network>,
     /// Examples with the verdict that they must have; `policy check` tries them.
     pub tests: Option<Vec<At<Example>>>,
-    /// Reserved.
-    #[schemars(skip)]
-    pub kernel: Option<At<Ignored>>,
+    /// Switches for what changes the system or reaches outside of the agent; all `deny` unless written, but
+    /// `anonymous_code`.
+    #[schemars(schema_with = "kernel_schema")]
+    pub kernel: Option<BTreeMap<String, At<Switch>>>,
     /// Reserved.
     #[schemars(skip)]
     pub budgets: Option<At<Ignored>>,
     /// Reserved.
     #[schemars(skip)]
     pub schedule: Option<At<Ignored>>,
+}
+
+/// The switches by name.
+fn kernel_schema(generator: &mut SchemaGenerator) -> Schema {
+    let switch = generator.subschema_for::<Switch>();
+    let switches: serde_json::Map<String, serde_json::Value> = Lock::ALL
+        .iter()
+        .map(|lock| (lock.name().to_owned(), switch.clone().to_value()))
+        .collect();
+    json_schema!({
+        "type": ["object", "null"],
+        "description": "Switches for what changes the system or reaches outside of the agent.",
+        "properties": switches,
+        "additionalProperties": false,
+    })
 }
 
 /// A value that is skipped.

@@ -37,6 +37,10 @@ pub fn walk(table: &[u8], action: &Action<'_>) -> (Verdict, Reason) {
             (Verdict::Allow, Reason::Default)
         }
         Action::Unix => (Verdict::Deny, Reason::UnixSocket),
+        Action::Kernel { lock } if lock < 32 && header.kernel >> lock & 1 != 0 => {
+            (Verdict::Allow, Reason::Default)
+        }
+        Action::Kernel { .. } => (Verdict::Deny, Reason::Locked),
     }
 }
 

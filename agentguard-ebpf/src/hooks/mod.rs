@@ -1,9 +1,15 @@
 //! The hooks, one module for each family. A hook reads, asks `decide`, and emits; it holds no rules.
 
+pub mod code;
+pub mod descriptors;
 pub mod exec;
 pub mod lineage;
+pub mod locks;
+pub mod moves;
+pub mod names;
 pub mod network;
 pub mod open;
+pub mod outsiders;
 mod script;
 
 use agentguard_common::record::{RecordHeader, record_flags};
@@ -13,7 +19,14 @@ use crate::label::load;
 use crate::offsets::{self as off, get};
 
 /// `SB_NOUSER`: a file system that nobody can mount: pipes, sockets, memfd.
-const SB_NOUSER: u64 = 1 << 31;
+pub const SB_NOUSER: u64 = 1 << 31;
+
+/// No memory for the label: deny (label-unavailable); counted, since a record needs the label.
+#[inline(always)]
+pub fn unlabelled() -> i32 {
+    crate::emit::count_loss(agentguard_common::record::class::DENIED);
+    crate::emit::DENIED_ERRNO
+}
 
 /// Resolves the path of a file into a buffer; its length without the NUL, or a negative errno.
 ///

@@ -8,8 +8,9 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
+use super::unlabelled;
 use crate::decide::{self, Decision, with_table};
-use crate::emit::{self, DENIED_ERRNO};
+use crate::emit;
 use crate::label::{Standing, Subject, current, load};
 use crate::maps::{PATH_BUFFER, PathScratch};
 use crate::offsets::{self as off, get};
@@ -91,11 +92,57 @@ pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
     }
 }
 
-/// No memory for the label: deny (label-unavailable); counted, since a record needs the label.
-#[inline(always)]
-fn unlabelled() -> i32 {
-    emit::count_loss(agentguard_common::record::class::DENIED);
-    DENIED_ERRNO
+/// `socket_create(int family, int type, int protocol, int kern)`. Minimum kernel 5.7. Fails closed. Sockets
+/// that could never be judged are never made: raw and packet sockets, vsock, SCTP with its own ways to
+/// connect, and whatever this version does not know.
+#[lsm(hook = "socket_create")]
+pub fn socket_create(ctx: LsmContext) -> i32 {
+    let (family, kind): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let (protocol, kern): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+    if kern as u32 != 0 {
+        return 0;
+    }
+    let (family, kind, protocol) = (family as u16, kind as u16, protocol as u32);
+    let reason = match family {
+        AF_UNIX | AF_NETLINK | AF_ALG => return 0,
+        AF_INET | AF_INET6 => {
+            let known = protocol == 0
+                || protocol == IPPROTO_MPTCP as u32
+                || matches!(
+                    protocol as u16,
+                    IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6
+                );
+            if known && matches!(kind, SOCK_STREAM | SOCK_DGRAM) {
+                return 0;
+            }
+            Reason::ProtocolNotPermitted
+        }
+        _ => Reason::FamilyNotPermitted,
+    };
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => unlabelled(),
+        Standing::Governed(subject) => {
+            // SAFETY: the label is a live map value.
+            let decision = match decide::policy(unsafe { (*subject.label).agent }) {
+                // The agent is gone or was never installed: deny (no-policy).
+                None => Decision::failure(Reason::NoPolicy),
+                Some(policy) => {
+                    with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
+                }
+            };
+            let outcome = emit::outcome(decision);
+            let which = u32::from(family) | u32::from(kind) << 16;
+            emit::event(
+                subject,
+                Operation::Socket,
+                decision,
+                which,
+                u64::from(protocol),
+            );
+            crate::bound::verdict(outcome.refused)
+        }
+    }
 }
 
 /// The family of a socket itself, whatever an address says; 0 if it cannot be known.

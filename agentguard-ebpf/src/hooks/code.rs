@@ -1,0 +1,121 @@
+//! Executable memory. Threat: a program that may not be started is mapped and run all the same: by the
+//! dynamic loader, by a library call, or written by the agent and loaded into a permitted program.
+//! Choke points: `mmap_file` and `file_mprotect` with `PROT_EXEC`. Libraries that the agent cannot write
+//! are no programs of its own and stay free. What is permitted leaves no record: the file was opened.
+
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::locks;
+use super::names::{parts, send};
+use crate::bound::forget;
+use crate::climb::climb;
+use crate::decide::{self, Decision, Policy, with_table};
+use crate::emit;
+use crate::identity;
+use crate::label::{Standing, Subject, current, peek};
+use crate::maps::NameScratch;
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const PROT_EXEC: u64 = 4;
+
+/// `mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`. Minimum kernel
+/// 5.7. Fails closed. `file` is null for anonymous memory.
+#[lsm(hook = "mmap_file")]
+pub fn mmap_file(ctx: LsmContext) -> i32 {
+    if ctx.arg::<u64>(2) & PROT_EXEC == 0 {
+        return 0;
+    }
+    mapping(ctx.arg(0))
+}
+
+/// `file_mprotect(struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot)`. Minimum kernel 5.7.
+/// Fails closed.
+#[lsm(hook = "file_mprotect")]
+pub fn file_mprotect(ctx: LsmContext) -> i32 {
+    if ctx.arg::<u64>(2) & PROT_EXEC == 0 {
+        return 0;
+    }
+    match current() {
+        Standing::Ungoverned => 0,
+        _ => mapping(peek(ctx.arg::<u64>(0) + get(&off::OFF_VMA_FILE) as u64, 0)),
+    }
+}
+
+#[inline(always)]
+fn mapping(file: u64) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => governed(subject, file),
+    }
+}
+
+#[inline(always)]
+fn governed(subject: Subject, file: u64) -> i32 {
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(subject, Operation::Map, Decision::failure(Reason::NoPolicy));
+    };
+    if file == 0 || is_anonymous(file) {
+        return locks::decide_quietly(subject, policy, Lock::AnonymousCode);
+    }
+    let Some(scratch) = scratch::claim::<NameScratch>() else {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        return emit::bare(subject, Operation::Map, decision);
+    };
+    let result = judge(subject, file, policy, scratch);
+    scratch::release(scratch);
+    result
+}
+
+/// Whether a file has no name on any file system.
+#[inline(always)]
+fn is_anonymous(file: u64) -> bool {
+    let inode: u64 = peek(file + get(&off::OFF_FILE_INODE) as u64, 0);
+    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
+    peek::<u64>(sb + get(&off::OFF_SB_FLAGS) as u64, 0) & super::SB_NOUSER != 0
+}
+
+#[inline(always)]
+fn judge(subject: Subject, file: u64, policy: Policy, scratch: *mut NameScratch) -> i32 {
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let (mount, dentry) = parts(file + get(&off::OFF_FILE_PATH) as u64);
+        let len = climb(scratch, subject.task, mount, dentry, 0);
+        let tail = &raw const (*scratch).tail as *const u8;
+        let object = identity::of(dentry);
+        let decision = if len < 0 {
+            // Which file it is cannot be known: deny (path-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
+        } else {
+            let judged =
+                with_table!(policy, t => decide::mapped(t, decide::label_of(t, tail, len as u32)));
+            let Some(decision) = judged else {
+                return 0;
+            };
+            decision
+        };
+        let decision = forget(&raw mut (*scratch).decision, decision);
+        let outcome = emit::outcome(decision);
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, Operation::Map, decision, outcome);
+        header.access = access::EXEC;
+        header.inode = object.inode;
+        header.device = object.device;
+        let len = if len < 0 {
+            header.errno = -len as u16;
+            0
+        } else {
+            len as u32
+        };
+        header.target_len = len;
+        send(scratch, len, outcome);
+        crate::bound::verdict(outcome.refused)
+    }
+}

@@ -1,0 +1,191 @@
+//! Descriptors that are used for more than they were opened for, or that somebody else opened. Threat: a
+//! helper outside opens a secret, or connects a socket, and hands it over; an `ioctl` changes a file, or the
+//! input of a terminal, without an open for writing. Choke points: `file_receive` (`SCM_RIGHTS`,
+//! `pidfd_getfd`) and `file_ioctl`.
+
+use agentguard_common::record::Destination;
+use agentguard_common::verdict::{Lock, Operation, Reason, access};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::locks;
+use super::names::{Request, judge, parts};
+use crate::decide::{self, Decision, with_table};
+use crate::emit;
+use crate::label::{Standing, Subject, current, peek};
+use crate::maps::PathScratch;
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const FMODE_READ: u32 = 1;
+const FMODE_WRITE: u32 = 2;
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const TIOCSTI: u32 = 0x5412;
+const TIOCLINUX: u32 = 0x541c;
+/// `FS_IOC_SETFLAGS` (64 and 32 bits), `FS_IOC_FSSETXATTR`, `FS_IOC_SETVERSION` (both), `FS_IOC_ENABLE_VERITY`,
+/// `FS_IOC_SET_ENCRYPTION_POLICY`, `FS_IOC_SETFSLABEL`.
+const CHANGES: [u32; 8] = [
+    0x4008_6602,
+    0x4004_6602,
+    0x401c_5820,
+    0x4008_7602,
+    0x4004_7602,
+    0x4080_6685,
+    0x800c_6613,
+    0x4100_9432,
+];
+
+/// `file_receive(struct file *file)`. Minimum kernel 5.7. Fails closed: a descriptor is judged as if it were opened.
+#[lsm(hook = "file_receive")]
+pub fn file_receive(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => received(subject, ctx.arg(0)),
+    }
+}
+
+#[inline(always)]
+fn received(subject: Subject, file: u64) -> i32 {
+    let inode: u64 = peek(file + get(&off::OFF_FILE_INODE) as u64, 0);
+    let mode: u16 = peek(inode + get(&off::OFF_INODE_MODE) as u64, 0);
+    if mode & S_IFMT == S_IFSOCK {
+        return socket(subject, peek(file + get(&off::OFF_FILE_PRIVATE) as u64, 0));
+    }
+    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
+    if peek::<u64>(sb + get(&off::OFF_SB_FLAGS) as u64, 0) & super::SB_NOUSER != 0 {
+        // Pipes and memory: readable and writable by their holders.
+        return 0;
+    }
+    let opened: u32 = peek(
+        file + get(&off::OFF_FILE_MODE) as u64,
+        FMODE_READ | FMODE_WRITE,
+    );
+    let mut wanted = 0;
+    if opened & FMODE_READ != 0 {
+        wanted |= access::READ;
+    }
+    if opened & FMODE_WRITE != 0 {
+        wanted |= access::WRITE;
+    }
+    if wanted == 0 {
+        // A handle (`O_PATH`): whoever opens through it is judged then.
+        return 0;
+    }
+    let (mount, dentry) = parts(file + get(&off::OFF_FILE_PATH) as u64);
+    judge(
+        subject,
+        Request {
+            operation: Operation::Receive,
+            mount,
+            dentry,
+            wanted,
+            aux: peek(file + get(&off::OFF_FILE_FLAGS) as u64, 0),
+        },
+    )
+}
+
+/// A socket that comes from somebody else is judged by where it is connected to.
+#[inline(always)]
+fn socket(subject: Subject, socket: u64) -> i32 {
+    let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
+    let family: u16 = peek(sk + get(&off::OFF_SOCK_FAMILY) as u64, 0);
+    let port = u16::from_be(peek(sk + get(&off::OFF_SOCK_DPORT) as u64, 0));
+    if !matches!(family, AF_INET | AF_INET6) || port == 0 {
+        // Not connected: connecting is judged. Unix-domain sockets have no address here.
+        return 0;
+    }
+    let mut destination = Destination {
+        family,
+        protocol: peek(sk + get(&off::OFF_SOCK_PROTOCOL) as u64, 0),
+        port,
+        kind: peek(socket + get(&off::OFF_SOCKET_TYPE) as u64, 0),
+        address: [0; 16],
+    };
+    if destination.protocol == 262 {
+        // MPTCP is judged as TCP.
+        destination.protocol = 6;
+    }
+    if family == AF_INET {
+        let address: [u8; 4] = peek(sk + get(&off::OFF_SOCK_DADDR) as u64, [0; 4]);
+        destination.address = [
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, address[0], address[1], address[2],
+            address[3],
+        ];
+    } else {
+        destination.address = peek(sk + get(&off::OFF_SOCK_V6_DADDR) as u64, [0; 16]);
+    }
+    // SAFETY: the label is a live map value.
+    let decision = match decide::policy(unsafe { (*subject.label).agent }) {
+        // The agent is gone or was never installed: deny (no-policy).
+        None => Decision::failure(Reason::NoPolicy),
+        Some(policy) => with_table!(policy, t => decide::destination(t, &destination)),
+    };
+    let Some(scratch) = scratch::claim::<PathScratch>() else {
+        // The decision stands; only its target is missing from the record.
+        return emit::bare(subject, Operation::Receive, decision);
+    };
+    let outcome = emit::outcome(decision);
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, Operation::Receive, decision, outcome);
+        header.flags |= agentguard_common::record::record_flags::SOCKET;
+        let tail = &raw mut (*scratch).tail;
+        *tail.cast::<Destination>() = destination;
+        header.target_len = size_of::<Destination>() as u32;
+        emit::send::<64>(
+            header,
+            size_of::<Destination>() as u32,
+            outcome,
+            &raw mut (*scratch).emitted,
+        );
+    }
+    scratch::release(scratch);
+    crate::bound::verdict(outcome.refused)
+}
+
+/// `file_ioctl(struct file *file, unsigned int cmd, unsigned long arg)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "file_ioctl")]
+pub fn file_ioctl(ctx: LsmContext) -> i32 {
+    ioctl(&ctx)
+}
+
+/// `file_ioctl_compat(struct file *file, unsigned int cmd, unsigned long arg)`: of 32-bit programs. Minimum kernel
+/// 6.8 and some stable releases; where it is missing, `file_ioctl` is called for both. Fails closed.
+#[lsm(hook = "file_ioctl_compat")]
+pub fn file_ioctl_compat(ctx: LsmContext) -> i32 {
+    ioctl(&ctx)
+}
+
+#[inline(always)]
+fn ioctl(ctx: &LsmContext) -> i32 {
+    let command = ctx.arg::<u64>(1) as u32;
+    let terminal = command == TIOCSTI || command == TIOCLINUX;
+    if !terminal && !CHANGES.contains(&command) {
+        return 0;
+    }
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) if terminal => {
+            locks::bare(subject, Lock::TerminalInput, u64::from(command))
+        }
+        Standing::Governed(subject) => {
+            let (mount, dentry) = parts(ctx.arg::<u64>(0) + get(&off::OFF_FILE_PATH) as u64);
+            judge(
+                subject,
+                Request {
+                    operation: Operation::Attribute,
+                    mount,
+                    dentry,
+                    wanted: access::WRITE,
+                    aux: command,
+                },
+            )
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! The `kernel` section. Threat: an agent changes the system under its rules (mounts, modules, other
+//! programs in the kernel, settings), or reaches outside of its own processes. Everything here is locked
+//! unless its policy permits it, also for root.
+
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::names::{parts, send};
+use crate::climb::climb;
+use crate::decide::{self, Decision, Policy, with_table};
+use crate::emit::{self, DENIED_ERRNO as DENIED};
+use crate::label::{Standing, Subject, current, load, peek};
+use crate::maps::NameScratch;
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+/// `CAP_OPT_NOAUDIT`: the kernel only asks what would be.
+const NOAUDIT: u64 = 2;
+/// Capabilities that reach no further than files and processes of one's own: chown, `dac_override`, fowner,
+/// fsetid, kill, setgid, setuid, setpcap, `net_bind_service`, `net_broadcast`, `ipc_lock`, `ipc_owner`,
+/// `sys_nice`, lease, `audit_write`.
+const HARMLESS: u64 = 1 << 0
+    | 1 << 1
+    | 1 << 3
+    | 1 << 4
+    | 1 << 5
+    | 1 << 6
+    | 1 << 7
+    | 1 << 8
+    | 1 << 10
+    | 1 << 11
+    | 1 << 14
+    | 1 << 15
+    | 1 << 23
+    | 1 << 28
+    | 1 << 29;
+
+/// A hook without an object.
+#[inline(always)]
+fn plain(lock: Lock, detail: u64) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => bare(subject, lock, detail),
+    }
+}
+
+/// Judges one lock; the record has no path.
+#[inline(always)]
+pub fn bare(subject: Subject, lock: Lock, detail: u64) -> i32 {
+    // SAFETY: the label is a live map value.
+    let decision = match decide::policy(unsafe { (*subject.label).agent }) {
+        // The agent is gone or was never installed: deny (no-policy).
+        None => Decision::failure(Reason::NoPolicy),
+        Some(policy) => with_table!(policy, t => decide::lock(t, lock as u32)),
+    };
+    let outcome = emit::outcome(decision);
+    emit::event(subject, Operation::Kernel, decision, lock as u32, detail);
+    crate::bound::verdict(outcome.refused)
+}
+
+/// Judges one lock; what is permitted leaves no record.
+#[inline(always)]
+pub fn decide_quietly(subject: Subject, policy: Policy, lock: Lock) -> i32 {
+    let decision = with_table!(policy, t => decide::lock(t, lock as u32));
+    if decision.is_allowed() {
+        return 0;
+    }
+    let outcome = emit::outcome(decision);
+    emit::event(subject, Operation::Kernel, decision, lock as u32, 0);
+    crate::bound::verdict(outcome.refused)
+}
+
+/// Judges one lock for a question of the kernel's own, which is answered but not recorded.
+#[inline(always)]
+pub fn decide_unseen(subject: Subject, lock: Lock) -> i32 {
+    // SAFETY: the label is a live map value.
+    match decide::policy(unsafe { (*subject.label).agent }) {
+        // The agent is gone or was never installed: deny (no-policy).
+        None => DENIED,
+        Some(policy) => {
+            let decision = with_table!(policy, t => decide::lock(t, lock as u32));
+            crate::bound::verdict(emit::outcome(decision).refused)
+        }
+    }
+}
+
+/// Judges one lock on an object with a path.
+#[inline(always)]
+pub fn object(subject: Subject, lock: Lock, mount: u64, dentry: u64) -> i32 {
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(
+            subject,
+            Operation::Kernel,
+            Decision::failure(Reason::NoPolicy),
+        );
+    };
+    let Some(scratch) = scratch::claim::<NameScratch>() else {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        return emit::bare(subject, Operation::Kernel, decision);
+    };
+    let decision = with_table!(policy, t => decide::lock(t, lock as u32));
+    let outcome = emit::outcome(decision);
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let len = climb(scratch, subject.task, mount, dentry, 0);
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, Operation::Kernel, decision, outcome);
+        header.aux = lock as u32;
+        // Without a path the decision stands; the record says why it has none.
+        let len = if len < 0 {
+            header.errno = -len as u16;
+            0
+        } else {
+            len as u32
+        };
+        header.target_len = len;
+        send(scratch, len, outcome);
+    }
+    scratch::release(scratch);
+    crate::bound::verdict(outcome.refused)
+}
+
+/// A hook whose first argument is a `struct path`.
+#[inline(always)]
+fn at_path(path: u64, lock: Lock) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            let (mount, dentry) = parts(path);
+            object(subject, lock, mount, dentry)
+        }
+    }
+}
+
+/// `capable(const struct cred *cred, struct user_namespace *ns, int cap, unsigned int opts)`. Minimum kernel 5.7.
+/// Fails closed. Asked only where the task has the capability; in a user namespace of its own as well.
+#[lsm(hook = "capable")]
+pub fn capable(ctx: LsmContext) -> i32 {
+    let (capability, options): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+    let capability = capability as u32 as u64;
+    if capability < 64 && HARMLESS >> capability & 1 != 0 {
+        return 0;
+    }
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            if acts_for_another(subject) {
+                return 0;
+            }
+            if options & NOAUDIT == 0 {
+                bare(subject, Lock::Capabilities, capability)
+            } else {
+                decide_unseen(subject, Lock::Capabilities)
+            }
+        }
+    }
+}
+
+/// Whether the kernel has put on other credentials for a moment, as overlayfs does for its own work. io_uring
+/// does so with credentials that a task has registered, which is locked by itself.
+#[inline(always)]
+fn acts_for_another(subject: Subject) -> bool {
+    // SAFETY: fields of a live task.
+    unsafe {
+        let effective: u64 = load(subject.task, get(&off::OFF_TASK_CRED));
+        let real: u64 = load(subject.task, get(&off::OFF_TASK_REAL_CRED));
+        effective != real
+    }
+}
+
+/// `sb_mount(const char *dev_name, const struct path *path, const char *type, unsigned long flags, void *data)`.
+/// Minimum kernel 5.7. Fails closed. Also bind mounts, remounts and changes of propagation.
+#[lsm(hook = "sb_mount")]
+pub fn sb_mount(ctx: LsmContext) -> i32 {
+    at_path(ctx.arg(1), Lock::Mount)
+}
+
+/// `move_mount(const struct path *from_path, const struct path *to_path)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "move_mount")]
+pub fn move_mount(ctx: LsmContext) -> i32 {
+    at_path(ctx.arg(1), Lock::Mount)
+}
+
+/// `sb_pivotroot(const struct path *old_path, const struct path *new_path)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "sb_pivotroot")]
+pub fn sb_pivotroot(ctx: LsmContext) -> i32 {
+    at_path(ctx.arg(1), Lock::Mount)
+}
+
+/// `path_chroot(const struct path *path)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_chroot")]
+pub fn path_chroot(ctx: LsmContext) -> i32 {
+    at_path(ctx.arg(0), Lock::Mount)
+}
+
+/// `sb_umount(struct vfsmount *mnt, int flags)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "sb_umount")]
+pub fn sb_umount(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            let mount: u64 = ctx.arg(0);
+            let root = peek(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0);
+            object(subject, Lock::Mount, mount, root)
+        }
+    }
+}
+
+/// `sb_remount(struct super_block *sb, void *mnt_opts)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "sb_remount")]
+pub fn sb_remount(_ctx: LsmContext) -> i32 {
+    plain(Lock::Mount, 0)
+}
+
+/// `userns_create(const struct cred *cred)`. Minimum kernel 6.1. Fails closed.
+#[lsm(hook = "userns_create")]
+pub fn userns_create(_ctx: LsmContext) -> i32 {
+    plain(Lock::UserNamespaces, 0)
+}
+
+/// `bpf(int cmd, union bpf_attr *attr, unsigned int size)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "bpf")]
+pub fn bpf(ctx: LsmContext) -> i32 {
+    let command: u64 = ctx.arg(0);
+    plain(Lock::Bpf, command as u32 as u64)
+}
+
+/// `perf_event_open(struct perf_event_attr *attr, int type)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "perf_event_open")]
+pub fn perf_event_open(_ctx: LsmContext) -> i32 {
+    plain(Lock::Perf, 0)
+}
+
+/// `kernel_module_request(char *kmod_name)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "kernel_module_request")]
+pub fn kernel_module_request(_ctx: LsmContext) -> i32 {
+    plain(Lock::Modules, 0)
+}
+
+/// `uring_override_creds(const struct cred *new)`. Minimum kernel 5.16. Fails closed.
+#[lsm(hook = "uring_override_creds")]
+pub fn uring_override_creds(_ctx: LsmContext) -> i32 {
+    plain(Lock::UringCommands, 0)
+}
+
+/// `uring_cmd(struct io_uring_cmd *ioucmd)`. Minimum kernel 6.0. Fails closed.
+#[lsm(hook = "uring_cmd")]
+pub fn uring_cmd(_ctx: LsmContext) -> i32 {
+    plain(Lock::UringCommands, 0)
+}
+
+/// Extended attributes: judged by a switch, since these hooks see no mount and so no path.
+#[inline(always)]
+fn attribute(dentry: u64) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            if acts_for_another(subject) {
+                return 0;
+            }
+            let object = crate::identity::of(dentry);
+            bare(subject, Lock::Xattrs, object.inode)
+        }
+    }
+}
+
+/// `inode_setxattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name, …)`. Minimum kernel 5.12 (the
+/// first argument). Fails closed.
+#[lsm(hook = "inode_setxattr")]
+pub fn inode_setxattr(ctx: LsmContext) -> i32 {
+    attribute(ctx.arg(1))
+}
+
+/// `inode_removexattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name)`. Minimum kernel 5.12.
+/// Fails closed.
+#[lsm(hook = "inode_removexattr")]
+pub fn inode_removexattr(ctx: LsmContext) -> i32 {
+    attribute(ctx.arg(1))
+}
+
+/// `inode_set_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name, struct posix_acl *kacl)`.
+/// Minimum kernel 6.2; before, lists are extended attributes. Fails closed.
+#[lsm(hook = "inode_set_acl")]
+pub fn inode_set_acl(ctx: LsmContext) -> i32 {
+    attribute(ctx.arg(1))
+}

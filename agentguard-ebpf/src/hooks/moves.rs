@@ -1,0 +1,178 @@
+//! Second names. Threat: an agent gives an object another name, by which its rules permit more: a secret
+//! moved or linked into the workspace, a parent folder moved away, a program replaced by a rename onto it.
+//! Choke points: `path_rename` and `path_link`, with both names. A folder may go only to where the same
+//! rules apply to everything below it, which the automaton's states tell at once.
+
+use agentguard_common::table::flags;
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::names::{parts, send};
+use crate::bound::{at_most, forget};
+use crate::climb::climb;
+use crate::decide::{self, Decision, Place, Policy, with_table};
+use crate::emit;
+use crate::identity;
+use crate::label::{Standing, Subject, current, peek};
+use crate::maps::{NameScratch, PATH_BUFFER};
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFDIR: u16 = 0o040_000;
+const RENAME_EXCHANGE: u32 = 2;
+const READ: u32 = access::READ as u32;
+const WRITE: u32 = access::WRITE as u32;
+const EXEC: u32 = access::EXEC as u32;
+
+/// An object with two names.
+#[derive(Clone, Copy)]
+struct Move {
+    operation: Operation,
+    from: (u64, u64),
+    to: (u64, u64),
+    flags: u32,
+}
+
+/// `path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir, struct dentry
+/// *new_dentry, unsigned int flags)`. Minimum kernel 5.19 (flags). Fails closed.
+#[lsm(hook = "path_rename")]
+pub fn path_rename(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            let flags: u64 = ctx.arg(4);
+            let (from, to) = (parts(ctx.arg(0)).0, parts(ctx.arg(2)).0);
+            governed(
+                subject,
+                Move {
+                    operation: Operation::Rename,
+                    from: (from, ctx.arg(1)),
+                    to: (to, ctx.arg(3)),
+                    flags: flags as u32,
+                },
+            )
+        }
+    }
+}
+
+/// `path_link(struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry)`. Minimum kernel
+/// 5.7. Fails closed. The kernel has made sure that both are on one mount.
+#[lsm(hook = "path_link")]
+pub fn path_link(ctx: LsmContext) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            let (mount, _) = parts(ctx.arg(1));
+            governed(
+                subject,
+                Move {
+                    operation: Operation::Link,
+                    from: (mount, ctx.arg(0)),
+                    to: (mount, ctx.arg(2)),
+                    flags: 0,
+                },
+            )
+        }
+    }
+}
+
+#[inline(always)]
+fn governed(subject: Subject, request: Move) -> i32 {
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(
+            subject,
+            request.operation,
+            Decision::failure(Reason::NoPolicy),
+        );
+    };
+    let Some(scratch) = scratch::claim::<NameScratch>() else {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        return emit::bare(subject, request.operation, decision);
+    };
+    let result = judge(subject, request, policy, scratch);
+    scratch::release(scratch);
+    result
+}
+
+/// Whether an entry is a folder.
+#[inline(always)]
+fn is_folder(dentry: u64) -> bool {
+    let inode: u64 = peek(dentry + get(&off::OFF_DENTRY_INODE) as u64, 0);
+    inode != 0 && peek::<u16>(inode + get(&off::OFF_INODE_MODE) as u64, 0) & S_IFMT == S_IFDIR
+}
+
+#[inline(always)]
+fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScratch) -> i32 {
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let task = subject.task;
+        let from_len = climb(scratch, task, request.from.0, request.from.1, 0);
+        let behind = if from_len < 0 {
+            0
+        } else {
+            at_most(from_len as u32, PATH_BUFFER as u32 - 1)
+        };
+        let to_len = climb(scratch, task, request.to.0, request.to.1, behind);
+        let lengths = &raw mut (*scratch).lengths;
+        let [from_len, to_len] = forget(lengths, [from_len, to_len]);
+        let kept = &raw mut (*scratch).decision;
+        let behind = if from_len < 0 {
+            0
+        } else {
+            at_most(from_len as u32, PATH_BUFFER as u32 - 1)
+        };
+        let first = &raw const (*scratch).tail as *const u8;
+        let second = first.add(at_most(behind, PATH_BUFFER as u32 - 1) as usize);
+        let (object, replaced) = (identity::of(request.from.1), identity::of(request.to.1));
+        let decision = if from_len < 0 || to_len < 0 {
+            // Which names they are cannot be known: deny (path-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
+        } else {
+            let old = with_table!(policy, t => decide::place_of(t, first, behind));
+            let new = with_table!(policy, t => decide::place_of(t, second, at_most(to_len as u32, PATH_BUFFER as u32 - 1)));
+            let [old, new] = forget(&raw mut (*scratch).places, [old, new]);
+            let mut decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), is_folder(request.from.1)));
+            decision = forget(kept, decision);
+            if decision.is_allowed() && request.flags & RENAME_EXCHANGE != 0 {
+                decision = with_table!(policy, t => decide::moved(t, Place::new(t, new), Place::new(t, old), is_folder(request.to.1)));
+            }
+            let decision = forget(kept, decision);
+            let decision = identity::guard(subject, decision, object, (READ | WRITE | EXEC) as u8);
+            let decision = forget(kept, decision);
+            identity::guard(subject, decision, replaced, (READ | WRITE) as u8)
+        };
+        let decision = forget(kept, decision);
+        let outcome = emit::outcome(decision);
+        if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
+            return 0;
+        }
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, request.operation, decision, outcome);
+        header.access = access::WRITE;
+        header.aux = request.flags;
+        header.inode = object.inode;
+        header.device = object.device;
+        let mut tail = behind;
+        if from_len < 0 {
+            header.errno = -from_len as u16;
+        }
+        header.target_len = behind;
+        if to_len < 0 {
+            header.errno = -to_len as u16;
+        } else if from_len >= 0 {
+            let to_len = at_most(to_len as u32, PATH_BUFFER as u32 - 1);
+            header.args_len = to_len;
+            tail += to_len;
+        }
+        send(scratch, tail, outcome);
+        crate::bound::verdict(outcome.refused)
+    }
+}

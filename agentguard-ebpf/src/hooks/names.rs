@@ -1,0 +1,233 @@
+//! Names of files. Threat: an agent removes, replaces, makes or changes what it may not write, without ever
+//! opening it. Choke points: the `path_*` hooks, which every system call and io_uring go through. All are
+//! judged as writing, on the path that the kernel resolved, and are refused before anything happens.
+
+use agentguard_common::table::flags;
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
+use aya_ebpf::macros::lsm;
+use aya_ebpf::programs::LsmContext;
+
+use super::locks;
+use crate::bound::forget;
+use crate::climb::climb;
+use crate::decide::{self, Decision, Policy, with_table};
+use crate::emit::{self, Outcome};
+use crate::identity;
+use crate::label::{Standing, Subject, current, peek};
+use crate::maps::{NameScratch, PATH_BUFFER};
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFCHR: u32 = 0o020_000;
+const S_IFBLK: u32 = 0o060_000;
+const S_IFREG: u32 = 0o100_000;
+
+/// What is about to happen to one name.
+#[derive(Clone, Copy)]
+pub struct Request {
+    pub operation: Operation,
+    /// `struct vfsmount` and `struct dentry` of the object.
+    pub mount: u64,
+    pub dentry: u64,
+    pub wanted: u8,
+    pub aux: u32,
+}
+
+/// Mount and entry of a `struct path`.
+#[inline(always)]
+pub fn parts(path: u64) -> (u64, u64) {
+    (
+        peek(path + get(&off::OFF_PATH_MNT) as u64, 0),
+        peek(path + get(&off::OFF_PATH_DENTRY) as u64, 0),
+    )
+}
+
+/// A hook on an entry of a folder that changes as a writer would change it.
+#[inline(always)]
+fn entry(ctx: &LsmContext, operation: Operation, aux: u32) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            let (mount, _) = parts(ctx.arg(0));
+            judge(
+                subject,
+                Request {
+                    operation,
+                    mount,
+                    dentry: ctx.arg(1),
+                    wanted: access::WRITE,
+                    aux,
+                },
+            )
+        }
+    }
+}
+
+/// The same for a hook that is handed the whole path.
+#[inline(always)]
+fn whole(ctx: &LsmContext, operation: Operation, aux: u32) -> i32 {
+    match current() {
+        Standing::Ungoverned => 0,
+        Standing::Unlabelled => super::unlabelled(),
+        Standing::Governed(subject) => {
+            let (mount, dentry) = parts(ctx.arg(0));
+            judge(
+                subject,
+                Request {
+                    operation,
+                    mount,
+                    dentry,
+                    wanted: access::WRITE,
+                    aux,
+                },
+            )
+        }
+    }
+}
+
+/// `path_unlink(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_unlink")]
+pub fn path_unlink(ctx: LsmContext) -> i32 {
+    entry(&ctx, Operation::Unlink, 0)
+}
+
+/// `path_rmdir(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_rmdir")]
+pub fn path_rmdir(ctx: LsmContext) -> i32 {
+    entry(&ctx, Operation::Rmdir, 0)
+}
+
+/// `path_mkdir(const struct path *dir, struct dentry *dentry, umode_t mode)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_mkdir")]
+pub fn path_mkdir(ctx: LsmContext) -> i32 {
+    let mode: u64 = ctx.arg(2);
+    entry(&ctx, Operation::Mkdir, mode as u16 as u32)
+}
+
+/// `path_symlink(const struct path *dir, struct dentry *dentry, const char *old_name)`. Minimum kernel 5.7.
+/// Fails closed. Where the link points to has no say: whoever follows it is judged there.
+#[lsm(hook = "path_symlink")]
+pub fn path_symlink(ctx: LsmContext) -> i32 {
+    entry(&ctx, Operation::Symlink, 0)
+}
+
+/// `path_mknod(const struct path *dir, struct dentry *dentry, umode_t mode, unsigned int dev)`. Minimum
+/// kernel 5.7. Fails closed. Also called when an open or a `bind` makes a file.
+#[lsm(hook = "path_mknod")]
+pub fn path_mknod(ctx: LsmContext) -> i32 {
+    let (mode, device): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+    let mode = mode as u16 as u32;
+    match mode & S_IFMT {
+        0 | S_IFREG => entry(&ctx, Operation::Create, mode),
+        // A whiteout (character device 0:0) reaches nothing.
+        S_IFCHR if device as u32 == 0 => entry(&ctx, Operation::Mknod, mode),
+        S_IFCHR | S_IFBLK => match current() {
+            Standing::Ungoverned => 0,
+            Standing::Unlabelled => super::unlabelled(),
+            Standing::Governed(subject) => {
+                let (mount, _) = parts(ctx.arg(0));
+                locks::object(subject, Lock::RawDevices, mount, ctx.arg(1))
+            }
+        },
+        _ => entry(&ctx, Operation::Mknod, mode),
+    }
+}
+
+/// `path_truncate(const struct path *path)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_truncate")]
+pub fn path_truncate(ctx: LsmContext) -> i32 {
+    whole(&ctx, Operation::Truncate, 0)
+}
+
+/// `path_chmod(const struct path *path, umode_t mode)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_chmod")]
+pub fn path_chmod(ctx: LsmContext) -> i32 {
+    let mode: u64 = ctx.arg(1);
+    whole(&ctx, Operation::Chmod, mode as u16 as u32)
+}
+
+/// `path_chown(const struct path *path, kuid_t uid, kgid_t gid)`. Minimum kernel 5.7. Fails closed.
+#[lsm(hook = "path_chown")]
+pub fn path_chown(ctx: LsmContext) -> i32 {
+    whole(&ctx, Operation::Chown, 0)
+}
+
+/// Judges one name, and leaves the record.
+#[inline(always)]
+pub fn judge(subject: Subject, request: Request) -> i32 {
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(
+            subject,
+            request.operation,
+            Decision::failure(Reason::NoPolicy),
+        );
+    };
+    let Some(scratch) = scratch::claim::<NameScratch>() else {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        return emit::bare(subject, request.operation, decision);
+    };
+    let result = judge_in(subject, request, policy, scratch);
+    scratch::release(scratch);
+    result
+}
+
+#[inline(always)]
+fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut NameScratch) -> i32 {
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let len = climb(scratch, subject.task, request.mount, request.dentry, 0);
+        let tail = &raw const (*scratch).tail as *const u8;
+        let object = identity::of(request.dentry);
+        let decision = if len < 0 {
+            // Which name it is cannot be known: deny (path-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
+        } else {
+            let decision = with_table!(policy, t => decide::labelled(t, decide::label_of(t, tail, len as u32), u32::from(request.wanted)));
+            let decision = forget(&raw mut (*scratch).decision, decision);
+            identity::guard(subject, decision, object, request.wanted)
+        };
+        let decision = forget(&raw mut (*scratch).decision, decision);
+        let outcome = emit::outcome(decision);
+        if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
+            return 0;
+        }
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, request.operation, decision, outcome);
+        header.access = request.wanted;
+        header.aux = request.aux;
+        header.inode = object.inode;
+        header.device = object.device;
+        let len = if len < 0 {
+            header.errno = -len as u16;
+            0
+        } else {
+            len as u32
+        };
+        header.target_len = len;
+        send(scratch, len, outcome);
+        crate::bound::verdict(outcome.refused)
+    }
+}
+
+/// Sends what is in a slot.
+///
+/// # Safety
+/// The caller owns the slot.
+#[inline(always)]
+pub unsafe fn send(scratch: *mut NameScratch, tail: u32, outcome: Outcome) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        emit::send::<{ 2 * PATH_BUFFER as u32 }>(
+            &raw mut (*scratch).header,
+            tail,
+            outcome,
+            &raw mut (*scratch).emitted,
+        );
+    }
+}

@@ -1,0 +1,72 @@
+//! The second identity of what a policy protects: its inode. Threat: a protected file is reached by another
+//! name, a hard link or a mount that the path rules do not know. The daemon enters the inodes behind the
+//! paths that a policy denies; whatever the name, they stay denied.
+
+use agentguard_common::identity::{FILTER_WORDS, Object, filter_bit, filter_word};
+use agentguard_common::verdict::{Reason, Verdict};
+
+use crate::decide::Decision;
+use crate::label::{Subject, peek};
+use crate::maps::{OBJECT_FILTER, OBJECTS};
+use crate::offsets::{self as off, get};
+
+/// Inode and device of an entry; zeroes where there is none yet.
+#[derive(Clone, Copy)]
+pub struct Identity {
+    pub inode: u64,
+    pub device: u32,
+}
+
+/// The identity behind a directory entry.
+#[inline(always)]
+pub fn of(dentry: u64) -> Identity {
+    let inode: u64 = peek(dentry + get(&off::OFF_DENTRY_INODE) as u64, 0);
+    if inode == 0 {
+        return Identity {
+            inode: 0,
+            device: 0,
+        };
+    }
+    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
+    Identity {
+        inode: peek(inode + get(&off::OFF_INODE_INO) as u64, 0),
+        device: peek(sb + get(&off::OFF_SB_DEV) as u64, 0),
+    }
+}
+
+/// What an agent may not do to an object, as access bits. Most objects are nobody's: one load and a test.
+#[inline(always)]
+pub fn denied(agent: u32, object: Identity) -> u32 {
+    let word = filter_word(object.inode) & (FILTER_WORDS as u32 - 1);
+    let Some(filter) = OBJECT_FILTER.get_ptr(word) else {
+        return 0;
+    };
+    // SAFETY: a live map value; an aligned word is read in one go.
+    if unsafe { core::ptr::read_volatile(filter) } & filter_bit(object.inode) == 0 {
+        return 0;
+    }
+    look_up(agent, object)
+}
+
+#[inline(never)]
+fn look_up(agent: u32, object: Identity) -> u32 {
+    let key = Object {
+        inode: object.inode,
+        device: object.device,
+        agent,
+    };
+    // SAFETY: the entry is copied before anything else happens.
+    unsafe { OBJECTS.get(&key) }.copied().unwrap_or(0)
+}
+
+/// Turns an allowance into a denial where the object itself is protected.
+#[inline(always)]
+pub fn guard(subject: Subject, decision: Decision, object: Identity, wanted: u8) -> Decision {
+    // SAFETY: the label is a live map value.
+    let agent = unsafe { (*subject.label).agent };
+    if decision.is_allowed() && denied(agent, object) & u32::from(wanted) != 0 {
+        decision.with(Verdict::Deny, Reason::ProtectedObject)
+    } else {
+        decision
+    }
+}
