@@ -7,10 +7,11 @@ use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
+use core::ffi::c_void;
 
 use crate::decide::{self, Decision, with_table};
 use crate::emit::{self, DENIED_ERRNO};
-use crate::label::{Standing, Subject, current, load};
+use crate::label::{Standing, Subject, enter, load, standing};
 use crate::maps::{PATH_BUFFER, PathScratch};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -48,7 +49,13 @@ enum Address {
 /// `socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "socket_connect")]
 pub fn socket_connect(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, connect)
+}
+
+#[inline(never)]
+unsafe extern "C" fn connect(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => unlabelled(),
         Standing::Governed(subject) => {
@@ -66,7 +73,13 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
 /// `socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "socket_sendmsg")]
 pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, sendmsg)
+}
+
+#[inline(never)]
+unsafe extern "C" fn sendmsg(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => unlabelled(),
         Standing::Governed(subject) => {

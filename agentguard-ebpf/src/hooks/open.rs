@@ -6,11 +6,12 @@ use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
+use core::ffi::c_void;
 
 use super::{identify, resolve};
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
-use crate::label::{Standing, Subject, current, load};
+use crate::label::{Standing, Subject, enter, load, standing};
 use crate::maps::{PATH_BUFFER, PathScratch};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -26,7 +27,13 @@ const O_TRUNC: u32 = 0o1000;
 /// `file_open(struct file *file)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "file_open")]
 pub fn file_open(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, opening)
+}
+
+#[inline(never)]
+unsafe extern "C" fn opening(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => {
             // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
