@@ -5,7 +5,7 @@ use agentguard_common::record::DESTINATION_KEY;
 use agentguard_common::table::{COMMAND_CLASSES, MAX_COMMAND, NETWORK_CLASSES, PATH_CLASSES};
 use aya_ebpf::helpers::generated::bpf_loop;
 
-use crate::maps::{PATH_BUFFER, Walk};
+use crate::maps::{PATH_BUFFER, SHORT_PATH, Walk};
 
 /// Bytes of a path that one iteration of the walk takes.
 pub const STRIDE: usize = 64;
@@ -91,7 +91,7 @@ impl<const BYTES: usize> Table<BYTES> {
         }
     }
 
-    /// `N` bytes of a path from `at`, without a branch; `N` is a power of two up to 64.
+    /// `N` bytes of a path from `at`, without a branch; `N` is a power of two up to 128.
     #[inline(always)]
     fn step_paths<const BOTH: bool, const N: usize>(
         self,
@@ -113,7 +113,7 @@ impl<const BYTES: usize> Table<BYTES> {
         macro_rules! sixteen {
             ($($from:literal)+) => { $(steps!($from; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);)+ };
         }
-        sixteen!(0 16 32 48);
+        sixteen!(0 16 32 48 64 80 96 112);
     }
 
     /// Walks two automata (or only `a`) over a path at once; gives the labels of the states they end in.
@@ -162,6 +162,31 @@ impl<const BYTES: usize> Table<BYTES> {
             };
         }
         rest!(32 16 8 4 2 1);
+        (
+            self.word(a as u32),
+            if BOTH { self.word(b as u32) } else { 0 },
+        )
+    }
+
+    /// The same for a path of less than [`SHORT_PATH`] bytes in a buffer of that size: no loop at all.
+    #[inline(always)]
+    pub fn walk_short<const BOTH: bool>(
+        self,
+        path: *const u8,
+        len: u32,
+        a: u32,
+        b: u32,
+    ) -> (u32, u32) {
+        let (mut a, mut b) = (u64::from(a), u64::from(b));
+        macro_rules! rest {
+            ($($n:literal)+) => {
+                $(if len & $n != 0 {
+                    let at = len & (SHORT_PATH as u32 - 1) & !(2 * $n - 1);
+                    self.step_paths::<BOTH, $n>(path, at as usize, &mut a, &mut b);
+                })+
+            };
+        }
+        rest!(128 64 32 16 8 4 2 1);
         (
             self.word(a as u32),
             if BOTH { self.word(b as u32) } else { 0 },

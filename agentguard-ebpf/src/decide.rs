@@ -62,6 +62,24 @@ pub enum Policy {
     Large(Table<LARGE_TABLE>),
 }
 
+impl Policy {
+    /// The table with its header in reach, whatever its size: both begin alike.
+    #[inline(always)]
+    pub const fn head(self) -> Table<SMALL_TABLE> {
+        match self {
+            Self::Small(table) => table,
+            // VERIFIER: all kernels: it looks at the memory that is there, and a header lies in both.
+            Self::Large(table) => Table(table.0),
+        }
+    }
+
+    /// Flags of the policy.
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        self.head().field(offset_of!(TableHeader, flags))
+    }
+}
+
 /// The policy in force for an agent.
 ///
 /// Small before large: the daemon installs the new table first and removes the old one of the other
@@ -132,6 +150,16 @@ fn settle(decision: Decision, opinion: u32, default: u32) -> Decision {
     }
 }
 
+/// The stricter of the labels of both automata, for each access.
+#[inline(always)]
+const fn combined((a, b): (u32, u32)) -> u32 {
+    stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
+        | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
+            << path_label::WRITE
+        | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
+        | (a | b) & path_label::EXEC_BY_COMMAND
+}
+
 /// The combined label of a path: the stricter of both automata for each access.
 #[inline(never)]
 pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
@@ -140,12 +168,18 @@ pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u
         return table.walk_path::<false>(path, len, anchored, 0).0;
     }
     let floating = table.field(offset_of!(TableHeader, floating));
-    let (a, b) = table.walk_path::<true>(path, len, anchored, floating);
-    stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
-        | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
-            << path_label::WRITE
-        | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
-        | (a | b) & path_label::EXEC_BY_COMMAND
+    combined(table.walk_path::<true>(path, len, anchored, floating))
+}
+
+/// The same for a path of less than `SHORT_PATH` bytes, in a buffer of that size.
+#[inline(never)]
+pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
+    let anchored = table.field(offset_of!(TableHeader, anchored));
+    if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
+        return table.walk_short::<false>(path, len, anchored, 0).0;
+    }
+    let floating = table.field(offset_of!(TableHeader, floating));
+    combined(table.walk_short::<true>(path, len, anchored, floating))
 }
 
 /// Decides on reading, writing or both.
@@ -156,34 +190,27 @@ pub fn file<const BYTES: usize>(
     len: u32,
     wanted: u32,
 ) -> Decision {
+    file_labelled(table, label_of(table, path, len), wanted)
+}
+
+/// The same for a label that is known already.
+#[inline(always)]
+pub fn file_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
+    const _: () = assert!(path_label::READ == 0 && path_label::WRITE == access::WRITE as u32);
     let decision = begin(table);
-    let label = label_of(table, path, len);
     let default = table.field(offset_of!(TableHeader, path_default));
-    let read = settle(
-        decision,
-        opinion(label, path_label::READ),
-        opinion(default, path_label::READ),
-    );
-    let write = settle(
-        decision,
-        opinion(label, path_label::WRITE),
-        opinion(default, path_label::WRITE),
-    );
-    let reads = wanted & access::READ as u32 != 0;
-    let writes = wanted & access::WRITE as u32 != 0;
-    match (reads, writes) {
-        (true, false) => read,
-        (false, true) => write,
-        // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
-        _ => {
-            if write.verdict > read.verdict
-                || (write.verdict == read.verdict && write.reason < read.reason)
-            {
-                write
-            } else {
-                read
-            }
-        }
+    let of = |shift| settle(decision, opinion(label, shift), opinion(default, shift));
+    if wanted == access::READ as u32 || wanted == access::WRITE as u32 {
+        // The bit of one access is where its verdict begins.
+        return of(wanted & access::WRITE as u32);
+    }
+    // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
+    let (read, write) = (of(path_label::READ), of(path_label::WRITE));
+    if write.verdict > read.verdict || (write.verdict == read.verdict && write.reason < read.reason)
+    {
+        write
+    } else {
+        read
     }
 }
 

@@ -22,11 +22,21 @@ const SB_NOUSER: u64 = 1 << 31;
 #[inline(always)]
 pub unsafe fn resolve(file: *const u8, buffer: *mut u8) -> i64 {
     // SAFETY: the caller's promise.
+    unsafe { resolve_within::<{ crate::maps::PATH_BUFFER }>(file, buffer) }
+}
+
+/// The same with a buffer of another size.
+///
+/// # Safety
+/// As above, but `buffer` must hold `SIZE` bytes.
+#[inline(always)]
+pub unsafe fn resolve_within<const SIZE: usize>(file: *const u8, buffer: *mut u8) -> i64 {
+    // SAFETY: the caller's promise.
     let len = unsafe {
         bpf_d_path(
             file.add(get(&off::OFF_FILE_PATH)) as *mut _,
             buffer.cast(),
-            crate::maps::PATH_BUFFER as u32,
+            SIZE as u32,
         )
     };
     // A failure leaves the previous path in the buffer: nothing may be decided on it.
@@ -37,29 +47,52 @@ pub unsafe fn resolve(file: *const u8, buffer: *mut u8) -> i64 {
     }
 }
 
+/// Which object a file is.
+#[derive(Clone, Copy, Default)]
+pub struct Object {
+    pub inode: u64,
+    pub device: u32,
+    /// It has no name on any file system.
+    pub anonymous: bool,
+}
+
+/// Which object a file is; zeroes where it cannot be known.
+///
+/// # Safety
+/// `file` must be a `struct file` that the verifier knows.
+#[inline(always)]
+pub unsafe fn object(file: *const u8) -> Object {
+    let mut object = Object::default();
+    // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
+    unsafe {
+        let inode: *const u8 = load(file, get(&off::OFF_FILE_INODE));
+        if inode.is_null() {
+            return object;
+        }
+        object.inode = load(inode, get(&off::OFF_INODE_INO));
+        let sb: *const u8 = load(inode, get(&off::OFF_INODE_SB));
+        if sb.is_null() {
+            return object;
+        }
+        object.device = load(sb, get(&off::OFF_SB_DEV));
+        let flags: u64 = load(sb, get(&off::OFF_SB_FLAGS));
+        object.anonymous = flags & SB_NOUSER != 0;
+    }
+    object
+}
+
 /// Notes which object a file is; true if it has no name on any file system.
 ///
 /// # Safety
 /// `file` must be a `struct file` that the verifier knows.
 #[inline(always)]
 pub unsafe fn identify(file: *const u8, header: &mut RecordHeader) -> bool {
-    // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
-    unsafe {
-        let inode: *const u8 = load(file, get(&off::OFF_FILE_INODE));
-        if inode.is_null() {
-            return false;
-        }
-        header.inode = load(inode, get(&off::OFF_INODE_INO));
-        let sb: *const u8 = load(inode, get(&off::OFF_INODE_SB));
-        if sb.is_null() {
-            return false;
-        }
-        header.device = load(sb, get(&off::OFF_SB_DEV));
-        let flags: u64 = load(sb, get(&off::OFF_SB_FLAGS));
-        if flags & SB_NOUSER != 0 {
-            header.flags |= record_flags::ANONYMOUS;
-            return true;
-        }
+    // SAFETY: the caller's promise.
+    let object = unsafe { object(file) };
+    header.inode = object.inode;
+    header.device = object.device;
+    if object.anonymous {
+        header.flags |= record_flags::ANONYMOUS;
     }
-    false
+    object.anonymous
 }
