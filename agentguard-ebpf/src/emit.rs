@@ -9,9 +9,9 @@ use aya_ebpf::helpers::generated::{
 };
 
 use crate::decide::Decision;
-use crate::label::{Subject, load};
+use crate::label::Subject;
 use crate::maps::{ALLOWED, Chunk, DENIED, LOSSES, SHORT_PATH};
-use crate::offsets::{self as off, get};
+use crate::offsets::field;
 
 /// What a denied hook returns: `-EPERM`.
 pub const DENIED_ERRNO: i32 = -1;
@@ -105,21 +105,21 @@ pub fn complete(
         header.generation = decision.generation;
         header.reason = decision.reason as u16;
         header.errno = facts.errno;
-        header.pid = load(task, get(&off::OFF_TASK_TGID));
-        header.tid = load(task, get(&off::OFF_TASK_PID));
-        let parent: *const u8 = load(task, get(&off::OFF_TASK_REAL_PARENT));
+        header.pid = field!(task, OFF_TASK_TGID, u32);
+        header.tid = field!(task, OFF_TASK_PID, u32);
+        let parent = field!(task, OFF_TASK_REAL_PARENT, u64) as *const u8;
         header.ppid = if parent.is_null() {
             0
         } else {
-            load(parent, get(&off::OFF_TASK_TGID))
+            field!(parent, OFF_TASK_TGID, u32)
         };
-        let cred: *const u8 = load(task, get(&off::OFF_TASK_CRED));
+        let cred = field!(task, OFF_TASK_CRED, u64) as *const u8;
         if cred.is_null() {
             header.uid = u32::MAX;
             header.euid = u32::MAX;
         } else {
-            header.uid = load(cred, get(&off::OFF_CRED_UID));
-            header.euid = load(cred, get(&off::OFF_CRED_EUID));
+            header.uid = field!(cred, OFF_CRED_UID, u32);
+            header.euid = field!(cred, OFF_CRED_EUID, u32);
         }
         header.exec_id = label.exec_id;
         header.inode = facts.inode;
@@ -158,14 +158,14 @@ pub fn discard(chunk: *mut Chunk) {
 /// The reader polls the ring of allowed actions, so nothing is woken.
 #[inline(always)]
 pub fn deliver(chunk: *mut Chunk, tail: u32, outcome: Outcome) {
-    let len = HEADER_LEN as u32 + crate::bound::at_most(tail, SHORT_PATH as u32 - 1);
     // SAFETY: the caller reserved it; the tail is bounded by its size.
     unsafe {
-        (*chunk).header.len = len;
+        (*chunk).header.len = HEADER_LEN as u32 + tail;
         if outcome.verdict == Verdict::Allow as u32 {
             bpf_ringbuf_submit(chunk.cast(), NO_WAKEUP);
             return;
         }
+        let len = HEADER_LEN as u32 + crate::bound::at_most(tail, SHORT_PATH as u32 - 1);
         let lost =
             bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), u64::from(len), 0) != 0;
         discard(chunk);

@@ -10,7 +10,7 @@ use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
 use crate::maps::{CGROUPS, LABELS, unsettled};
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
@@ -88,7 +88,7 @@ pub fn enter(ctx: &LsmContext, rest: Rest) -> i32 {
 #[inline(always)]
 fn stands_outside(task: *const u8) -> bool {
     // SAFETY: a pointer field of the task.
-    let storage: u64 = unsafe { load(task, get(&off::OFF_TASK_STORAGE)) };
+    let storage = unsafe { field!(task, OFF_TASK_STORAGE, u64) };
     // VERIFIER: all kernels: the second (volatile) read stays inside the branch, or both are merged
     // into arithmetic on a pointer.
     storage == 0 && crate::atomic::read(unsettled()) == 0

@@ -9,8 +9,7 @@ mod script;
 use agentguard_common::record::{RecordHeader, record_flags};
 use aya_ebpf::helpers::generated::bpf_d_path;
 
-use crate::label::load;
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 
 /// `SB_NOUSER`: a file system that nobody can mount: pipes, sockets, memfd.
 const SB_NOUSER: u64 = 1 << 31;
@@ -65,17 +64,17 @@ pub unsafe fn object(file: *const u8) -> Object {
     let mut object = Object::default();
     // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
     unsafe {
-        let inode: *const u8 = load(file, get(&off::OFF_FILE_INODE));
+        let inode = field!(file, OFF_FILE_INODE, u64) as *const u8;
         if inode.is_null() {
             return object;
         }
-        object.inode = load(inode, get(&off::OFF_INODE_INO));
-        let sb: *const u8 = load(inode, get(&off::OFF_INODE_SB));
+        object.inode = field!(inode, OFF_INODE_INO, u64);
+        let sb = field!(inode, OFF_INODE_SB, u64) as *const u8;
         if sb.is_null() {
             return object;
         }
-        object.device = load(sb, get(&off::OFF_SB_DEV));
-        let flags: u64 = load(sb, get(&off::OFF_SB_FLAGS));
+        object.device = field!(sb, OFF_SB_DEV, u32);
+        let flags = field!(sb, OFF_SB_FLAGS, u64);
         object.anonymous = flags & SB_NOUSER != 0;
     }
     object

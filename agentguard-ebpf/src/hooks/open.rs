@@ -12,9 +12,9 @@ use core::ffi::c_void;
 use super::{identify, object, resolve, resolve_within};
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO, Facts};
-use crate::label::{Standing, Subject, enter, load, standing};
+use crate::label::{Standing, Subject, enter, standing};
 use crate::maps::{PATH_BUFFER, PathScratch, SHORT_PATH};
-use crate::offsets::{self as off, get};
+use crate::offsets::field;
 use crate::scratch;
 
 /// `FMODE_READ`, `FMODE_WRITE` of `f_mode`: the same bits as those of `access`.
@@ -65,7 +65,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
     // `file` is the hook's argument.
     unsafe {
         let policy = decide::policy((*subject.label).agent)?;
-        let file_flags: u32 = load(file, get(&off::OFF_FILE_FLAGS));
+        let file_flags = field!(file, OFF_FILE_FLAGS, u32);
         if file_flags & FMODE_EXEC != 0 || policy.flags() & flags::QUIET_OPENS != 0 {
             return None;
         }
@@ -104,7 +104,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
 #[inline(always)]
 unsafe fn wanted(file: *const u8, file_flags: u32) -> u8 {
     // SAFETY: the caller's promise.
-    let mode: u32 = unsafe { load(file, get(&off::OFF_FILE_MODE)) };
+    let mode = unsafe { field!(file, OFF_FILE_MODE, u32) };
     let mut wanted = (mode & (FMODE_READ | FMODE_WRITE)) as u8;
     if file_flags & O_TRUNC != 0 {
         wanted |= access::WRITE;
@@ -141,7 +141,7 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
     // SAFETY: this task owns the slot until it is released; `file` is the hook's argument.
     unsafe {
         let header = &mut (*scratch).header;
-        let file_flags: u32 = load(file, get(&off::OFF_FILE_FLAGS));
+        let file_flags = field!(file, OFF_FILE_FLAGS, u32);
         let for_exec = file_flags & FMODE_EXEC != 0;
         let mut wanted = if for_exec {
             access::EXEC
