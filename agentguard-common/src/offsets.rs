@@ -1,5 +1,10 @@
 //! Offsets of kernel fields, found in the running kernel's BTF and set before the programs load.
 
+/// What stands, negative, in a load instruction for the offset of the field with index 0, for the next one
+/// one more, and so on. The loader replaces it. No object of the kernel is read so far before its
+/// beginning, so the verifier refuses what was left.
+pub const PLACEHOLDER: i16 = 31_000;
+
 /// Declares the read-only globals once: the eBPF crate makes statics of them, the loader sets them.
 #[macro_export]
 macro_rules! kernel_offsets {

@@ -63,6 +63,24 @@ pub enum Policy {
     Large(Table<LARGE_TABLE>),
 }
 
+impl Policy {
+    /// The table with its header in reach, whatever its size: both begin alike.
+    #[inline(always)]
+    pub const fn head(self) -> Table<SMALL_TABLE> {
+        match self {
+            Self::Small(table) => table,
+            // VERIFIER: all kernels: it looks at the memory that is there, and a header lies in both.
+            Self::Large(table) => Table(table.0),
+        }
+    }
+
+    /// Flags of the policy.
+    #[inline(always)]
+    pub fn flags(self) -> u32 {
+        self.head().field(offset_of!(TableHeader, flags))
+    }
+}
+
 /// The policy in force for an agent.
 ///
 /// Small before large: the daemon installs the new table first and removes the old one of the other
@@ -133,6 +151,16 @@ fn settle(decision: Decision, opinion: u32, default: u32) -> Decision {
     }
 }
 
+/// The stricter of the labels of both automata, for each access.
+#[inline(always)]
+const fn combined((a, b): (u32, u32)) -> u32 {
+    stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
+        | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
+            << path_label::WRITE
+        | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
+        | (a | b) & path_label::EXEC_BY_COMMAND
+}
+
 /// The combined label of a path: the stricter of both automata for each access.
 #[inline(never)]
 pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
@@ -141,8 +169,7 @@ pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u
         return table.walk_path::<false>(path, len, anchored, 0).0;
     }
     let floating = table.field(offset_of!(TableHeader, floating));
-    let (a, b) = table.walk_path::<true>(path, len, anchored, floating);
-    combined(a, b)
+    combined(table.walk_path::<true>(path, len, anchored, floating))
 }
 
 /// Where the automata stand behind a path. States of the smallest automaton are the same exactly where
@@ -184,7 +211,7 @@ impl Place {
         if self.one_walk {
             a
         } else {
-            combined(a, table.word(self.states.1))
+            combined((a, table.word(self.states.1)))
         }
     }
 
@@ -199,14 +226,15 @@ impl Place {
     }
 }
 
-/// The stricter of two labels for each access.
-#[inline(always)]
-fn combined(a: u32, b: u32) -> u32 {
-    stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
-        | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
-            << path_label::WRITE
-        | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
-        | (a | b) & path_label::EXEC_BY_COMMAND
+/// The same for a path of less than `SHORT_PATH` bytes, in a buffer of that size.
+#[inline(never)]
+pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
+    let anchored = table.field(offset_of!(TableHeader, anchored));
+    if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
+        return table.walk_short::<false>(path, len, anchored, 0).0;
+    }
+    let floating = table.field(offset_of!(TableHeader, floating));
+    combined(table.walk_short::<true>(path, len, anchored, floating))
 }
 
 /// Decides on reading, writing or both.
@@ -217,39 +245,27 @@ pub fn file<const BYTES: usize>(
     len: u32,
     wanted: u32,
 ) -> Decision {
-    labelled(table, label_of(table, path, len), wanted)
+    file_labelled(table, label_of(table, path, len), wanted)
 }
 
 /// The same for a label that is known already.
 #[inline(always)]
-pub fn labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
+pub fn file_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
+    const _: () = assert!(path_label::READ == 0 && path_label::WRITE == access::WRITE as u32);
     let decision = begin(table);
     let default = table.field(offset_of!(TableHeader, path_default));
-    let read = settle(
-        decision,
-        opinion(label, path_label::READ),
-        opinion(default, path_label::READ),
-    );
-    let write = settle(
-        decision,
-        opinion(label, path_label::WRITE),
-        opinion(default, path_label::WRITE),
-    );
-    let reads = wanted & access::READ as u32 != 0;
-    let writes = wanted & access::WRITE as u32 != 0;
-    match (reads, writes) {
-        (true, false) => read,
-        (false, true) => write,
-        // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
-        _ => {
-            if write.verdict > read.verdict
-                || (write.verdict == read.verdict && write.reason < read.reason)
-            {
-                write
-            } else {
-                read
-            }
-        }
+    let of = |shift| settle(decision, opinion(label, shift), opinion(default, shift));
+    if wanted == access::READ as u32 || wanted == access::WRITE as u32 {
+        // The bit of one access is where its verdict begins.
+        return of(wanted & access::WRITE as u32);
+    }
+    // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
+    let (read, write) = (of(path_label::READ), of(path_label::WRITE));
+    if write.verdict > read.verdict || (write.verdict == read.verdict && write.reason < read.reason)
+    {
+        write
+    } else {
+        read
     }
 }
 
@@ -407,7 +423,7 @@ pub fn mapped<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Option<Dec
     let permitted = exec == Verdict::Allow as u32
         || label & path_label::EXEC_BY_COMMAND != 0
         || default_of(table, path_label::EXEC) == Verdict::Allow as u32;
-    if permitted || !labelled(table, label, u32::from(access::WRITE)).is_allowed() {
+    if permitted || !file_labelled(table, label, u32::from(access::WRITE)).is_allowed() {
         return None;
     }
     Some(settle(decision, 0, default_of(table, path_label::EXEC)))
@@ -422,8 +438,8 @@ pub fn moved<const BYTES: usize>(
     folder: bool,
 ) -> Decision {
     let (old, new) = (from.label(table), to.label(table));
-    let leaves = labelled(table, old, u32::from(access::WRITE));
-    let arrives = labelled(table, new, u32::from(access::WRITE));
+    let leaves = file_labelled(table, old, u32::from(access::WRITE));
+    let arrives = file_labelled(table, new, u32::from(access::WRITE));
     let worse = if arrives.verdict > leaves.verdict {
         arrives
     } else {
@@ -436,8 +452,8 @@ pub fn moved<const BYTES: usize>(
         return worse.with(Verdict::Deny, Reason::RulesDiffer);
     }
     // What could be read could be copied to the new name all the same.
-    if !labelled(table, old, u32::from(access::READ)).is_allowed()
-        && (labelled(table, new, u32::from(access::READ)).is_allowed()
+    if !file_labelled(table, old, u32::from(access::READ)).is_allowed()
+        && (file_labelled(table, new, u32::from(access::READ)).is_allowed()
             || program_labelled(table, new).is_allowed())
     {
         return worse.with(Verdict::Deny, Reason::NameWidens);

@@ -3,12 +3,15 @@
 use agentguard_common::record::{HEADER_LEN, RecordHeader, class};
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Verdict};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_output};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_boot_ns, bpf_ringbuf_discard, bpf_ringbuf_output, bpf_ringbuf_reserve,
+    bpf_ringbuf_submit,
+};
 
 use crate::decide::Decision;
-use crate::label::{Subject, load};
-use crate::maps::{ALLOWED, DENIED, LOSSES};
-use crate::offsets::{self as off, get};
+use crate::label::Subject;
+use crate::maps::{ALLOWED, Chunk, DENIED, LOSSES, SHORT_PATH};
+use crate::offsets::field;
 
 /// What a denied hook returns: `-EPERM`.
 pub const DENIED_ERRNO: i32 = -1;
@@ -47,6 +50,18 @@ pub fn outcome(decision: Decision) -> Outcome {
     }
 }
 
+/// What a record says beyond who did it, when, and what was decided.
+#[derive(Clone, Copy, Default)]
+pub struct Facts {
+    pub access: u8,
+    pub flags: u8,
+    pub errno: u16,
+    pub inode: u64,
+    pub device: u32,
+    pub aux: u32,
+    pub target_len: u32,
+}
+
 /// Fills in what every record has. The caller sets target, access and what its operation adds.
 #[inline(always)]
 pub fn fill(
@@ -56,44 +71,107 @@ pub fn fill(
     decision: Decision,
     outcome: Outcome,
 ) {
+    complete(
+        header,
+        subject,
+        operation,
+        decision,
+        outcome,
+        Facts::default(),
+    );
+}
+
+/// Fills in the whole header but `len`, each field once: none of what was there before is left.
+#[inline(always)]
+pub fn complete(
+    header: &mut RecordHeader,
+    subject: Subject,
+    operation: Operation,
+    decision: Decision,
+    outcome: Outcome,
+    facts: Facts,
+) {
     let task = subject.task;
     // SAFETY: fields of a live task and of its label; a typed load from BTF objects.
     unsafe {
         let label = *subject.label;
         header.operation = operation as u8;
         header.verdict = outcome.verdict as u8;
-        header.access = 0;
-        header.flags = 0;
+        header.access = facts.access;
+        header.flags = facts.flags;
         header.time = bpf_ktime_get_boot_ns();
         header.agent = label.agent;
         header.session = label.session;
         header.generation = decision.generation;
         header.reason = decision.reason as u16;
-        header.errno = 0;
-        header.pid = load(task, get(&off::OFF_TASK_TGID));
-        header.tid = load(task, get(&off::OFF_TASK_PID));
-        let parent: *const u8 = load(task, get(&off::OFF_TASK_REAL_PARENT));
+        header.errno = facts.errno;
+        header.pid = field!(task, OFF_TASK_TGID, u32);
+        header.tid = field!(task, OFF_TASK_PID, u32);
+        let parent = field!(task, OFF_TASK_REAL_PARENT, u64) as *const u8;
         header.ppid = if parent.is_null() {
             0
         } else {
-            load(parent, get(&off::OFF_TASK_TGID))
+            field!(parent, OFF_TASK_TGID, u32)
         };
-        let cred: *const u8 = load(task, get(&off::OFF_TASK_CRED));
+        let cred = field!(task, OFF_TASK_CRED, u64) as *const u8;
         if cred.is_null() {
             header.uid = u32::MAX;
             header.euid = u32::MAX;
         } else {
-            header.uid = load(cred, get(&off::OFF_CRED_UID));
-            header.euid = load(cred, get(&off::OFF_CRED_EUID));
+            header.uid = field!(cred, OFF_CRED_UID, u32);
+            header.euid = field!(cred, OFF_CRED_EUID, u32);
         }
         header.exec_id = label.exec_id;
-        header.inode = 0;
-        header.device = 0;
-        header.aux = 0;
-        header.target_len = 0;
+        header.inode = facts.inode;
+        header.device = facts.device;
+        header.aux = facts.aux;
+        header.target_len = facts.target_len;
         header.args_len = 0;
         header.new_exec_id = 0;
         header.reserved = 0;
+    }
+}
+
+/// Space for a record in the ring of allowed actions. None where it is full: then the record is built
+/// elsewhere, and whether it is lost is seen (and counted) when it is sent.
+///
+/// What is reserved must be given to [`deliver`] or [`discard`], once, on every way.
+#[inline(always)]
+pub fn reserve() -> Option<*mut Chunk> {
+    // SAFETY: a helper; the verifier knows the size of what it gives.
+    let chunk =
+        unsafe { bpf_ringbuf_reserve(ALLOWED.as_ptr_for_helper(), size_of::<Chunk>() as u64, 0) }
+            as *mut Chunk;
+    if chunk.is_null() { None } else { Some(chunk) }
+}
+
+/// Gives reserved space back; nobody reads it.
+#[inline(always)]
+pub fn discard(chunk: *mut Chunk) {
+    // SAFETY: the caller reserved it.
+    unsafe { bpf_ringbuf_discard(chunk.cast(), NO_WAKEUP) };
+}
+
+/// Sends a record that was built in reserved space: that space itself if the action was allowed, else a
+/// copy of it to the ring of denials. Readers ignore what follows `len` bytes.
+///
+/// The reader polls the ring of allowed actions, so nothing is woken.
+#[inline(always)]
+pub fn deliver(chunk: *mut Chunk, tail: u32, outcome: Outcome) {
+    // SAFETY: the caller reserved it; the tail is bounded by its size.
+    unsafe {
+        (*chunk).header.len = HEADER_LEN as u32 + tail;
+        if outcome.verdict == Verdict::Allow as u32 {
+            bpf_ringbuf_submit(chunk.cast(), NO_WAKEUP);
+            return;
+        }
+        let len = HEADER_LEN as u32 + crate::bound::at_most(tail, SHORT_PATH as u32 - 1);
+        let lost =
+            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), u64::from(len), 0) != 0;
+        discard(chunk);
+        if lost {
+            count_loss(class::DENIED);
+        }
     }
 }
 

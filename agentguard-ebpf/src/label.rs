@@ -2,12 +2,15 @@
 //! The answer for an ungoverned task must stay cheap: one load when it has no task storage at all.
 
 use agentguard_common::label::{Label, Membership};
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_task_storage_delete, bpf_task_storage_get,
 };
+use aya_ebpf::programs::LsmContext;
+use core::ffi::c_void;
 
 use crate::maps::{CGROUPS, LABELS, unsettled};
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
@@ -58,18 +61,53 @@ pub enum Standing {
     Unlabelled,
 }
 
+/// What a hook does for a task that may be governed: given its context and the current task.
+pub type Rest = unsafe extern "C" fn(*mut c_void, *const u8) -> i32;
+
+/// All that a hook does for a task that cannot be governed, which is nothing, and its way to `rest`
+/// for every other task.
+///
+/// `rest` must be a function of its own (`inline(never)`): what it needs of registers and stack would
+/// be set up before the test, for every process of the machine. The context waits on the stack for
+/// the same reason, since keeping it in a register means saving that one and restoring it.
+#[inline(always)]
+pub fn enter(ctx: &LsmContext, rest: Rest) -> i32 {
+    let mut context = ctx.as_ptr();
+    // SAFETY: a local variable; a helper without arguments; the task is live while it runs.
+    unsafe {
+        core::ptr::write_volatile(&raw mut context, context);
+        let task = bpf_get_current_task_btf() as *const u8;
+        if stands_outside(task) {
+            return 0;
+        }
+        rest(core::ptr::read_volatile(&raw const context), task)
+    }
+}
+
+/// Whether a task cannot be governed: it has no storage at all, and nobody lacks a label.
+#[inline(always)]
+fn stands_outside(task: *const u8) -> bool {
+    // SAFETY: a pointer field of the task.
+    let storage = unsafe { field!(task, OFF_TASK_STORAGE, u64) };
+    // VERIFIER: all kernels: the second (volatile) read stays inside the branch, or both are merged
+    // into arithmetic on a pointer.
+    storage == 0 && crate::atomic::read(unsettled()) == 0
+}
+
 /// The standing of the current task.
 #[inline(always)]
 pub fn current() -> Standing {
     // SAFETY: a helper without arguments; the task is live while it runs.
     let task = unsafe { bpf_get_current_task_btf() } as *const u8;
-    // SAFETY: a pointer field of the task.
-    let storage: u64 = unsafe { load(task, get(&off::OFF_TASK_STORAGE)) };
-    // VERIFIER: all kernels: the second (volatile) read stays inside the branch, or both are merged
-    // into arithmetic on a pointer.
-    if storage == 0 && crate::atomic::read(unsettled()) == 0 {
+    if stands_outside(task) {
         return Standing::Ungoverned;
     }
+    standing(task)
+}
+
+/// The standing of the current task, where [`enter`] has let it through.
+#[inline(always)]
+pub fn standing(task: *const u8) -> Standing {
     let label = peek_label(task);
     if !label.is_null() {
         return Standing::Governed(Subject { task, label });

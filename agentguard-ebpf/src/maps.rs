@@ -59,6 +59,17 @@ pub struct PathScratch {
     pub margin: [u8; crate::bound::STRIDE],
 }
 
+/// Longest path, with its NUL, whose record is built in the ring.
+pub const SHORT_PATH: usize = 256;
+
+/// A record that is built where the daemon will read it: reserved space of [`ALLOWED`], which belongs
+/// to the program that reserved it until it is submitted or discarded.
+#[repr(C)]
+pub struct Chunk {
+    pub header: RecordHeader,
+    pub tail: [u8; SHORT_PATH],
+}
+
 /// Owned memory for one decision on an exec.
 #[repr(C)]
 pub struct ExecScratch {

@@ -48,6 +48,11 @@ pub enum KernelError {
         "{0}; this kernel is not supported, please report it with the output of `agentguard doctor --json`"
     )]
     Btf(#[from] super::BtfError),
+    /// The kernel object cannot be fitted to this kernel.
+    #[error(
+        "{0}; this kernel is not supported, please report it with the output of `agentguard doctor --json`"
+    )]
+    Fields(#[from] super::FieldError),
     /// Fully preemptible kernels before 6.2 can hide a task's label for a moment.
     #[error(
         "this kernel ({release}) runs with full preemption, and before Linux 6.2 that can hide a label; boot with `preempt=voluntary` or install a newer kernel"

@@ -97,6 +97,7 @@ impl Guard {
     pub fn load_object(options: &GuardOptions) -> Result<Self, KernelError> {
         let (data, btf) = Self::btf(options)?;
         let offsets = offsets(&Structs::parse(&data)?)?;
+        let object = super::fields::complete(OBJECT, &offsets)?;
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).allow_unsupported_maps();
         if options.log {
@@ -106,7 +107,7 @@ impl Guard {
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
-        let mut ebpf = loader.load(OBJECT).map_err(Box::new)?;
+        let mut ebpf = loader.load(object.bytes()).map_err(Box::new)?;
         follow_log(&mut ebpf)?;
         let mut take = |name: &'static str| {
             ebpf.take_map(name).ok_or_else(|| KernelError::Map {

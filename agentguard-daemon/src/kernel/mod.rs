@@ -3,6 +3,7 @@
 
 mod btf;
 mod error;
+mod fields;
 mod guard;
 mod hooks;
 mod probe;
@@ -11,6 +12,7 @@ mod sys;
 
 pub use btf::{BtfError, Structs};
 pub use error::KernelError;
+pub use fields::FieldError;
 pub use guard::{Guard, GuardOptions, cgroup_id};
 pub use probe::{Probe, ProbeStatus, probe};
 pub use rings::Rings;

@@ -4,8 +4,6 @@
 //! are no programs of its own and stay free. What is permitted leaves no record: the file was opened.
 
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
-use aya_ebpf::macros::lsm;
-use aya_ebpf::programs::LsmContext;
 
 use super::locks;
 use super::names::{parts, send};
@@ -14,43 +12,25 @@ use crate::climb::climb;
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit;
 use crate::identity;
-use crate::label::{Standing, Subject, current, peek};
+use crate::label::{Subject, peek};
 use crate::maps::NameScratch;
 use crate::offsets::{self as off, get};
 use crate::scratch;
 
 const PROT_EXEC: u64 = 4;
 
-/// `mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`. Minimum kernel
-/// 5.7. Fails closed. `file` is null for anonymous memory.
-#[lsm(hook = "mmap_file")]
-pub fn mmap_file(ctx: LsmContext) -> i32 {
-    if ctx.arg::<u64>(2) & PROT_EXEC == 0 {
-        return 0;
-    }
-    mapping(ctx.arg(0))
+hook! {
+    /// `mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`. Minimum kernel
+    /// 5.7. Fails closed. `file` is null for anonymous memory.
+    mmap_file, "mmap_file", where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
+    |ctx, subject| governed(subject, ctx.arg(0))
 }
 
-/// `file_mprotect(struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot)`. Minimum kernel 5.7.
-/// Fails closed.
-#[lsm(hook = "file_mprotect")]
-pub fn file_mprotect(ctx: LsmContext) -> i32 {
-    if ctx.arg::<u64>(2) & PROT_EXEC == 0 {
-        return 0;
-    }
-    match current() {
-        Standing::Ungoverned => 0,
-        _ => mapping(peek(ctx.arg::<u64>(0) + get(&off::OFF_VMA_FILE) as u64, 0)),
-    }
-}
-
-#[inline(always)]
-fn mapping(file: u64) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => governed(subject, file),
-    }
+hook! {
+    /// `file_mprotect(struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot)`. Minimum kernel 5.7.
+    /// Fails closed.
+    file_mprotect, "file_mprotect", where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
+    |ctx, subject| governed(subject, peek(ctx.arg::<u64>(0) + get(&off::OFF_VMA_FILE) as u64, 0))
 }
 
 #[inline(always)]

@@ -5,14 +5,13 @@
 
 use agentguard_common::record::Destination;
 use agentguard_common::verdict::{Lock, Operation, Reason, access};
-use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
 use super::locks;
 use super::names::{Request, judge, parts};
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
-use crate::label::{Standing, Subject, current, peek};
+use crate::label::{Subject, peek};
 use crate::maps::PathScratch;
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -38,14 +37,9 @@ const CHANGES: [u32; 8] = [
     0x4100_9432,
 ];
 
-/// `file_receive(struct file *file)`. Minimum kernel 5.7. Fails closed: a descriptor is judged as if it were opened.
-#[lsm(hook = "file_receive")]
-pub fn file_receive(ctx: LsmContext) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => received(subject, ctx.arg(0)),
-    }
+hook! {
+    /// `file_receive(struct file *file)`. Minimum kernel 5.7. Fails closed: a descriptor is judged as if it were opened.
+    file_receive, "file_receive", |ctx, subject| received(subject, ctx.arg(0))
 }
 
 #[inline(always)]
@@ -148,44 +142,45 @@ fn socket(subject: Subject, socket: u64) -> i32 {
     crate::bound::verdict(outcome.refused)
 }
 
-/// `file_ioctl(struct file *file, unsigned int cmd, unsigned long arg)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "file_ioctl")]
-pub fn file_ioctl(ctx: LsmContext) -> i32 {
-    ioctl(&ctx)
+hook! {
+    /// `file_ioctl(struct file *file, unsigned int cmd, unsigned long arg)`. Minimum kernel 5.7. Fails closed.
+    file_ioctl, "file_ioctl", where |ctx| changes(ctx.arg(1)),
+    |ctx, subject| ioctl(&ctx, subject)
 }
 
-/// `file_ioctl_compat(struct file *file, unsigned int cmd, unsigned long arg)`: of 32-bit programs. Minimum kernel
-/// 6.8 and some stable releases; where it is missing, `file_ioctl` is called for both. Fails closed.
-#[lsm(hook = "file_ioctl_compat")]
-pub fn file_ioctl_compat(ctx: LsmContext) -> i32 {
-    ioctl(&ctx)
+hook! {
+    /// `file_ioctl_compat(struct file *file, unsigned int cmd, unsigned long arg)`: of 32-bit programs. Minimum kernel
+    /// 6.8 and some stable releases; where it is missing, `file_ioctl` is called for both. Fails closed.
+    file_ioctl_compat, "file_ioctl_compat", where |ctx| changes(ctx.arg(1)),
+    |ctx, subject| ioctl(&ctx, subject)
+}
+
+/// Whether a command changes a file, or the input of a terminal.
+#[inline(always)]
+fn changes(command: u64) -> bool {
+    let command = command as u32;
+    is_input(command) || CHANGES.contains(&command)
+}
+
+/// Whether a command puts characters into the input of a terminal.
+#[inline(always)]
+fn is_input(command: u32) -> bool {
+    command == TIOCSTI || command == TIOCLINUX
 }
 
 #[inline(always)]
-fn ioctl(ctx: &LsmContext) -> i32 {
+fn ioctl(ctx: &LsmContext, subject: Subject) -> i32 {
     let command = ctx.arg::<u64>(1) as u32;
-    let terminal = command == TIOCSTI || command == TIOCLINUX;
-    if !terminal && !CHANGES.contains(&command) {
-        return 0;
+    if is_input(command) {
+        return locks::bare(subject, Lock::TerminalInput, u64::from(command));
     }
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) if terminal => {
-            locks::bare(subject, Lock::TerminalInput, u64::from(command))
-        }
-        Standing::Governed(subject) => {
-            let (mount, dentry) = parts(ctx.arg::<u64>(0) + get(&off::OFF_FILE_PATH) as u64);
-            judge(
-                subject,
-                Request {
-                    operation: Operation::Attribute,
-                    mount,
-                    dentry,
-                    wanted: access::WRITE,
-                    aux: command,
-                },
-            )
-        }
-    }
+    let (mount, dentry) = parts(ctx.arg::<u64>(0) + get(&off::OFF_FILE_PATH) as u64);
+    let request = Request {
+        operation: Operation::Attribute,
+        mount,
+        dentry,
+        wanted: access::WRITE,
+        aux: command,
+    };
+    judge(subject, request)
 }

@@ -12,12 +12,13 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
+use core::ffi::c_void;
 
 use super::{identify, resolve, script};
 use crate::bound::at_most;
 use crate::decide::{self, Command, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
-use crate::label::{Standing, Subject, current, load, peek};
+use crate::label::{Standing, Subject, enter, load, peek, standing};
 use crate::maps::{ExecScratch, PATH_BUFFER, Script, Walk, exec_ids};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -37,7 +38,13 @@ const REGS_DX: u64 = 96;
 /// `bprm_check_security(struct linux_binprm *bprm)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "bprm_check_security")]
 pub fn bprm_check_security(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, checking)
+}
+
+#[inline(never)]
+unsafe extern "C" fn checking(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => {
             // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
@@ -73,7 +80,13 @@ pub fn bprm_check_security(ctx: LsmContext) -> i32 {
 /// `bprm_committed_creds(struct linux_binprm *bprm)`. Minimum kernel 5.7. Cannot refuse: kills.
 #[lsm(hook = "bprm_committed_creds")]
 pub fn bprm_committed_creds(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, committing)
+}
+
+#[inline(never)]
+unsafe extern "C" fn committing(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => {}
         Standing::Unlabelled => {
             emit::count_loss(agentguard_common::record::class::DENIED);

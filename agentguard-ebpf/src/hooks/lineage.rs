@@ -6,12 +6,13 @@ use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, lsm};
 use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
+use core::ffi::c_void;
 
 use crate::decide::Decision;
 use crate::emit::{self, DENIED_ERRNO};
 use crate::label::{
-    Standing, Subject, current, give, governs, load, membership, membership_of, peek, peek_label,
-    take,
+    Standing, Subject, current, enter, give, governs, load, membership, membership_of, peek,
+    peek_label, standing, take,
 };
 use crate::maps::{CONTROL, unsettled};
 use crate::offsets::{self as off, get};
@@ -31,7 +32,13 @@ const HAPPENED: Decision = Decision {
 /// Fails closed: no label, no task.
 #[lsm(hook = "task_alloc")]
 pub fn task_alloc(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, alloc)
+}
+
+#[inline(never)]
+unsafe extern "C" fn alloc(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => DENIED_ERRNO,
         Standing::Governed(subject) => {

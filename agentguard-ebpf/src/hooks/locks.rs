@@ -3,14 +3,12 @@
 //! unless its policy permits it, also for root.
 
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict};
-use aya_ebpf::macros::lsm;
-use aya_ebpf::programs::LsmContext;
 
 use super::names::{parts, send};
 use crate::climb::climb;
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO as DENIED};
-use crate::label::{Standing, Subject, current, load, peek};
+use crate::label::{Subject, load, peek};
 use crate::maps::NameScratch;
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -35,16 +33,6 @@ const HARMLESS: u64 = 1 << 0
     | 1 << 23
     | 1 << 28
     | 1 << 29;
-
-/// A hook without an object.
-#[inline(always)]
-fn plain(lock: Lock, detail: u64) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => bare(subject, lock, detail),
-    }
-}
 
 /// Judges one lock; the record has no path.
 #[inline(always)]
@@ -128,40 +116,32 @@ pub fn object(subject: Subject, lock: Lock, mount: u64, dentry: u64) -> i32 {
 
 /// A hook whose first argument is a `struct path`.
 #[inline(always)]
-fn at_path(path: u64, lock: Lock) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
-            let (mount, dentry) = parts(path);
-            object(subject, lock, mount, dentry)
+fn at_path(subject: Subject, path: u64, lock: Lock) -> i32 {
+    let (mount, dentry) = parts(path);
+    object(subject, lock, mount, dentry)
+}
+
+hook! {
+    /// `capable(const struct cred *cred, struct user_namespace *ns, int cap, unsigned int opts)`. Minimum kernel 5.7.
+    /// Fails closed. Asked only where the task has the capability; in a user namespace of its own as well.
+    capable, "capable", where |ctx| !is_harmless(ctx.arg(2)),
+    |ctx, subject| {
+        let (capability, options): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+        if acts_for_another(subject) {
+            0
+        } else if options & NOAUDIT == 0 {
+            bare(subject, Lock::Capabilities, u64::from(capability as u32))
+        } else {
+            decide_unseen(subject, Lock::Capabilities)
         }
     }
 }
 
-/// `capable(const struct cred *cred, struct user_namespace *ns, int cap, unsigned int opts)`. Minimum kernel 5.7.
-/// Fails closed. Asked only where the task has the capability; in a user namespace of its own as well.
-#[lsm(hook = "capable")]
-pub fn capable(ctx: LsmContext) -> i32 {
-    let (capability, options): (u64, u64) = (ctx.arg(2), ctx.arg(3));
-    let capability = capability as u32 as u64;
-    if capability < 64 && HARMLESS >> capability & 1 != 0 {
-        return 0;
-    }
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
-            if acts_for_another(subject) {
-                return 0;
-            }
-            if options & NOAUDIT == 0 {
-                bare(subject, Lock::Capabilities, capability)
-            } else {
-                decide_unseen(subject, Lock::Capabilities)
-            }
-        }
-    }
+/// Whether a capability reaches no further than one's own files and processes.
+#[inline(always)]
+fn is_harmless(capability: u64) -> bool {
+    let capability = capability as u32;
+    capability < 64 && HARMLESS >> capability & 1 != 0
 }
 
 /// Whether the kernel has put on other credentials for a moment, as overlayfs does for its own work. io_uring
@@ -176,121 +156,97 @@ fn acts_for_another(subject: Subject) -> bool {
     }
 }
 
-/// `sb_mount(const char *dev_name, const struct path *path, const char *type, unsigned long flags, void *data)`.
-/// Minimum kernel 5.7. Fails closed. Also bind mounts, remounts and changes of propagation.
-#[lsm(hook = "sb_mount")]
-pub fn sb_mount(ctx: LsmContext) -> i32 {
-    at_path(ctx.arg(1), Lock::Mount)
+hook! {
+    /// `sb_mount(const char *dev_name, const struct path *path, const char *type, unsigned long flags, void *data)`.
+    /// Minimum kernel 5.7. Fails closed. Also bind mounts, remounts and changes of propagation.
+    sb_mount, "sb_mount", |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
 }
 
-/// `move_mount(const struct path *from_path, const struct path *to_path)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "move_mount")]
-pub fn move_mount(ctx: LsmContext) -> i32 {
-    at_path(ctx.arg(1), Lock::Mount)
+hook! {
+    /// `move_mount(const struct path *from_path, const struct path *to_path)`. Minimum kernel 5.7. Fails closed.
+    move_mount, "move_mount", |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
 }
 
-/// `sb_pivotroot(const struct path *old_path, const struct path *new_path)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "sb_pivotroot")]
-pub fn sb_pivotroot(ctx: LsmContext) -> i32 {
-    at_path(ctx.arg(1), Lock::Mount)
+hook! {
+    /// `sb_pivotroot(const struct path *old_path, const struct path *new_path)`. Minimum kernel 5.7. Fails closed.
+    sb_pivotroot, "sb_pivotroot", |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
 }
 
-/// `path_chroot(const struct path *path)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_chroot")]
-pub fn path_chroot(ctx: LsmContext) -> i32 {
-    at_path(ctx.arg(0), Lock::Mount)
+hook! {
+    /// `path_chroot(const struct path *path)`. Minimum kernel 5.7. Fails closed.
+    path_chroot, "path_chroot", |ctx, subject| at_path(subject, ctx.arg(0), Lock::Mount)
 }
 
-/// `sb_umount(struct vfsmount *mnt, int flags)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "sb_umount")]
-pub fn sb_umount(ctx: LsmContext) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
+hook! {
+    /// `sb_umount(struct vfsmount *mnt, int flags)`. Minimum kernel 5.7. Fails closed.
+    sb_umount, "sb_umount", |ctx, subject| {
             let mount: u64 = ctx.arg(0);
             let root = peek(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0);
             object(subject, Lock::Mount, mount, root)
         }
+}
+
+hook! {
+    /// `sb_remount(struct super_block *sb, void *mnt_opts)`. Minimum kernel 5.7. Fails closed.
+    sb_remount, "sb_remount", |_ctx, subject| bare(subject, Lock::Mount, 0)
+}
+
+hook! {
+    /// `userns_create(const struct cred *cred)`. Minimum kernel 6.1. Fails closed.
+    userns_create, "userns_create", |_ctx, subject| bare(subject, Lock::UserNamespaces, 0)
+}
+
+hook! {
+    /// `bpf(int cmd, union bpf_attr *attr, unsigned int size)`. Minimum kernel 5.7. Fails closed.
+    bpf, "bpf", |ctx, subject| {
+        let command: u64 = ctx.arg(0);
+        bare(subject, Lock::Bpf, u64::from(command as u32))
     }
 }
 
-/// `sb_remount(struct super_block *sb, void *mnt_opts)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "sb_remount")]
-pub fn sb_remount(_ctx: LsmContext) -> i32 {
-    plain(Lock::Mount, 0)
+hook! {
+    /// `perf_event_open(struct perf_event_attr *attr, int type)`. Minimum kernel 5.7. Fails closed.
+    perf_event_open, "perf_event_open", |_ctx, subject| bare(subject, Lock::Perf, 0)
 }
 
-/// `userns_create(const struct cred *cred)`. Minimum kernel 6.1. Fails closed.
-#[lsm(hook = "userns_create")]
-pub fn userns_create(_ctx: LsmContext) -> i32 {
-    plain(Lock::UserNamespaces, 0)
+hook! {
+    /// `kernel_module_request(char *kmod_name)`. Minimum kernel 5.7. Fails closed.
+    kernel_module_request, "kernel_module_request", |_ctx, subject| bare(subject, Lock::Modules, 0)
 }
 
-/// `bpf(int cmd, union bpf_attr *attr, unsigned int size)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "bpf")]
-pub fn bpf(ctx: LsmContext) -> i32 {
-    let command: u64 = ctx.arg(0);
-    plain(Lock::Bpf, command as u32 as u64)
+hook! {
+    /// `uring_override_creds(const struct cred *new)`. Minimum kernel 5.16. Fails closed.
+    uring_override_creds, "uring_override_creds", |_ctx, subject| bare(subject, Lock::UringCommands, 0)
 }
 
-/// `perf_event_open(struct perf_event_attr *attr, int type)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "perf_event_open")]
-pub fn perf_event_open(_ctx: LsmContext) -> i32 {
-    plain(Lock::Perf, 0)
-}
-
-/// `kernel_module_request(char *kmod_name)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "kernel_module_request")]
-pub fn kernel_module_request(_ctx: LsmContext) -> i32 {
-    plain(Lock::Modules, 0)
-}
-
-/// `uring_override_creds(const struct cred *new)`. Minimum kernel 5.16. Fails closed.
-#[lsm(hook = "uring_override_creds")]
-pub fn uring_override_creds(_ctx: LsmContext) -> i32 {
-    plain(Lock::UringCommands, 0)
-}
-
-/// `uring_cmd(struct io_uring_cmd *ioucmd)`. Minimum kernel 6.0. Fails closed.
-#[lsm(hook = "uring_cmd")]
-pub fn uring_cmd(_ctx: LsmContext) -> i32 {
-    plain(Lock::UringCommands, 0)
+hook! {
+    /// `uring_cmd(struct io_uring_cmd *ioucmd)`. Minimum kernel 6.0. Fails closed.
+    uring_cmd, "uring_cmd", |_ctx, subject| bare(subject, Lock::UringCommands, 0)
 }
 
 /// Extended attributes: judged by a switch, since these hooks see no mount and so no path.
 #[inline(always)]
-fn attribute(dentry: u64) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
-            if acts_for_another(subject) {
-                return 0;
-            }
-            let object = crate::identity::of(dentry);
-            bare(subject, Lock::Xattrs, object.inode)
-        }
+fn attribute(subject: Subject, dentry: u64) -> i32 {
+    if acts_for_another(subject) {
+        return 0;
     }
+    bare(subject, Lock::Xattrs, crate::identity::of(dentry).inode)
 }
 
-/// `inode_setxattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name, …)`. Minimum kernel 5.12 (the
-/// first argument). Fails closed.
-#[lsm(hook = "inode_setxattr")]
-pub fn inode_setxattr(ctx: LsmContext) -> i32 {
-    attribute(ctx.arg(1))
+hook! {
+    /// `inode_setxattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name, …)`. Minimum kernel 5.12 (the
+    /// first argument). Fails closed.
+    inode_setxattr, "inode_setxattr", |ctx, subject| attribute(subject, ctx.arg(1))
 }
 
-/// `inode_removexattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name)`. Minimum kernel 5.12.
-/// Fails closed.
-#[lsm(hook = "inode_removexattr")]
-pub fn inode_removexattr(ctx: LsmContext) -> i32 {
-    attribute(ctx.arg(1))
+hook! {
+    /// `inode_removexattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name)`. Minimum kernel 5.12.
+    /// Fails closed.
+    inode_removexattr, "inode_removexattr", |ctx, subject| attribute(subject, ctx.arg(1))
 }
 
-/// `inode_set_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name, struct posix_acl *kacl)`.
-/// Minimum kernel 6.2; before, lists are extended attributes. Fails closed.
-#[lsm(hook = "inode_set_acl")]
-pub fn inode_set_acl(ctx: LsmContext) -> i32 {
-    attribute(ctx.arg(1))
+hook! {
+    /// `inode_set_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name, struct posix_acl *kacl)`.
+    /// Minimum kernel 6.2; before, lists are extended attributes. Fails closed.
+    inode_set_acl, "inode_set_acl", |ctx, subject| attribute(subject, ctx.arg(1))
 }

@@ -1,5 +1,33 @@
 //! The hooks, one module for each family. A hook reads, asks `decide`, and emits; it holds no rules.
 
+/// Makes a program of a hook that does nothing for an ungoverned task: its body is given the hook's context
+/// and the governed subject. `where` is tested before anything else, for hooks that most processes pass
+/// often and that seldom have something to judge.
+macro_rules! hook {
+    ($(#[$doc:meta])* $name:ident, $hook:literal, $(where |$context:ident| $test:expr,)? |$ctx:ident, $subject:ident| $body:expr) => {
+        $(#[$doc])*
+        #[aya_ebpf::macros::lsm(hook = $hook)]
+        pub fn $name(ctx: aya_ebpf::programs::LsmContext) -> i32 {
+            #[inline(never)]
+            unsafe extern "C" fn rest(ctx: *mut core::ffi::c_void, task: *const u8) -> i32 {
+                let $ctx = aya_ebpf::programs::LsmContext::new(ctx);
+                match $crate::label::standing(task) {
+                    $crate::label::Standing::Ungoverned => 0,
+                    $crate::label::Standing::Unlabelled => $crate::hooks::unlabelled(),
+                    $crate::label::Standing::Governed($subject) => $body,
+                }
+            }
+            $({
+                let $context = &ctx;
+                if !$test {
+                    return 0;
+                }
+            })?
+            $crate::label::enter(&ctx, rest)
+        }
+    };
+}
+
 pub mod code;
 pub mod descriptors;
 pub mod exec;
@@ -15,8 +43,7 @@ mod script;
 use agentguard_common::record::{RecordHeader, record_flags};
 use aya_ebpf::helpers::generated::bpf_d_path;
 
-use crate::label::load;
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 
 /// `SB_NOUSER`: a file system that nobody can mount: pipes, sockets, memfd.
 pub const SB_NOUSER: u64 = 1 << 31;
@@ -35,11 +62,21 @@ pub fn unlabelled() -> i32 {
 #[inline(always)]
 pub unsafe fn resolve(file: *const u8, buffer: *mut u8) -> i64 {
     // SAFETY: the caller's promise.
+    unsafe { resolve_within::<{ crate::maps::PATH_BUFFER }>(file, buffer) }
+}
+
+/// The same with a buffer of another size.
+///
+/// # Safety
+/// As above, but `buffer` must hold `SIZE` bytes.
+#[inline(always)]
+pub unsafe fn resolve_within<const SIZE: usize>(file: *const u8, buffer: *mut u8) -> i64 {
+    // SAFETY: the caller's promise.
     let len = unsafe {
         bpf_d_path(
             file.add(get(&off::OFF_FILE_PATH)) as *mut _,
             buffer.cast(),
-            crate::maps::PATH_BUFFER as u32,
+            SIZE as u32,
         )
     };
     // A failure leaves the previous path in the buffer: nothing may be decided on it.
@@ -50,29 +87,52 @@ pub unsafe fn resolve(file: *const u8, buffer: *mut u8) -> i64 {
     }
 }
 
+/// Which object a file is.
+#[derive(Clone, Copy, Default)]
+pub struct Object {
+    pub inode: u64,
+    pub device: u32,
+    /// It has no name on any file system.
+    pub anonymous: bool,
+}
+
+/// Which object a file is; zeroes where it cannot be known.
+///
+/// # Safety
+/// `file` must be a `struct file` that the verifier knows.
+#[inline(always)]
+pub unsafe fn object(file: *const u8) -> Object {
+    let mut object = Object::default();
+    // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
+    unsafe {
+        let inode = field!(file, OFF_FILE_INODE, u64) as *const u8;
+        if inode.is_null() {
+            return object;
+        }
+        object.inode = field!(inode, OFF_INODE_INO, u64);
+        let sb = field!(inode, OFF_INODE_SB, u64) as *const u8;
+        if sb.is_null() {
+            return object;
+        }
+        object.device = field!(sb, OFF_SB_DEV, u32);
+        let flags = field!(sb, OFF_SB_FLAGS, u64);
+        object.anonymous = flags & SB_NOUSER != 0;
+    }
+    object
+}
+
 /// Notes which object a file is; true if it has no name on any file system.
 ///
 /// # Safety
 /// `file` must be a `struct file` that the verifier knows.
 #[inline(always)]
 pub unsafe fn identify(file: *const u8, header: &mut RecordHeader) -> bool {
-    // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
-    unsafe {
-        let inode: *const u8 = load(file, get(&off::OFF_FILE_INODE));
-        if inode.is_null() {
-            return false;
-        }
-        header.inode = load(inode, get(&off::OFF_INODE_INO));
-        let sb: *const u8 = load(inode, get(&off::OFF_INODE_SB));
-        if sb.is_null() {
-            return false;
-        }
-        header.device = load(sb, get(&off::OFF_SB_DEV));
-        let flags: u64 = load(sb, get(&off::OFF_SB_FLAGS));
-        if flags & SB_NOUSER != 0 {
-            header.flags |= record_flags::ANONYMOUS;
-            return true;
-        }
+    // SAFETY: the caller's promise.
+    let object = unsafe { object(file) };
+    header.inode = object.inode;
+    header.device = object.device;
+    if object.anonymous {
+        header.flags |= record_flags::ANONYMOUS;
     }
-    false
+    object.anonymous
 }

@@ -5,8 +5,6 @@
 
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
-use aya_ebpf::macros::lsm;
-use aya_ebpf::programs::LsmContext;
 
 use super::names::{parts, send};
 use crate::bound::{at_most, forget};
@@ -14,7 +12,7 @@ use crate::climb::climb;
 use crate::decide::{self, Decision, Place, Policy, with_table};
 use crate::emit;
 use crate::identity;
-use crate::label::{Standing, Subject, current, peek};
+use crate::label::{Subject, peek};
 use crate::maps::{NameScratch, PATH_BUFFER};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -35,14 +33,10 @@ struct Move {
     flags: u32,
 }
 
-/// `path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir, struct dentry
-/// *new_dentry, unsigned int flags)`. Minimum kernel 5.19 (flags). Fails closed.
-#[lsm(hook = "path_rename")]
-pub fn path_rename(ctx: LsmContext) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
+hook! {
+    /// `path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir, struct dentry
+    /// *new_dentry, unsigned int flags)`. Minimum kernel 5.19 (flags). Fails closed.
+    path_rename, "path_rename", |ctx, subject| {
             let flags: u64 = ctx.arg(4);
             let (from, to) = (parts(ctx.arg(0)).0, parts(ctx.arg(2)).0);
             governed(
@@ -55,17 +49,12 @@ pub fn path_rename(ctx: LsmContext) -> i32 {
                 },
             )
         }
-    }
 }
 
-/// `path_link(struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry)`. Minimum kernel
-/// 5.7. Fails closed. The kernel has made sure that both are on one mount.
-#[lsm(hook = "path_link")]
-pub fn path_link(ctx: LsmContext) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
+hook! {
+    /// `path_link(struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry)`. Minimum kernel
+    /// 5.7. Fails closed. The kernel has made sure that both are on one mount.
+    path_link, "path_link", |ctx, subject| {
             let (mount, _) = parts(ctx.arg(1));
             governed(
                 subject,
@@ -77,7 +66,6 @@ pub fn path_link(ctx: LsmContext) -> i32 {
                 },
             )
         }
-    }
 }
 
 #[inline(always)]

@@ -4,7 +4,6 @@
 
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
-use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 
 use super::locks;
@@ -13,7 +12,7 @@ use crate::climb::climb;
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, Outcome};
 use crate::identity;
-use crate::label::{Standing, Subject, current, peek};
+use crate::label::{Subject, peek};
 use crate::maps::{NameScratch, PATH_BUFFER};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -43,115 +42,92 @@ pub fn parts(path: u64) -> (u64, u64) {
     )
 }
 
-/// A hook on an entry of a folder that changes as a writer would change it.
+/// Judges an entry of a folder that changes as a writer would change it.
 #[inline(always)]
-fn entry(ctx: &LsmContext, operation: Operation, aux: u32) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
-            let (mount, _) = parts(ctx.arg(0));
-            judge(
-                subject,
-                Request {
-                    operation,
-                    mount,
-                    dentry: ctx.arg(1),
-                    wanted: access::WRITE,
-                    aux,
-                },
-            )
-        }
-    }
+fn entry(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> i32 {
+    let (mount, _) = parts(ctx.arg(0));
+    let request = Request {
+        operation,
+        mount,
+        dentry: ctx.arg(1),
+        wanted: access::WRITE,
+        aux,
+    };
+    judge(subject, request)
 }
 
 /// The same for a hook that is handed the whole path.
 #[inline(always)]
-fn whole(ctx: &LsmContext, operation: Operation, aux: u32) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
-            let (mount, dentry) = parts(ctx.arg(0));
-            judge(
-                subject,
-                Request {
-                    operation,
-                    mount,
-                    dentry,
-                    wanted: access::WRITE,
-                    aux,
-                },
-            )
+fn whole(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> i32 {
+    let (mount, dentry) = parts(ctx.arg(0));
+    let request = Request {
+        operation,
+        mount,
+        dentry,
+        wanted: access::WRITE,
+        aux,
+    };
+    judge(subject, request)
+}
+
+hook! {
+    /// `path_unlink(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
+    path_unlink, "path_unlink", |ctx, subject| entry(&ctx, subject, Operation::Unlink, 0)
+}
+
+hook! {
+    /// `path_rmdir(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
+    path_rmdir, "path_rmdir", |ctx, subject| entry(&ctx, subject, Operation::Rmdir, 0)
+}
+
+hook! {
+    /// `path_mkdir(const struct path *dir, struct dentry *dentry, umode_t mode)`. Minimum kernel 5.7. Fails closed.
+    path_mkdir, "path_mkdir", |ctx, subject| {
+        let mode: u64 = ctx.arg(2);
+        entry(&ctx, subject, Operation::Mkdir, u32::from(mode as u16))
+    }
+}
+
+hook! {
+    /// `path_symlink(const struct path *dir, struct dentry *dentry, const char *old_name)`. Minimum kernel 5.7.
+    /// Fails closed. Where the link points to has no say: whoever follows it is judged there.
+    path_symlink, "path_symlink", |ctx, subject| entry(&ctx, subject, Operation::Symlink, 0)
+}
+
+hook! {
+    /// `path_mknod(const struct path *dir, struct dentry *dentry, umode_t mode, unsigned int dev)`. Minimum
+    /// kernel 5.7. Fails closed. Also called when an open or a `bind` makes a file.
+    path_mknod, "path_mknod", |ctx, subject| {
+        let (mode, device): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+        let mode = u32::from(mode as u16);
+        match mode & S_IFMT {
+            0 | S_IFREG => entry(&ctx, subject, Operation::Create, mode),
+            // A whiteout (character device 0:0) reaches nothing.
+            S_IFCHR | S_IFBLK if device as u32 != 0 || mode & S_IFMT == S_IFBLK => {
+                let (mount, _) = parts(ctx.arg(0));
+                locks::object(subject, Lock::RawDevices, mount, ctx.arg(1))
+            }
+            _ => entry(&ctx, subject, Operation::Mknod, mode),
         }
     }
 }
 
-/// `path_unlink(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_unlink")]
-pub fn path_unlink(ctx: LsmContext) -> i32 {
-    entry(&ctx, Operation::Unlink, 0)
+hook! {
+    /// `path_truncate(const struct path *path)`. Minimum kernel 5.7. Fails closed.
+    path_truncate, "path_truncate", |ctx, subject| whole(&ctx, subject, Operation::Truncate, 0)
 }
 
-/// `path_rmdir(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_rmdir")]
-pub fn path_rmdir(ctx: LsmContext) -> i32 {
-    entry(&ctx, Operation::Rmdir, 0)
-}
-
-/// `path_mkdir(const struct path *dir, struct dentry *dentry, umode_t mode)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_mkdir")]
-pub fn path_mkdir(ctx: LsmContext) -> i32 {
-    let mode: u64 = ctx.arg(2);
-    entry(&ctx, Operation::Mkdir, mode as u16 as u32)
-}
-
-/// `path_symlink(const struct path *dir, struct dentry *dentry, const char *old_name)`. Minimum kernel 5.7.
-/// Fails closed. Where the link points to has no say: whoever follows it is judged there.
-#[lsm(hook = "path_symlink")]
-pub fn path_symlink(ctx: LsmContext) -> i32 {
-    entry(&ctx, Operation::Symlink, 0)
-}
-
-/// `path_mknod(const struct path *dir, struct dentry *dentry, umode_t mode, unsigned int dev)`. Minimum
-/// kernel 5.7. Fails closed. Also called when an open or a `bind` makes a file.
-#[lsm(hook = "path_mknod")]
-pub fn path_mknod(ctx: LsmContext) -> i32 {
-    let (mode, device): (u64, u64) = (ctx.arg(2), ctx.arg(3));
-    let mode = mode as u16 as u32;
-    match mode & S_IFMT {
-        0 | S_IFREG => entry(&ctx, Operation::Create, mode),
-        // A whiteout (character device 0:0) reaches nothing.
-        S_IFCHR if device as u32 == 0 => entry(&ctx, Operation::Mknod, mode),
-        S_IFCHR | S_IFBLK => match current() {
-            Standing::Ungoverned => 0,
-            Standing::Unlabelled => super::unlabelled(),
-            Standing::Governed(subject) => {
-                let (mount, _) = parts(ctx.arg(0));
-                locks::object(subject, Lock::RawDevices, mount, ctx.arg(1))
-            }
-        },
-        _ => entry(&ctx, Operation::Mknod, mode),
+hook! {
+    /// `path_chmod(const struct path *path, umode_t mode)`. Minimum kernel 5.7. Fails closed.
+    path_chmod, "path_chmod", |ctx, subject| {
+        let mode: u64 = ctx.arg(1);
+        whole(&ctx, subject, Operation::Chmod, u32::from(mode as u16))
     }
 }
 
-/// `path_truncate(const struct path *path)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_truncate")]
-pub fn path_truncate(ctx: LsmContext) -> i32 {
-    whole(&ctx, Operation::Truncate, 0)
-}
-
-/// `path_chmod(const struct path *path, umode_t mode)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_chmod")]
-pub fn path_chmod(ctx: LsmContext) -> i32 {
-    let mode: u64 = ctx.arg(1);
-    whole(&ctx, Operation::Chmod, mode as u16 as u32)
-}
-
-/// `path_chown(const struct path *path, kuid_t uid, kgid_t gid)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "path_chown")]
-pub fn path_chown(ctx: LsmContext) -> i32 {
-    whole(&ctx, Operation::Chown, 0)
+hook! {
+    /// `path_chown(const struct path *path, kuid_t uid, kgid_t gid)`. Minimum kernel 5.7. Fails closed.
+    path_chown, "path_chown", |ctx, subject| whole(&ctx, subject, Operation::Chown, 0)
 }
 
 /// Judges one name, and leaves the record.
@@ -188,7 +164,7 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
             // Which name it is cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
         } else {
-            let decision = with_table!(policy, t => decide::labelled(t, decide::label_of(t, tail, len as u32), u32::from(request.wanted)));
+            let decision = with_table!(policy, t => decide::file_labelled(t, decide::label_of(t, tail, len as u32), u32::from(request.wanted)));
             let decision = forget(&raw mut (*scratch).decision, decision);
             identity::guard(subject, decision, object, request.wanted)
         };

@@ -7,11 +7,12 @@ use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
+use core::ffi::c_void;
 
 use super::unlabelled;
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
-use crate::label::{Standing, Subject, current, load};
+use crate::label::{Standing, Subject, enter, load, standing};
 use crate::maps::{PATH_BUFFER, PathScratch};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -49,7 +50,13 @@ enum Address {
 /// `socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "socket_connect")]
 pub fn socket_connect(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, connect)
+}
+
+#[inline(never)]
+unsafe extern "C" fn connect(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => unlabelled(),
         Standing::Governed(subject) => {
@@ -67,7 +74,13 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
 /// `socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "socket_sendmsg")]
 pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, sendmsg)
+}
+
+#[inline(never)]
+unsafe extern "C" fn sendmsg(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => unlabelled(),
         Standing::Governed(subject) => {
@@ -92,56 +105,58 @@ pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
     }
 }
 
-/// `socket_create(int family, int type, int protocol, int kern)`. Minimum kernel 5.7. Fails closed. Sockets
-/// that could never be judged are never made: raw and packet sockets, vsock, SCTP with its own ways to
-/// connect, and whatever this version does not know.
-#[lsm(hook = "socket_create")]
-pub fn socket_create(ctx: LsmContext) -> i32 {
+hook! {
+    /// `socket_create(int family, int type, int protocol, int kern)`. Minimum kernel 5.7. Fails closed. Sockets
+    /// that could never be judged are never made: raw and packet sockets, vsock, SCTP with its own ways to
+    /// connect, and whatever this version does not know.
+    socket_create, "socket_create", |ctx, subject| create(&ctx, subject)
+}
+
+#[inline(always)]
+fn create(ctx: &LsmContext, subject: Subject) -> i32 {
     let (family, kind): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     let (protocol, kern): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+    let (family, kind, protocol) = (family as u16, kind as u16, protocol as u32);
+    let Some(reason) = unfit(family, kind, protocol) else {
+        return 0;
+    };
     if kern as u32 != 0 {
         return 0;
     }
-    let (family, kind, protocol) = (family as u16, kind as u16, protocol as u32);
-    let reason = match family {
-        AF_UNIX | AF_NETLINK | AF_ALG => return 0,
+    // SAFETY: the label is a live map value.
+    let decision = match decide::policy(unsafe { (*subject.label).agent }) {
+        // The agent is gone or was never installed: deny (no-policy).
+        None => Decision::failure(Reason::NoPolicy),
+        Some(policy) => with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason)),
+    };
+    let outcome = emit::outcome(decision);
+    let which = u32::from(family) | u32::from(kind) << 16;
+    emit::event(
+        subject,
+        Operation::Socket,
+        decision,
+        which,
+        u64::from(protocol),
+    );
+    crate::bound::verdict(outcome.refused)
+}
+
+/// Why a socket of this kind can never be judged; `None` for those that are judged when they are used.
+#[inline(always)]
+fn unfit(family: u16, kind: u16, protocol: u32) -> Option<Reason> {
+    match family {
+        AF_UNIX | AF_NETLINK | AF_ALG => None,
         AF_INET | AF_INET6 => {
             let known = protocol == 0
-                || protocol == IPPROTO_MPTCP as u32
-                || matches!(
-                    protocol as u16,
-                    IPPROTO_TCP | IPPROTO_UDP | IPPROTO_ICMP | IPPROTO_ICMPV6
-                );
-            if known && matches!(kind, SOCK_STREAM | SOCK_DGRAM) {
-                return 0;
-            }
-            Reason::ProtocolNotPermitted
+                || protocol == u32::from(IPPROTO_MPTCP)
+                || protocol == u32::from(IPPROTO_TCP)
+                || protocol == u32::from(IPPROTO_UDP)
+                || protocol == u32::from(IPPROTO_ICMP)
+                || protocol == u32::from(IPPROTO_ICMPV6);
+            let judged = known && matches!(kind, SOCK_STREAM | SOCK_DGRAM);
+            (!judged).then_some(Reason::ProtocolNotPermitted)
         }
-        _ => Reason::FamilyNotPermitted,
-    };
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => unlabelled(),
-        Standing::Governed(subject) => {
-            // SAFETY: the label is a live map value.
-            let decision = match decide::policy(unsafe { (*subject.label).agent }) {
-                // The agent is gone or was never installed: deny (no-policy).
-                None => Decision::failure(Reason::NoPolicy),
-                Some(policy) => {
-                    with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
-                }
-            };
-            let outcome = emit::outcome(decision);
-            let which = u32::from(family) | u32::from(kind) << 16;
-            emit::event(
-                subject,
-                Operation::Socket,
-                decision,
-                which,
-                u64::from(protocol),
-            );
-            crate::bound::verdict(outcome.refused)
-        }
+        _ => Some(Reason::FamilyNotPermitted),
     }
 }
 

@@ -1,23 +1,26 @@
 //! Opening files. Threat: an agent reads or changes what its policy does not name.
 //! Choke point: `file_open`, after the kernel resolved the path, for every open by every syscall.
 
+use agentguard_common::label::Label;
 use agentguard_common::record::record_flags;
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
+use core::ffi::c_void;
 
-use super::{identify, resolve};
+use super::{identify, object, resolve, resolve_within};
 use crate::decide::{self, Decision, Policy, with_table};
-use crate::emit::{self, DENIED_ERRNO};
-use crate::label::{Standing, Subject, current, load};
-use crate::maps::{PATH_BUFFER, PathScratch};
-use crate::offsets::{self as off, get};
+use crate::emit::{self, DENIED_ERRNO, Facts};
+use crate::label::{Standing, Subject, enter, standing};
+use crate::maps::{PATH_BUFFER, PathScratch, SHORT_PATH};
+use crate::offsets::field;
 use crate::scratch;
 
-/// `FMODE_READ`, `FMODE_WRITE` of `f_mode`.
-const FMODE_READ: u32 = 1;
-const FMODE_WRITE: u32 = 2;
+/// `FMODE_READ`, `FMODE_WRITE` of `f_mode`: the same bits as those of `access`.
+const FMODE_READ: u32 = access::READ as u32;
+const FMODE_WRITE: u32 = access::WRITE as u32;
+const _: () = assert!(FMODE_READ == 1 && FMODE_WRITE == 2);
 /// `__FMODE_EXEC` of `f_flags`: set by the kernel alone, when it opens a program or its interpreter.
 const FMODE_EXEC: u32 = 0x20;
 /// `O_TRUNC` of `f_flags`: changes the file even where it is opened for reading.
@@ -26,7 +29,13 @@ const O_TRUNC: u32 = 0o1000;
 /// `file_open(struct file *file)`. Minimum kernel 5.7. Fails closed.
 #[lsm(hook = "file_open")]
 pub fn file_open(ctx: LsmContext) -> i32 {
-    match current() {
+    enter(&ctx, opening)
+}
+
+#[inline(never)]
+unsafe extern "C" fn opening(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    match standing(task) {
         Standing::Ungoverned => 0,
         Standing::Unlabelled => {
             // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
@@ -34,15 +43,81 @@ pub fn file_open(ctx: LsmContext) -> i32 {
             DENIED_ERRNO
         }
         Standing::Governed(subject) => {
-            emit::noted!(ctx, "file_open", governed(subject, ctx.arg(0)))
+            let file = ctx.arg(0);
+            emit::noted!(
+                ctx,
+                "file_open",
+                match in_place(subject, file) {
+                    Some(refused) => crate::bound::verdict(refused),
+                    None => governed(task, subject.label, file),
+                }
+            )
         }
     }
 }
 
+/// The short way, which nearly every open takes: the record is built where the daemon will read it.
+/// Some: whether the open is refused, and there is a record of it. None: nothing has happened, and the
+/// long way decides. Every failure takes the long way, which says what it is.
 #[inline(always)]
-fn governed(subject: Subject, file: *const u8) -> i32 {
+fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
+    // SAFETY: the label is a live map value; the chunk is this program's until it is sent or discarded;
+    // `file` is the hook's argument.
+    unsafe {
+        let policy = decide::policy((*subject.label).agent)?;
+        let file_flags = field!(file, OFF_FILE_FLAGS, u32);
+        if file_flags & FMODE_EXEC != 0 || policy.flags() & flags::QUIET_OPENS != 0 {
+            return None;
+        }
+        let wanted = wanted(file, file_flags);
+        let chunk = emit::reserve()?;
+        let tail = &raw mut (*chunk).tail as *mut u8;
+        let len = resolve_within::<SHORT_PATH>(file, tail);
+        let object = object(file);
+        if len < 0 || object.anonymous {
+            emit::discard(chunk);
+            return None;
+        }
+        let len = crate::bound::at_most(len as u32, SHORT_PATH as u32 - 1);
+        let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
+        let decision = decide::file_labelled(policy.head(), label, u32::from(wanted));
+        let outcome = emit::outcome(decision);
+        let facts = Facts {
+            access: wanted,
+            inode: object.inode,
+            device: object.device,
+            aux: file_flags,
+            target_len: len,
+            ..Facts::default()
+        };
+        let header = &mut (*chunk).header;
+        emit::complete(header, subject, Operation::Open, decision, outcome, facts);
+        emit::deliver(chunk, len, outcome);
+        Some(outcome.refused)
+    }
+}
+
+/// What an open is for, where it is not for starting a program.
+///
+/// # Safety
+/// `file` must be a `struct file` that the verifier knows.
+#[inline(always)]
+unsafe fn wanted(file: *const u8, file_flags: u32) -> u8 {
+    // SAFETY: the caller's promise.
+    let mode = unsafe { field!(file, OFF_FILE_MODE, u32) };
+    let mut wanted = (mode & (FMODE_READ | FMODE_WRITE)) as u8;
+    if file_flags & O_TRUNC != 0 {
+        wanted |= access::WRITE;
+    }
+    wanted
+}
+
+/// The long way: any path, any object, starting a program, a full ring.
+#[inline(never)]
+extern "C" fn governed(task: *const u8, label: *mut Label, file: *const u8) -> i32 {
+    let subject = Subject { task, label };
     // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+    let Some(policy) = decide::policy(unsafe { (*label).agent }) else {
         // The agent is gone or was never installed: deny (no-policy).
         return emit::bare(
             subject,
@@ -66,20 +141,13 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
     // SAFETY: this task owns the slot until it is released; `file` is the hook's argument.
     unsafe {
         let header = &mut (*scratch).header;
-        let mode: u32 = load(file, get(&off::OFF_FILE_MODE));
-        let file_flags: u32 = load(file, get(&off::OFF_FILE_FLAGS));
+        let file_flags = field!(file, OFF_FILE_FLAGS, u32);
         let for_exec = file_flags & FMODE_EXEC != 0;
-        let mut wanted = 0;
-        if for_exec {
-            wanted = access::EXEC;
+        let mut wanted = if for_exec {
+            access::EXEC
         } else {
-            if mode & FMODE_READ != 0 {
-                wanted |= access::READ;
-            }
-            if mode & FMODE_WRITE != 0 || file_flags & O_TRUNC != 0 {
-                wanted |= access::WRITE;
-            }
-        }
+            wanted(file, file_flags)
+        };
         let tail = &raw mut (*scratch).tail as *mut u8;
         let len = resolve(file, tail);
         let mut errno = 0u16;

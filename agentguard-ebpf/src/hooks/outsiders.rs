@@ -3,11 +3,9 @@
 //! hooks. Processes of the same session of the same agent are its own affair.
 
 use agentguard_common::verdict::Lock;
-use aya_ebpf::macros::lsm;
-use aya_ebpf::programs::LsmContext;
 
 use super::locks;
-use crate::label::{Standing, Subject, current, load, peek_label};
+use crate::label::{Subject, load, peek_label};
 use crate::offsets::{self as off, get};
 
 /// `PTRACE_MODE_NOAUDIT`: the kernel only asks what would be, to blank a field of `/proc`.
@@ -35,82 +33,73 @@ fn pid_of(task: *const u8) -> u64 {
 
 /// Judges an act on another task.
 #[inline(always)]
-fn reach(task: *const u8, lock: Lock, extra: u64) -> i32 {
-    match current() {
-        Standing::Ungoverned => 0,
-        Standing::Unlabelled => super::unlabelled(),
-        Standing::Governed(subject) => {
-            if is_outsider(subject, task) {
-                locks::bare(subject, lock, extra << 32 | pid_of(task))
-            } else {
-                0
-            }
+fn reach(subject: Subject, task: *const u8, lock: Lock, extra: u64) -> i32 {
+    if is_outsider(subject, task) {
+        locks::bare(subject, lock, extra << 32 | pid_of(task))
+    } else {
+        0
+    }
+}
+
+hook! {
+    /// `ptrace_access_check(struct task_struct *child, unsigned int mode)`. Minimum kernel 5.7. Fails closed. Also asked
+    /// for reading another process's memory, environment and descriptors, and for taking a descriptor from it.
+    ptrace_access_check, "ptrace_access_check", |ctx, subject| {
+        let task = ctx.arg(0);
+        if ctx.arg::<u64>(1) & PTRACE_MODE_NOAUDIT == 0 {
+            reach(subject, task, Lock::Ptrace, 0)
+        } else if is_outsider(subject, task) {
+            locks::decide_unseen(subject, Lock::Ptrace)
+        } else {
+            0
         }
     }
 }
 
-/// `ptrace_access_check(struct task_struct *child, unsigned int mode)`. Minimum kernel 5.7. Fails closed. Also asked
-/// for reading another process's memory, environment and descriptors, and for taking a descriptor from it.
-#[lsm(hook = "ptrace_access_check")]
-pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
-    if ctx.arg::<u64>(1) & PTRACE_MODE_NOAUDIT != 0 {
-        return match current() {
-            Standing::Governed(subject) if is_outsider(subject, ctx.arg(0)) => {
-                locks::decide_unseen(subject, Lock::Ptrace)
-            }
-            Standing::Unlabelled => super::unlabelled(),
-            _ => 0,
-        };
+hook! {
+    /// `task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred)`. Minimum kernel
+    /// 5.7. Fails closed. Signal 0 sends nothing.
+    task_kill, "task_kill", |ctx, subject| {
+        let signal = ctx.arg::<u64>(2) as u32;
+        if signal == 0 {
+            0
+        } else {
+            reach(subject, ctx.arg(0), Lock::Signals, u64::from(signal))
+        }
     }
-    reach(ctx.arg(0), Lock::Ptrace, 0)
 }
 
-/// `task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred)`. Minimum kernel
-/// 5.7. Fails closed. Signal 0 sends nothing.
-#[lsm(hook = "task_kill")]
-pub fn task_kill(ctx: LsmContext) -> i32 {
-    let signal = ctx.arg::<u64>(2) as u32;
-    if signal == 0 {
-        return 0;
-    }
-    reach(ctx.arg(0), Lock::Signals, u64::from(signal))
+hook! {
+    /// `file_send_sigiotask(struct task_struct *tsk, struct fown_struct *fown, int sig)`. Minimum kernel 5.7. Fails
+    /// closed. A descriptor can be told to send any signal to any process.
+    file_send_sigiotask, "file_send_sigiotask", |ctx, subject| {
+let signal = ctx.arg::<u64>(2) as u32;
+    reach(subject, ctx.arg(0), Lock::Signals, u64::from(signal))
+}
 }
 
-/// `file_send_sigiotask(struct task_struct *tsk, struct fown_struct *fown, int sig)`. Minimum kernel 5.7. Fails
-/// closed. A descriptor can be told to send any signal to any process.
-#[lsm(hook = "file_send_sigiotask")]
-pub fn file_send_sigiotask(ctx: LsmContext) -> i32 {
-    let signal = ctx.arg::<u64>(2) as u32;
-    reach(ctx.arg(0), Lock::Signals, u64::from(signal))
+hook! {
+    /// `task_setrlimit(struct task_struct *p, unsigned int resource, struct rlimit *new_rlim)`. Minimum kernel 5.7.
+    /// Fails closed.
+    task_setrlimit, "task_setrlimit", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
-/// `task_setrlimit(struct task_struct *p, unsigned int resource, struct rlimit *new_rlim)`. Minimum kernel 5.7.
-/// Fails closed.
-#[lsm(hook = "task_setrlimit")]
-pub fn task_setrlimit(ctx: LsmContext) -> i32 {
-    reach(ctx.arg(0), Lock::Priorities, 0)
+hook! {
+    /// `task_setscheduler(struct task_struct *p)`. Minimum kernel 5.7. Fails closed.
+    task_setscheduler, "task_setscheduler", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
-/// `task_setscheduler(struct task_struct *p)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "task_setscheduler")]
-pub fn task_setscheduler(ctx: LsmContext) -> i32 {
-    reach(ctx.arg(0), Lock::Priorities, 0)
+hook! {
+    /// `task_setnice(struct task_struct *p, int nice)`. Minimum kernel 5.7. Fails closed.
+    task_setnice, "task_setnice", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
-/// `task_setnice(struct task_struct *p, int nice)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "task_setnice")]
-pub fn task_setnice(ctx: LsmContext) -> i32 {
-    reach(ctx.arg(0), Lock::Priorities, 0)
+hook! {
+    /// `task_setioprio(struct task_struct *p, int ioprio)`. Minimum kernel 5.7. Fails closed.
+    task_setioprio, "task_setioprio", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
-/// `task_setioprio(struct task_struct *p, int ioprio)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "task_setioprio")]
-pub fn task_setioprio(ctx: LsmContext) -> i32 {
-    reach(ctx.arg(0), Lock::Priorities, 0)
-}
-
-/// `task_movememory(struct task_struct *p)`. Minimum kernel 5.7. Fails closed.
-#[lsm(hook = "task_movememory")]
-pub fn task_movememory(ctx: LsmContext) -> i32 {
-    reach(ctx.arg(0), Lock::Priorities, 0)
+hook! {
+    /// `task_movememory(struct task_struct *p)`. Minimum kernel 5.7. Fails closed.
+    task_movememory, "task_movememory", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
