@@ -73,12 +73,16 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let chunk = emit::reserve()?;
         let tail = &raw mut (*chunk).tail as *mut u8;
         let len = resolve_within::<SHORT_PATH>(file, tail);
-        let object = object(file);
-        if len < 0 || object.anonymous {
+        if len < 0 {
             emit::discard(chunk);
             return None;
         }
-        let len = crate::bound::at_most(len as u32, SHORT_PATH as u32 - 1);
+        let object = object(file);
+        if object.anonymous {
+            emit::discard(chunk);
+            return None;
+        }
+        let len = crate::bound::at_most_64(len as u64, SHORT_PATH as u64 - 1);
         let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
         let decision = decide::file_labelled(policy.head(), label, u32::from(wanted));
         let outcome = emit::outcome(decision);
