@@ -162,7 +162,7 @@ pub mod class {
 }
 
 /// Bytes of the ring buffer for allowed actions.
-pub const ALLOWED_RING: usize = 8 << 20;
+pub const ALLOWED_RING: usize = 16 << 20;
 /// Bytes of the ring buffer for denials.
 pub const DENIED_RING: usize = 4 << 20;
 

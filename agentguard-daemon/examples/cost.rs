@@ -1,13 +1,16 @@
 //! What one operation costs, in guest instructions: bare, ungoverned with the guard loaded, and governed
-//! with 10 and with 10,000 rules and a record for each action. Not a test: it judges nothing.
+//! with 10 and with 10,000 rules and a record for each action; and, for comparison, under an AppArmor
+//! profile with 10 and with 1,000 rules, which records nothing. Not a test: it judges nothing.
 //!
-//! `cost tables DIR` compiles the two policies; `cost run DIR`, as root in a guest whose time counts
-//! instructions (`cargo xtask vm --icount`), measures and prints a table.
+//! `cost tables DIR` compiles the two policies, and the two profiles where there is an
+//! `apparmor_parser`; `cost run DIR`, as root in a guest whose time counts instructions
+//! (`cargo xtask vm --icount`), measures what is in DIR and prints a table.
 
 use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use agentguard::kernel::{Guard, GuardOptions, cgroup_id};
 use agentguard::policy::{LoadOptions, load_text};
@@ -20,6 +23,18 @@ const SHORT: &str = "/tmp/abcdef";
 const LONG: &str = "/tmp/aaaaa/bbbbb/ccccc/ddddd/eeeee/fffff/ggggg/hhhhh/iiiii/jjjj";
 const CGROUP: &str = "/sys/fs/cgroup/cost";
 const ROUNDS: usize = 5;
+/// Names and rules of the AppArmor profiles.
+const PROFILES: [(&str, usize); 2] = [("apparmor-10", 10), ("apparmor-1000", 1000)];
+
+/// What confines a measured process.
+#[derive(Clone, Copy)]
+enum Confined<'a> {
+    No,
+    /// It enters the governed cgroup.
+    Governed,
+    /// It changes to this AppArmor profile.
+    Profile(&'a str),
+}
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
@@ -74,6 +89,53 @@ fn tables(dir: &Path) -> anyhow::Result<()> {
         );
         fs::write(dir.join(name), &table.bytes)?;
     }
+    profiles(dir)
+}
+
+/// An AppArmor profile with so many rules on files, which permits what is measured.
+fn profile(name: &str, rules: usize) -> String {
+    let permitted = [
+        "/tmp/** r,",
+        "/{,usr/}bin/* mrix,",
+        "/{,usr/}lib{,64}/** mr,",
+        "/etc/ld.so.* r,",
+        "/proc/** r,",
+    ];
+    let mut text = format!(
+        "abi <abi/3.0>,\nprofile {name} {{\n  network,\n  capability,\n  unix,\n  signal,\n"
+    );
+    for rule in permitted {
+        let _ = writeln!(text, "  {rule}");
+    }
+    for i in permitted.len()..rules {
+        let _ = writeln!(
+            text,
+            "  deny \"/srv/tenant-{}/project-{}/data-{i}/**\" rw,",
+            i % 97,
+            i % 1013
+        );
+    }
+    text + "}\n"
+}
+
+/// Compiles the profiles on the build machine; the guest only loads them.
+fn profiles(dir: &Path) -> anyhow::Result<()> {
+    for (name, rules) in PROFILES {
+        let source = dir.join(format!("{name}.profile"));
+        fs::write(&source, profile(name, rules))?;
+        let parser = Command::new("apparmor_parser")
+            .args(["-S", "-K", "-T", "-Q", "-M", "/etc/apparmor.d/abi/3.0"])
+            .arg(&source)
+            .output();
+        match parser {
+            Ok(output) if output.status.success() => {
+                println!("{name}: {} bytes", output.stdout.len());
+                fs::write(dir.join(name), output.stdout)?;
+            }
+            Ok(output) => anyhow::bail!("{name}: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => println!("{name}: left out, apparmor_parser: {error}"),
+        }
+    }
     Ok(())
 }
 
@@ -117,7 +179,7 @@ fn udp_connect() {
 
 /// The standard library starts programs with `vfork` semantics.
 fn spawn(program: &str) {
-    let status = std::process::Command::new(program).env_clear().status();
+    let status = Command::new(program).env_clear().status();
     assert!(
         status.is_ok_and(|status| status.success()),
         "the program failed"
@@ -141,12 +203,12 @@ fn measure(times: usize, mut act: impl FnMut()) -> u64 {
 }
 
 /// All operations, in a child that is alone on its CPU.
-fn child(governed: bool) -> [u64; 4] {
+fn child(confined: Confined<'_>) -> [u64; 4] {
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
     // SAFETY: this process has one thread.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        if governed {
+        if matches!(confined, Confined::Governed) {
             fs::write(format!("{CGROUP}/cgroup.procs"), "0").expect("enter the cgroup");
         }
         let parameter = libc::sched_param { sched_priority: 10 };
@@ -154,6 +216,10 @@ fn child(governed: bool) -> [u64; 4] {
         let real_time =
             unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
         assert_eq!(real_time, 0, "a real-time priority needs root");
+        if let Confined::Profile(name) = confined {
+            let command = format!("changeprofile {name}");
+            fs::write("/proc/self/attr/apparmor/current", command).expect("change the profile");
+        }
         let [short, long] = [SHORT, LONG].map(|path| CString::new(path).expect("no NUL"));
         let results = [
             measure(1000, || open_close(&short)),
@@ -200,8 +266,16 @@ fn run(dir: &Path) -> anyhow::Result<()> {
         }
         println!("{line}");
     };
-    let bare = child(false);
+    let bare = child(Confined::No);
     show("bare kernel", bare, None);
+    for (name, rules) in PROFILES {
+        if let Ok(compiled) = fs::read(dir.join(name)) {
+            // The kernel takes a whole profile in one write.
+            fs::write("/sys/kernel/security/apparmor/.replace", compiled)?;
+            let row = child(Confined::Profile(name));
+            show(&format!("AppArmor, {rules} rules"), row, Some(bare));
+        }
+    }
     let mut guard = Guard::load(&GuardOptions::default())?;
     let mut rings = guard.rings()?;
     guard.govern(
@@ -211,10 +285,10 @@ fn run(dir: &Path) -> anyhow::Result<()> {
             session: 1,
         },
     )?;
-    show("ungoverned, guard loaded", child(false), Some(bare));
+    show("ungoverned, guard loaded", child(Confined::No), Some(bare));
     for name in ["10", "10000"] {
         guard.install(1, &fs::read(dir.join(name))?)?;
-        let row = child(true);
+        let row = child(Confined::Governed);
         let mut records = 0;
         for class in [class::DENIED, class::ALLOWED] {
             records += rings.drain(class, |_| {});

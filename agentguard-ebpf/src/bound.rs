@@ -195,12 +195,12 @@ impl<const BYTES: usize> Table<BYTES> {
     pub fn walk_short<const BOTH: bool>(
         self,
         path: *const u8,
-        len: u32,
+        len: u64,
         a: u32,
         b: u32,
     ) -> (u32, u32) {
         let (mut a, mut b) = (u64::from(a), u64::from(b));
-        let (mut path, mut left) = (path, u64::from(len));
+        let (mut path, mut left) = (path, len);
         macro_rules! rest {
             ($($n:literal)+) => {
                 $(if left >= $n {
@@ -342,17 +342,18 @@ unsafe extern "C" fn step<const BYTES: usize>(i: u64, context: *mut Context) -> 
 /// the barrier makes the checked register the one that is used.
 #[inline(always)]
 pub fn at_most(value: u32, max: u32) -> u32 {
-    let mut value = u64::from(value);
+    at_most_64(u64::from(value), u64::from(max)) as u32
+}
+
+/// The same for a number that is in a whole register already.
+#[inline(always)]
+pub fn at_most_64(mut value: u64, max: u64) -> u64 {
     // SAFETY: a move of a register to itself. (An empty barrier would leave two entries of line
     // information for one instruction, which the kernel refuses.)
     unsafe {
         core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags))
     };
-    if value > max as u64 {
-        max
-    } else {
-        value as u32
-    }
+    if value > max { max } else { value }
 }
 
 /// Gives a value back as the verifier knows nothing about it: by way of memory in a map.

@@ -226,13 +226,21 @@ impl Place {
     }
 }
 
-/// The same for a path of less than `SHORT_PATH` bytes, in a buffer of that size.
-#[inline(never)]
-pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
-    let anchored = table.field(offset_of!(TableHeader, anchored));
+/// The same for a path of less than `SHORT_PATH` bytes, in a buffer of that size. Most policies need one
+/// walk, and that is made here: a call would save and restore half of the registers.
+#[inline(always)]
+pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
     if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
+        let anchored = table.field(offset_of!(TableHeader, anchored));
         return table.walk_short::<false>(path, len, anchored, 0).0;
     }
+    label_of_both(table, path, len)
+}
+
+/// The same where two walks are needed.
+#[inline(never)]
+fn label_of_both<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
+    let anchored = table.field(offset_of!(TableHeader, anchored));
     let floating = table.field(offset_of!(TableHeader, floating));
     combined(table.walk_short::<true>(path, len, anchored, floating))
 }

@@ -13,6 +13,19 @@ use crate::label::Subject;
 use crate::maps::{ALLOWED, Chunk, DENIED, LOSSES, SHORT_PATH};
 use crate::offsets::field;
 
+// `complete` writes neighbouring fields at once.
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(RecordHeader, verdict) == offset_of!(RecordHeader, operation) + 1);
+    assert!(offset_of!(RecordHeader, access) == offset_of!(RecordHeader, operation) + 2);
+    assert!(offset_of!(RecordHeader, flags) == offset_of!(RecordHeader, operation) + 3);
+    assert!(offset_of!(RecordHeader, operation) % 4 == 0);
+    assert!(offset_of!(RecordHeader, errno) == offset_of!(RecordHeader, reason) + 2);
+    assert!(offset_of!(RecordHeader, reason) % 4 == 0);
+    assert!(offset_of!(RecordHeader, args_len) == offset_of!(RecordHeader, target_len) + 4);
+    assert!(offset_of!(RecordHeader, target_len) % 8 == 0);
+};
+
 /// What a denied hook returns: `-EPERM`.
 pub const DENIED_ERRNO: i32 = -1;
 
@@ -59,7 +72,7 @@ pub struct Facts {
     pub inode: u64,
     pub device: u32,
     pub aux: u32,
-    pub target_len: u32,
+    pub target_len: u64,
 }
 
 /// Fills in what every record has. The caller sets target, access and what its operation adds.
@@ -95,16 +108,19 @@ pub fn complete(
     // SAFETY: fields of a live task and of its label; a typed load from BTF objects.
     unsafe {
         let label = *subject.label;
-        header.operation = operation as u8;
-        header.verdict = outcome.verdict as u8;
-        header.access = facts.access;
-        header.flags = facts.flags;
+        // Neighbours are written together: operation, verdict, access and flags; reason and errno; the two
+        // lengths.
+        let what = operation as u32
+            | (outcome.verdict & 0xff) << 8
+            | u32::from(facts.access) << 16
+            | u32::from(facts.flags) << 24;
+        (&raw mut header.operation).cast::<u32>().write(what);
         header.time = bpf_ktime_get_boot_ns();
         header.agent = label.agent;
         header.session = label.session;
         header.generation = decision.generation;
-        header.reason = decision.reason as u16;
-        header.errno = facts.errno;
+        let why = decision.reason & 0xffff | u32::from(facts.errno) << 16;
+        (&raw mut header.reason).cast::<u32>().write(why);
         header.pid = field!(task, OFF_TASK_TGID, u32);
         header.tid = field!(task, OFF_TASK_PID, u32);
         let parent = field!(task, OFF_TASK_REAL_PARENT, u64) as *const u8;
@@ -125,8 +141,9 @@ pub fn complete(
         header.inode = facts.inode;
         header.device = facts.device;
         header.aux = facts.aux;
-        header.target_len = facts.target_len;
-        header.args_len = 0;
+        (&raw mut header.target_len)
+            .cast::<u64>()
+            .write(facts.target_len);
         header.new_exec_id = 0;
         header.reserved = 0;
     }
@@ -157,17 +174,16 @@ pub fn discard(chunk: *mut Chunk) {
 ///
 /// The reader polls the ring of allowed actions, so nothing is woken.
 #[inline(always)]
-pub fn deliver(chunk: *mut Chunk, tail: u32, outcome: Outcome) {
+pub fn deliver(chunk: *mut Chunk, tail: u64, outcome: Outcome) {
     // SAFETY: the caller reserved it; the tail is bounded by its size.
     unsafe {
-        (*chunk).header.len = HEADER_LEN as u32 + tail;
+        (*chunk).header.len = (HEADER_LEN as u64 + tail) as u32;
         if outcome.verdict == Verdict::Allow as u32 {
             bpf_ringbuf_submit(chunk.cast(), NO_WAKEUP);
             return;
         }
-        let len = HEADER_LEN as u32 + crate::bound::at_most(tail, SHORT_PATH as u32 - 1);
-        let lost =
-            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), u64::from(len), 0) != 0;
+        let len = HEADER_LEN as u64 + crate::bound::at_most_64(tail, SHORT_PATH as u64 - 1);
+        let lost = bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), len, 0) != 0;
         discard(chunk);
         if lost {
             count_loss(class::DENIED);

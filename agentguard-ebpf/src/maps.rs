@@ -53,6 +53,7 @@ pub struct PathScratch {
     pub owner: u64,
     /// Records emitted from this slot; decides when to wake the reader.
     pub emitted: u64,
+    pub decision: Decision,
     pub header: RecordHeader,
     pub tail: [u8; PATH_BUFFER],
     /// What a walk may read behind the longest path.

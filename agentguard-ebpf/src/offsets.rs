@@ -46,6 +46,9 @@ macro_rules! field {
     ($object:expr, $name:ident, u32) => {
         $crate::offsets::field!($object, $name, u32, wreg, "{value} = *(u32 *)({object} - {offset})")
     };
+    ($object:expr, $name:ident, u16) => {
+        $crate::offsets::field!($object, $name, u32, wreg, "{value} = *(u16 *)({object} - {offset})") as u16
+    };
     ($object:expr, $name:ident, $type:ident, $class:ident, $instruction:literal) => {{
         let value: $type;
         let object: *const u8 = $object;

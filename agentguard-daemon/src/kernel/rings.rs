@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use agentguard_common::record::{ALLOWED_RING, DENIED_RING, class};
+use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, class};
 use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 
@@ -56,7 +56,7 @@ impl Rings {
         };
         let (count, more) = up_to(size, || {
             let item = ring.next()?;
-            take(&item);
+            take(record(&item));
             Some(item.len())
         });
         if let Some(slot) = self.more.get_mut(class as usize) {
@@ -64,6 +64,16 @@ impl Rings {
         }
         count
     }
+}
+
+/// The record in an item of a ring. One that was built in the ring is shorter than what was reserved for
+/// it, and what follows is left from others: nobody shall see it. A length that cannot be is left to the
+/// decoder, which says so.
+fn record(item: &[u8]) -> &[u8] {
+    let said = item
+        .first_chunk::<4>()
+        .map_or(usize::MAX, |len| u32::from_ne_bytes(*len) as usize);
+    item.get(..said.max(HEADER_LEN)).unwrap_or(item)
 }
 
 /// Calls `take_one`, which gives the length of what it took, until nothing is left or `size` bytes of
@@ -83,6 +93,21 @@ fn up_to(size: usize, mut take_one: impl FnMut() -> Option<usize>) -> (usize, bo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_a_record_is_not_given_on() {
+        let mut item = [7; HEADER_LEN + 40];
+        for (said, given) in [
+            (HEADER_LEN + 9, HEADER_LEN + 9),
+            (HEADER_LEN + 40, HEADER_LEN + 40),
+            (HEADER_LEN + 41, HEADER_LEN + 40),
+            (3, HEADER_LEN),
+        ] {
+            item[..4].copy_from_slice(&(said as u32).to_ne_bytes());
+            assert_eq!(record(&item).len(), given);
+        }
+        assert_eq!(record(&[1, 2]), [1, 2]);
+    }
 
     #[test]
     fn a_flood_ends_after_one_full_ring() {

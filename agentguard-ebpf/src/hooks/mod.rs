@@ -30,6 +30,7 @@ macro_rules! hook {
 
 pub mod code;
 pub mod descriptors;
+mod doors;
 pub mod exec;
 pub mod lineage;
 pub mod locks;

@@ -9,9 +9,11 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{identify, object, resolve, resolve_within};
+use super::{Object, doors, identify, object, resolve, resolve_within};
+use crate::bound::forget;
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO, Facts};
+use crate::identity::{self, Identity};
 use crate::label::{Standing, Subject, enter, standing};
 use crate::maps::{PATH_BUFFER, PathScratch, SHORT_PATH};
 use crate::offsets::field;
@@ -73,14 +75,19 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let chunk = emit::reserve()?;
         let tail = &raw mut (*chunk).tail as *mut u8;
         let len = resolve_within::<SHORT_PATH>(file, tail);
-        let object = object(file);
-        if len < 0 || object.anonymous {
+        if len < 0 {
             emit::discard(chunk);
             return None;
         }
-        let len = crate::bound::at_most(len as u32, SHORT_PATH as u32 - 1);
+        let object = object(file);
+        if object.anonymous || doors::maybe(file, wanted) {
+            emit::discard(chunk);
+            return None;
+        }
+        let len = crate::bound::at_most_64(len as u64, SHORT_PATH as u64 - 1);
         let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
         let decision = decide::file_labelled(policy.head(), label, u32::from(wanted));
+        let decision = identity::guard(subject, decision, identity_of(object), wanted);
         let outcome = emit::outcome(decision);
         let facts = Facts {
             access: wanted,
@@ -94,6 +101,14 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         emit::complete(header, subject, Operation::Open, decision, outcome, facts);
         emit::deliver(chunk, len, outcome);
         Some(outcome.refused)
+    }
+}
+
+#[inline(always)]
+const fn identity_of(object: Object) -> Identity {
+    Identity {
+        inode: object.inode,
+        device: object.device,
     }
 }
 
@@ -179,16 +194,33 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         } else {
             with_table!(policy, t => decide::file(t, tail, len as u32, u32::from(wanted)))
         };
+        let kept = &raw mut (*scratch).decision;
+        let mut decision = forget(kept, decision);
+        let mut operation = Operation::Open;
+        let mut aux = file_flags;
+        if decision.is_allowed() && !anonymous {
+            let object = Identity { inode, device };
+            decision = forget(kept, identity::guard(subject, decision, object, wanted));
+            if let Some(lock) = doors::lock_of(file as u64, wanted) {
+                let locked = with_table!(policy, t => decide::lock(t, lock as u32));
+                if !locked.is_allowed() {
+                    decision = locked;
+                    operation = Operation::Kernel;
+                    aux = lock as u32;
+                }
+            }
+        }
+        let decision = forget(kept, decision);
         let outcome = emit::outcome(decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
             return 0;
         }
-        emit::fill(header, subject, Operation::Open, decision, outcome);
+        emit::fill(header, subject, operation, decision, outcome);
         header.access = wanted;
         header.errno = errno;
         header.inode = inode;
         header.device = device;
-        header.aux = file_flags;
+        header.aux = aux;
         if anonymous {
             header.flags |= record_flags::ANONYMOUS;
         }

@@ -1,0 +1,112 @@
+//! Files that are doors into the kernel. Threat: a disk or the machine's memory is read and written below
+//! all paths; a setting turns another program into a helper of the kernel, or a cgroup, a pinned program or a
+//! probe into somebody else's. They are known by what they are (kind of inode, kind of file system), not by
+//! where they are mounted, and need a switch of the `kernel` section besides their path.
+
+use agentguard_common::verdict::{Lock, access};
+
+use crate::label::peek;
+use crate::offsets::{self as off, field, get};
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFCHR: u16 = 0o020_000;
+const S_IFBLK: u16 = 0o060_000;
+/// What tells devices from all other kinds of inode.
+const DEVICE_BITS: u16 = 0o130_000;
+/// Major number of /dev/mem, /dev/kmem and /dev/port, and of harmless ones: their minors tell.
+const MEMORY: u32 = 1;
+const PROC: u64 = 0x9fa0;
+/// sysfs, cgroup 2 and 1, bpf, debugfs, tracefs, securityfs, configfs, efivarfs, `binfmt_misc`.
+const SETTINGS: [u64; 10] = [
+    0x6265_6572,
+    0x6367_7270,
+    0x0027_e0eb,
+    0xcafe_4a11,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0x6265_6570,
+    0xde5e_81e4,
+    0x4249_4e4d,
+];
+/// Folders between the root of proc and a setting.
+const DEPTH: u32 = 12;
+
+/// Whether an open may need a switch: a quick look that is wrong only in one direction.
+///
+/// # Safety
+/// `file` must be a `struct file` that the verifier knows.
+#[inline(always)]
+pub unsafe fn maybe(file: *const u8, wanted: u8) -> bool {
+    // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
+    unsafe {
+        let inode = field!(file, OFF_FILE_INODE, u64) as *const u8;
+        if inode.is_null() {
+            return true;
+        }
+        if field!(inode, OFF_INODE_MODE, u16) & DEVICE_BITS == S_IFCHR {
+            return true;
+        }
+        if wanted & access::WRITE == 0 {
+            return false;
+        }
+        let sb = field!(inode, OFF_INODE_SB, u64) as *const u8;
+        if sb.is_null() {
+            return true;
+        }
+        let magic = field!(sb, OFF_SB_MAGIC, u64);
+        magic == PROC || SETTINGS.contains(&magic)
+    }
+}
+
+/// The switch that an open needs.
+#[inline(always)]
+pub fn lock_of(file: u64, wanted: u8) -> Option<Lock> {
+    let inode: u64 = peek(file + get(&off::OFF_FILE_INODE) as u64, 0);
+    let mode: u16 = peek(inode + get(&off::OFF_INODE_MODE) as u64, S_IFBLK);
+    match mode & S_IFMT {
+        S_IFBLK => return Some(Lock::RawDevices),
+        S_IFCHR => {
+            // The kernel's own form: 20 bits of minor below 12 bits of major.
+            let device: u32 = peek(inode + get(&off::OFF_INODE_RDEV) as u64, 0);
+            if device >> 20 == MEMORY && matches!(device & 0xf_ffff, 1 | 2 | 4) {
+                return Some(Lock::RawDevices);
+            }
+        }
+        _ => {}
+    }
+    if wanted & access::WRITE == 0 {
+        return None;
+    }
+    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
+    let magic: u64 = peek(sb + get(&off::OFF_SB_MAGIC) as u64, PROC);
+    let dentry = peek(
+        file + get(&off::OFF_FILE_PATH) as u64 + get(&off::OFF_PATH_DENTRY) as u64,
+        0,
+    );
+    let setting = SETTINGS.contains(&magic) || (magic == PROC && is_setting(dentry));
+    setting.then_some(Lock::Settings)
+}
+
+/// Whether an entry of proc is `/sys`, something below it, or `/sysrq-trigger`. Where it cannot be known, it is.
+#[inline(always)]
+fn is_setting(mut dentry: u64) -> bool {
+    let mut level = 0;
+    while level < DEPTH {
+        let parent: u64 = peek(dentry + get(&off::OFF_DENTRY_PARENT) as u64, 0);
+        let above: u64 = peek(parent + get(&off::OFF_DENTRY_PARENT) as u64, 0);
+        if parent == dentry {
+            // The root of proc itself.
+            return false;
+        }
+        if parent == above {
+            let name = dentry + get(&off::OFF_DENTRY_NAME) as u64;
+            let bytes: u64 = peek(name + get(&off::OFF_QSTR_NAME) as u64, 0);
+            let len: u32 = peek(name + get(&off::OFF_QSTR_LEN) as u64, 0);
+            return peek(bytes, *b"sys") == *b"sys" && (len == 3 || len == 13);
+        }
+        dentry = parent;
+        level += 1;
+    }
+    true
+}
