@@ -213,6 +213,7 @@ pub struct Document {
     pub tests: Option<Vec<At<Example>>>,
     /// Switches for what changes the system or reaches outside of the agent; all `deny` unless written, but
     /// `anonymous_code`.
+    #[serde(default)]
     #[schemars(schema_with = "kernel_schema")]
     pub kernel: Option<BTreeMap<String, At<Switch>>>,
     /// Reserved.
