@@ -49,8 +49,10 @@ pub struct Guard {
     losses: Array<MapData, u64>,
     control: Array<MapData, Bytes<Control>>,
     state: Array<MapData, Bytes<State>>,
-    /// Denials, allowed actions.
-    rings: Option<(OwnedFd, OwnedFd)>,
+    /// Programs are loaded by the numbers of these descriptors: they stay open.
+    denied: Map,
+    allowed: Map,
+    rings_taken: bool,
     kept: Option<Kept>,
 }
 
@@ -70,10 +72,9 @@ impl Guard {
             losses: open("LOSSES", take("LOSSES")?)?,
             control: open("CONTROL", take("CONTROL")?)?,
             state: open(".bss", take(".bss")?)?,
-            rings: Some((
-                ring("DENIED", &take("DENIED")?)?,
-                ring("ALLOWED", &take("ALLOWED")?)?,
-            )),
+            denied: take("DENIED")?,
+            allowed: take("ALLOWED")?,
+            rings_taken: false,
             ebpf,
             kept: None,
         })
@@ -158,8 +159,14 @@ impl Guard {
 
     /// Stops labelling tasks that enter the cgroup. Labels given stay.
     pub fn release(&mut self, cgroup: u64) -> Result<(), KernelError> {
+        use aya::maps::MapError;
         match self.cgroups.remove(&cgroup) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(failed("CGROUPS", &error)),
         }
     }
@@ -250,7 +257,13 @@ impl Guard {
 
     /// The ring buffers. Can be taken once, inside a tokio runtime.
     pub fn rings(&mut self) -> Result<Rings, KernelError> {
-        let (denied, allowed) = self.rings.take().ok_or(KernelError::RingsTaken)?;
+        if std::mem::replace(&mut self.rings_taken, true) {
+            return Err(KernelError::RingsTaken);
+        }
+        let (denied, allowed) = (
+            ring("DENIED", &self.denied)?,
+            ring("ALLOWED", &self.allowed)?,
+        );
         Rings::new(denied, allowed).map_err(|error| KernelError::Io {
             action: "watch the ring buffers",
             error,
