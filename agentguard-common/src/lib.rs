@@ -6,6 +6,13 @@
 //! [`label`] (who is governed) and [`offsets`] (where the running kernel keeps its fields).
 #![no_std]
 
+/// Version of everything that pinned maps hold: keys, values, records in the rings, tables.
+///
+/// Maps outlive the daemon that made them. A build with another number refuses to take them over: raise it
+/// with every change of a layout in this crate, of a map's definition, or of the meaning of either. A new
+/// operation, reason or map needs none.
+pub const ABI: u32 = 1;
+
 pub mod identity;
 pub mod label;
 pub mod offsets;

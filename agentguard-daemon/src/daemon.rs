@@ -1,6 +1,6 @@
 //! The daemon: one engine for the whole host, behind a socket.
 //!
-//! It is never on the way of a verdict. When it ends, it does not set agents free in silence.
+//! It is never on the way of a verdict. When it ends or dies, what is pinned goes on enforcing.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -14,23 +14,11 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::session::{Engine, EngineOptions, GuardianAction, SessionError};
+use crate::kernel::Pins;
+use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
 /// Name of the socket in the run folder.
 const SOCKET: &str = "control.sock";
-
-/// What becomes of agents that are left when the daemon is stopped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnStop {
-    /// They are frozen, until somebody attaches and thaws or kills them.
-    #[default]
-    Freeze,
-    /// They are killed.
-    Kill,
-    /// They go on ungoverned.
-    Release,
-}
 
 /// The daemon's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -47,7 +35,7 @@ pub struct Config {
     /// Type information to use instead of the running kernel's own.
     pub btf: Option<PathBuf>,
     /// What becomes of agents that are left at the end.
-    pub on_stop: OnStop,
+    pub on_stop: Leave,
 }
 
 impl Default for Config {
@@ -58,12 +46,24 @@ impl Default for Config {
             audit: PathBuf::from(crate::cli::LOG),
             policies: vec![PathBuf::from(crate::cli::POLICIES)],
             btf: None,
-            on_stop: OnStop::default(),
+            on_stop: Leave::default(),
         }
     }
 }
 
 impl Config {
+    /// How the daemon's engine is started, on pins. Who only ends everything needs no self-test.
+    pub fn engine(&self, self_test: bool) -> EngineOptions {
+        EngineOptions {
+            btf: self.btf.clone(),
+            log: self.audit.clone(),
+            search: self.policies.clone(),
+            state: self.state_dir.clone(),
+            pins: Some(Pins::of_host()),
+            self_test,
+        }
+    }
+
     /// From the text of a configuration file. Unknown keys are errors.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.trim().is_empty() {
@@ -104,8 +104,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(SessionError::from(crate::kernel::KernelError::NotRoot).into());
     }
-    make_folder(&config.run_dir, 0o755)?;
-    let _only_one = lock(&config.run_dir.join("daemon.lock"))?;
+    let _only_one = lock(config)?;
     let socket = config.run_dir.join(SOCKET);
     let failed = |call, path: &Path| {
         let path = path.to_owned();
@@ -118,13 +117,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let mut hangup =
         signal(SignalKind::hangup()).map_err(failed("wait for signals in", Path::new("/")))?;
 
-    let engine = Engine::start(&EngineOptions {
-        btf: config.btf.clone(),
-        log: config.audit.clone(),
-        search: config.policies.clone(),
-        state: config.state_dir.clone(),
-    })
-    .await?;
+    let engine = Engine::start(&config.engine(true)).await?;
     engine.watch_files()?;
     report_leftovers(&engine);
 
@@ -151,13 +144,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     notify(&[NotifyState::Stopping]);
     server.abort();
     let _ = fs::remove_file(&socket);
-    engine
-        .stop(match config.on_stop {
-            OnStop::Freeze => Some(GuardianAction::Freeze),
-            OnStop::Kill => Some(GuardianAction::Kill),
-            OnStop::Release => None,
-        })
-        .await;
+    engine.stop(config.on_stop).await;
     Ok(())
 }
 
@@ -186,8 +173,13 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Cgroups of agents of an earlier daemon: frozen, unless somebody thawed them.
+/// Cgroups of agents that nobody knows any more.
 fn report_leftovers(engine: &Engine) {
+    let known: Vec<PathBuf> = engine
+        .list()
+        .into_iter()
+        .map(|agent| agent.cgroup)
+        .collect();
     let folder = engine
         .hierarchy()
         .mount()
@@ -198,7 +190,7 @@ fn report_leftovers(engine: &Engine) {
     for path in entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
+        .filter(|path| path.is_dir() && !known.contains(path))
     {
         if fs::remove_dir(&path).is_err() {
             tracing::warn!(
@@ -222,7 +214,12 @@ fn make_folder(folder: &Path, mode: u32) -> Result<(), DaemonError> {
 }
 
 /// Takes the lock that only one daemon can have, and writes our process id into it.
-fn lock(path: &Path) -> Result<Flock<File>, DaemonError> {
+pub fn lock(config: &Config) -> Result<Flock<File>, DaemonError> {
+    make_folder(&config.run_dir, 0o755)?;
+    lock_file(&config.run_dir.join("daemon.lock"))
+}
+
+fn lock_file(path: &Path) -> Result<Flock<File>, DaemonError> {
     let failed = |call| {
         move |source| DaemonError::Io {
             call,
@@ -262,7 +259,8 @@ mod tests {
     #[test]
     fn a_configuration_is_read_and_unknown_keys_are_refused() {
         let config = Config::parse("on_stop: kill\npolicies: [/a, /b]\n").unwrap();
-        assert_eq!(config.on_stop, OnStop::Kill);
+        assert_eq!(config.on_stop, Leave::Kill);
+        assert_eq!(Config::default().on_stop, Leave::Keep);
         assert_eq!(config.policies, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.audit, Path::new("/var/log/agentguard/audit.jsonl"));
         assert_eq!(Config::parse("").unwrap(), Config::default());
@@ -273,8 +271,8 @@ mod tests {
     fn a_second_daemon_is_told_of_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("daemon.lock");
-        let first = lock(&path).unwrap();
-        let second = lock(&path).unwrap_err();
+        let first = lock_file(&path).unwrap();
+        let second = lock_file(&path).unwrap_err();
         let pid = std::process::id().to_string();
         assert!(
             second
@@ -283,6 +281,6 @@ mod tests {
             "{second}"
         );
         drop(first);
-        lock(&path).unwrap();
+        lock_file(&path).unwrap();
     }
 }

@@ -34,6 +34,11 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it and waits until it says that it is ready.
     pub fn start() -> Result<Self> {
+        Self::start_with(false)
+    }
+
+    /// The same; one that takes what is pinned for another build's replaces its programs.
+    pub fn start_with(upgrade: bool) -> Result<Self> {
         fs::create_dir_all(POLICIES)?;
         let socket = PathBuf::from("/run/vm-tests-notify");
         // A leftover of an earlier daemon.
@@ -46,6 +51,7 @@ impl Daemon {
         let child = Command::new(PROGRAM)
             .arg("daemon")
             .env("NOTIFY_SOCKET", &socket)
+            .env("AGENTGUARD_FORCE_UPGRADE", if upgrade { "1" } else { "" })
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -85,6 +91,13 @@ impl Daemon {
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its death, without a word.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("failed to kill the daemon")?;
+        self.child.wait().context("failed to wait for the daemon")?;
+        Ok(())
     }
 
     /// True while it runs.

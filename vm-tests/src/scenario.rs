@@ -14,9 +14,12 @@ use crate::row::Actor;
 use crate::run::{Done, PERMISSIVE, Tally, perform};
 use crate::trail::{Trail, Wanted};
 
-const SECRET: &str = "/t/secret/key";
-const FREE: &str = "/t/ws/free.txt";
-const GUARDED: &str = "\
+/// What no agent may read.
+pub const SECRET: &str = "/t/secret/key";
+/// What every agent may read.
+pub const FREE: &str = "/t/ws/free.txt";
+/// Everything but the secret.
+pub const GUARDED: &str = "\
 version: 1
 files:
   read: {default: allow, deny: [{id: no-secret, path: \"/t/secret/**\"}]}
@@ -91,7 +94,8 @@ fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
     perform(&words, None, &[], Actor::Root, group)
 }
 
-fn must_read(path: &str, group: &Group) -> Result<()> {
+/// The open succeeds in a process of the group.
+pub fn must_read(path: &str, group: &Group) -> Result<()> {
     let done = act(&["open-read", path], Some(group))?;
     ensure!(
         done.errno == 0,
@@ -101,7 +105,8 @@ fn must_read(path: &str, group: &Group) -> Result<()> {
     Ok(())
 }
 
-fn must_not_read(path: &str, group: &Group) -> Result<()> {
+/// The open is refused in a process of the group.
+pub fn must_not_read(path: &str, group: &Group) -> Result<()> {
     let done = act(&["open-read", path], Some(group))?;
     ensure!(
         done.errno == libc::EPERM || done.errno == libc::EACCES,

@@ -30,6 +30,12 @@ pub struct Options {
     filter: Option<String>,
 }
 
+/// Parameters of scenarios, from the environment: see `vm-tests/src/survival.rs`.
+const PARAMETERS: &[&str] = &[
+    "AGENTGUARD_SURVIVAL_OPERATIONS",
+    "AGENTGUARD_SURVIVAL_FLOOD",
+];
+
 /// What came of one step.
 struct Outcome {
     step: String,
@@ -208,14 +214,25 @@ fn guest(kernel: &Kernel, filter: &str) -> Result<[Counts; 2]> {
     const LOG: &str = "/var/log/agentguard-daemon.txt";
     const TRAIL: &str = "/tmp/audit-tail.jsonl";
     let quoted = crate::command::shell_quoted(filter);
+    // Parameters of long scenarios go into the guest; whoever sets one has time.
+    let given: Vec<String> = PARAMETERS
+        .iter()
+        .filter_map(|name| Some((name, std::env::var(name).ok()?)))
+        .map(|(name, value)| format!("export {name}={}\n", crate::command::shell_quoted(&value)))
+        .collect();
     let job = format!(
-        "/guest/vm-tests rows --filter {quoted}\nrows=$?\n\
+        "{}/guest/vm-tests rows --filter {quoted}\nrows=$?\n\
          echo 'Without their policies the rows that expect a denial must fail:'\n\
          /guest/vm-tests rows --filter {quoted} --permissive\nreversed=$?\n\
          [ $((rows + reversed)) = 0 ] || tail -c 500000 /var/log/agentguard/audit.jsonl >{TRAIL}\n\
-         exit $((rows + reversed))\n"
+         exit $((rows + reversed))\n",
+        given.concat()
     );
     let mut guest = Guest::new(kernel.clone(), job);
+    if !given.is_empty() {
+        guest.timeout = Duration::from_hours(2);
+        guest.memory = 6144;
+    }
     guest.userland = userland::cached()?;
     guest.show = Show::Remarkable;
     guest.wanted = vec![LOG.into(), TRAIL.into()];

@@ -111,6 +111,8 @@ pub struct Agent {
     pub came_from: Option<PathBuf>,
     /// When it came under governance.
     pub since: SystemTime,
+    /// Whether it belongs to an `agentguard run`, and ends with that.
+    pub owned: bool,
 }
 
 impl Agent {
@@ -167,6 +169,16 @@ impl Registry {
             }
         }
         Err(RegistryError::Full)
+    }
+
+    /// The slot that was given out last.
+    pub fn last_slot(&self) -> u32 {
+        self.last_slot
+    }
+
+    /// Slots are given out in turn after this one.
+    pub fn set_last_slot(&mut self, slot: u32) {
+        self.last_slot = slot;
     }
 
     /// Whether an agent of this name and cgroup could be added.
@@ -267,6 +279,7 @@ mod tests {
             owns_cgroup: true,
             came_from: None,
             since: SystemTime::UNIX_EPOCH,
+            owned: false,
         }
     }
 

@@ -293,6 +293,9 @@ fn subscribe(engine: &Arc<Engine>, query: &str, owner: bool) -> Answer {
     };
     let (sender, lines) = mpsc::channel(256);
     let engine = engine.clone();
+    if owner && let Some(session) = session {
+        engine.claim(session);
+    }
     tokio::spawn(async move {
         forward(receiver, sender, session).await;
         if owner

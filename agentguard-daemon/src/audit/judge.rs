@@ -3,7 +3,7 @@
 //! That names the rule, and proves the kernel right for as long as the daemon runs. It must never
 //! change a verdict: the kernel's is recorded, and a different answer here is an alarm.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
@@ -54,6 +54,8 @@ pub enum Review {
 #[derive(Debug, Default)]
 pub struct Judge {
     policies: BTreeMap<u32, Arc<Policy>>,
+    /// Generations whose policies are lost: of another life of the daemon.
+    lost: BTreeSet<u32>,
     young: HashMap<Box<[u8]>, Opinion>,
     old: HashMap<Box<[u8]>, Opinion>,
     young_bytes: usize,
@@ -72,6 +74,11 @@ impl Judge {
         });
     }
 
+    /// Records of a generation cannot be judged: nobody knows its policy any more.
+    pub fn forget(&mut self, generation: u32) {
+        self.lost.insert(generation);
+    }
+
     /// The policy of a generation.
     pub fn policy(&self, generation: u32) -> Option<&Arc<Policy>> {
         self.policies.get(&generation)
@@ -83,6 +90,9 @@ impl Judge {
             event.reason,
             Reason::Rule | Reason::Default | Reason::UnixSocket | Reason::Locked
         ) {
+            return Review::NotJudged;
+        }
+        if self.lost.contains(&event.generation) {
             return Review::NotJudged;
         }
         let Some(policy) = self.policies.get(&event.generation).cloned() else {

@@ -7,9 +7,11 @@
 use std::borrow::Cow;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use agentguard_common::record::class;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{O_APPEND, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use thiserror::Error;
@@ -20,6 +22,8 @@ use crate::event::escape::escape;
 
 /// Bytes of lines that wait in memory while the file cannot be written.
 const WAITING_MAX: usize = 64 << 20;
+/// Bytes that the lines of one batch can have: records in a ring are less, and escaping makes them longer.
+const BATCH_MAX: u64 = 64 << 20;
 /// Longest line that a log may end in: longer than any record can be.
 const LINE_MAX: u64 = 4 << 20;
 
@@ -70,9 +74,26 @@ pub struct Log {
     lost: u64,
 }
 
+/// What a log has of a batch of lines whose writer died.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Lines that are records from the kernel.
+    pub records: usize,
+    /// Whether there is a gap record of a class, by class.
+    pub gaps: [bool; class::COUNT as usize],
+    /// Whether all of it is there.
+    pub whole: bool,
+}
+
 impl Log {
     /// Opens or begins a log. Missing folders are made (mode 0700), the file has mode 0600.
     pub fn open(path: &Path) -> Result<Self, LogError> {
+        Self::open_after(path, 0..0)
+    }
+
+    /// The same after the death of a writer that was writing the lines with these numbers: one of them that
+    /// was cut off is written again by whoever has it, so that nothing was lost.
+    pub fn open_after(path: &Path, unfinished: Range<u64>) -> Result<Self, LogError> {
         let failed = |call| {
             move |source| LogError::Io {
                 call,
@@ -123,7 +144,7 @@ impl Log {
             prev: GENESIS,
             lost: 0,
         };
-        log.resume()?;
+        log.resume(&unfinished)?;
         Ok(log)
     }
 
@@ -207,7 +228,7 @@ impl Log {
     }
 
     /// Finds where an existing log ends, and repairs a last line that was cut off.
-    fn resume(&mut self) -> Result<(), LogError> {
+    fn resume(&mut self, unfinished: &Range<u64>) -> Result<(), LogError> {
         let failed = |call| {
             let path = self.path.clone();
             move |source| LogError::Io { call, path, source }
@@ -238,7 +259,67 @@ impl Log {
         if torn.is_empty() {
             return Ok(());
         }
-        self.repair(&torn, from + whole as u64)
+        let keep = from + whole as u64;
+        if unfinished.contains(&self.next) {
+            return self.cut(keep);
+        }
+        self.repair(&torn, keep)
+    }
+
+    fn cut(&mut self, keep: u64) -> Result<(), LogError> {
+        self.file.set_len(keep).map_err(|source| LogError::Io {
+            call: "remove the torn last line of",
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    /// What the file has of the lines from `first` to before `end`.
+    pub fn written_of(&self, first: u64, end: u64) -> Result<Written, LogError> {
+        let failed = |source| LogError::Io {
+            call: "read",
+            path: self.path.clone(),
+            source,
+        };
+        let mut written = Written {
+            whole: self.next >= end,
+            ..Written::default()
+        };
+        if self.next <= first {
+            return Ok(written);
+        }
+        let size = self.file.metadata().map_err(failed)?.size();
+        let mut tail = Vec::new();
+        let mut file = &*self.file;
+        file.seek(SeekFrom::Start(size.saturating_sub(BATCH_MAX)))
+            .map_err(failed)?;
+        file.read_to_end(&mut tail).map_err(failed)?;
+        for line in tail
+            .rsplit(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            let Ok(record) = serde_json::from_slice::<Record<'_>>(line) else {
+                break;
+            };
+            if record.seq < first {
+                break;
+            }
+            if record.seq >= end {
+                continue;
+            }
+            match (&*record.op, record.class.as_deref()) {
+                (op::GAP, Some("allowed")) => written.gaps[class::ALLOWED as usize] = true,
+                (op::GAP, Some("denied")) => written.gaps[class::DENIED as usize] = true,
+                (op::GAP | op::ALARM | op::LOG_REPAIR, _) => {}
+                _ => written.records += 1,
+            }
+        }
+        Ok(written)
+    }
+
+    /// The number that the next line gets.
+    pub fn next_seq(&self) -> u64 {
+        self.next
     }
 
     /// Ends or removes a last line without newline, and records that.
@@ -250,11 +331,7 @@ impl Log {
             self.prev = hash;
             return self.flush();
         }
-        self.file.set_len(keep).map_err(|source| LogError::Io {
-            call: "remove the torn last line of",
-            path: self.path.clone(),
-            source,
-        })?;
+        self.cut(keep)?;
         let shown = &torn[..torn.len().min(256)];
         let detail = format!(
             "{} bytes without a line end were removed: {}",
@@ -380,6 +457,45 @@ mod tests {
         file.set_len(size - 20).unwrap();
         write(&mut Log::open(&path).unwrap(), "/c");
         assert_eq!(verified(&path), ["/a", op::LOG_REPAIR, "/c"]);
+    }
+
+    #[test]
+    fn a_torn_line_of_a_batch_that_is_written_again_is_no_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        {
+            let mut log = Log::open(&path).unwrap();
+            for target in ["/before", "/a", "/b", "/c"] {
+                write(&mut log, target);
+            }
+        }
+        let size = path.metadata().unwrap().size();
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(size - 20).unwrap();
+        let mut log = Log::open_after(&path, 2..6).unwrap();
+        let written = log.written_of(2, 6).unwrap();
+        assert_eq!((written.records, written.whole), (2, false));
+        write(&mut log, "/c");
+        let mut gap = Record {
+            time: Cow::Borrowed("2026-11-23T04:05:06.000000000Z"),
+            class: Some(Cow::Borrowed("denied")),
+            lost: Some(3),
+            ..Record::new(op::GAP)
+        };
+        log.append(&mut gap).unwrap();
+        log.flush().unwrap();
+        let written = log.written_of(2, 6).unwrap();
+        assert_eq!((written.records, written.whole), (3, true));
+        assert_eq!(written.gaps, [false, true]);
+        // Of lines that come after it nothing is counted.
+        write(&mut log, "/after");
+        log.flush().unwrap();
+        assert_eq!(log.written_of(2, 6).unwrap(), written);
+        drop(log);
+        assert_eq!(
+            verified(&path),
+            ["/before", "/a", "/b", "/c", op::GAP, "/after"]
+        );
     }
 
     #[test]

@@ -15,6 +15,6 @@ mod recorder;
 mod recorder_tests;
 pub mod words;
 
-pub use log::{Log, LogError};
+pub use log::{Log, LogError, Written};
 pub use record::Record;
 pub use recorder::{Notice, Recorder, Tally, Totals};

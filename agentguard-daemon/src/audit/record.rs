@@ -18,6 +18,8 @@ pub mod op {
     pub const AGENT_ATTACH: &str = "agent-attach";
     /// An agent was let go.
     pub const AGENT_DETACH: &str = "agent-detach";
+    /// A daemon that started took an agent over from the one before it.
+    pub const AGENT_RESTORE: &str = "agent-restore";
     /// A policy came into force.
     pub const POLICY_INSTALL: &str = "policy-install";
     /// A policy was refused; the one before stays in force.

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::clock::Clock;
 use super::judge::{Judge, Opinion, Review};
-use super::log::Log;
+use super::log::{Log, LogError, Written};
 use super::programs::Programs;
 use super::record::{Record, op};
 use super::{kernel_words, words};
@@ -164,6 +164,35 @@ impl Recorder {
             .unwrap_or_default()
     }
 
+    /// The number that the next line gets.
+    pub fn next_seq(&self) -> u64 {
+        self.log.next_seq()
+    }
+
+    /// What the log has of a batch whose writer died: see [`Log::written_of`].
+    pub fn written_of(&self, first: u64, end: u64) -> Result<Written, LogError> {
+        self.log.written_of(first, end)
+    }
+
+    /// Takes notice of a record whose line is in the log already.
+    pub fn replay(&mut self, bytes: &[u8]) {
+        self.totals.records += 1;
+        if let Ok(event) = decode(bytes) {
+            self.learn(&event);
+            self.count(&event);
+        }
+    }
+
+    /// The losses that have their gap records: those from before the start, where the log knows of them.
+    pub fn account(&mut self, losses: [u64; class::COUNT as usize]) {
+        self.losses = losses;
+    }
+
+    /// The losses that have their gap records.
+    pub fn accounted(&self) -> [u64; class::COUNT as usize] {
+        self.losses
+    }
+
     /// Whether lines wait to be written.
     pub fn has_waiting(&self) -> bool {
         self.log.has_waiting()
@@ -231,12 +260,16 @@ impl Recorder {
         self.write(&mut record, session, false);
     }
 
-    /// Writes the lines to the file. An error is counted and told; the lines wait.
-    pub fn flush(&mut self) {
+    /// Writes the lines to the file; whether it has them all. An error is counted and told; the lines wait.
+    pub fn flush(&mut self) -> bool {
         self.clock.refresh();
-        if let Err(error) = self.log.flush() {
-            self.totals.log_errors += 1;
-            tracing::error!("{error}; audit records wait in memory");
+        match self.log.flush() {
+            Ok(()) => true,
+            Err(error) => {
+                self.totals.log_errors += 1;
+                tracing::error!("{error}; audit records wait in memory");
+                false
+            }
         }
     }
 
@@ -250,28 +283,14 @@ impl Recorder {
 
     fn event(&mut self, event: &Event<'_>) {
         let exe = self.programs.name(event.exec_id, event.pid);
-        match (event.operation, event.path()) {
-            (Operation::Exec, Some(path)) if event.new_exec_id != 0 => {
-                self.programs.started(event.new_exec_id, event.pid, path);
-            }
-            (Operation::Exit, _) => self.programs.ended(event.pid),
-            _ => {}
-        }
+        self.learn(event);
         let review = self.judge.review(event);
         let (opinion, alarm) = match review {
             Review::Agrees(opinion) => (Some(opinion), None),
             Review::NotJudged => (None, None),
             Review::Disagrees(what) => (None, Some(what)),
         };
-        let name = self.sessions.get_mut(&event.session).map(|session| {
-            match event.verdict {
-                Verdict::Deny | Verdict::Ask => session.tally.denied += 1,
-                Verdict::WouldDeny => session.tally.would_deny += 1,
-                Verdict::Allow if is_action(event.operation) => session.tally.allowed += 1,
-                _ => {}
-            }
-            session.name.clone()
-        });
+        let name = self.count(event);
         let policy = self.judge.policy(event.generation).cloned();
         let time = self.clock.at_boot_time(event.time).to_owned();
         let mut record = lay_out(event, opinion.as_ref());
@@ -289,6 +308,29 @@ impl Recorder {
         if let Some(what) = alarm {
             self.alarm(event, record.seq, &what);
         }
+    }
+
+    /// Which program acts from now on.
+    fn learn(&mut self, event: &Event<'_>) {
+        match (event.operation, event.path()) {
+            (Operation::Exec, Some(path)) if event.new_exec_id != 0 => {
+                self.programs.started(event.new_exec_id, event.pid, path);
+            }
+            (Operation::Exit, _) => self.programs.ended(event.pid),
+            _ => {}
+        }
+    }
+
+    /// Counts an event in its session, and gives the name of that.
+    fn count(&mut self, event: &Event<'_>) -> Option<Arc<str>> {
+        let session = self.sessions.get_mut(&event.session)?;
+        match event.verdict {
+            Verdict::Deny | Verdict::Ask => session.tally.denied += 1,
+            Verdict::WouldDeny => session.tally.would_deny += 1,
+            Verdict::Allow if is_action(event.operation) => session.tally.allowed += 1,
+            _ => {}
+        }
+        Some(session.name.clone())
     }
 
     /// Kernel and reference disagree: never expected, never silent.

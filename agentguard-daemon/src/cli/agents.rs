@@ -9,9 +9,10 @@ use hyper::Method;
 use super::exit::Exit;
 use super::report::CliError;
 use super::{SocketArgs, policy_argument, variable};
-use crate::api::Client;
 use crate::api::wire::{AttachRequest, Reloaded, TargetRequest};
-use crate::session::{AgentInfo, PolicyRequest};
+use crate::api::{Client, ClientError};
+use crate::kernel::Pins;
+use crate::session::{AgentInfo, PolicyRequest, SessionError, agents_in};
 
 /// Arguments of `attach`.
 #[derive(Debug, Args)]
@@ -70,6 +71,22 @@ impl PolicyOptions {
 pub struct NameArgs {
     /// The agent, as `agentguard ps` has it.
     name: String,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  sudo agentguard detach claude\n  sudo agentguard detach --all"
+)]
+#[group(id = "which", required = true, multiple = false, args = ["name", "all"])]
+pub struct DetachArgs {
+    /// The agent, as `agentguard ps` has it.
+    name: Option<String>,
+    /// Every agent.
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     socket: SocketArgs,
 }
@@ -166,17 +183,27 @@ fn cgroup_of_unit(unit: &str) -> Result<PathBuf, CliError> {
     Ok(cgroup.into())
 }
 
-pub fn detach(args: &NameArgs) -> Result<ExitCode, CliError> {
-    let agent: AgentInfo = super::on_runtime(async {
+pub fn detach(args: &DetachArgs) -> Result<ExitCode, CliError> {
+    super::on_runtime(async {
         let mut client = Client::connect(&args.socket.socket).await?;
-        Ok(client
-            .ask(Method::DELETE, &format!("/agents/{}", args.name))
-            .await?)
+        let names = match &args.name {
+            Some(name) => vec![name.clone()],
+            None => {
+                let agents: Vec<AgentInfo> = client.ask(Method::GET, "/agents").await?;
+                agents.into_iter().map(|agent| agent.name).collect()
+            }
+        };
+        for name in names {
+            let agent: AgentInfo = client
+                .ask(Method::DELETE, &format!("/agents/{name}"))
+                .await?;
+            super::print(&format!(
+                "{} is not governed any more: {} actions were allowed, {} denied.\n",
+                agent.name, agent.tally.allowed, agent.tally.denied
+            ))?;
+        }
+        Ok(())
     })?;
-    super::print(&format!(
-        "{} is not governed any more: {} actions were allowed, {} denied.\n",
-        agent.name, agent.tally.allowed, agent.tally.denied
-    ))?;
     Ok(Exit::Ok.into())
 }
 
@@ -191,12 +218,27 @@ pub fn act(args: &NameArgs, act: &str) -> Result<ExitCode, CliError> {
 }
 
 pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
-    let agents: Vec<AgentInfo> = super::on_runtime(async {
+    let asked: Result<Vec<AgentInfo>, CliError> = super::on_runtime(async {
         let mut client = Client::connect(&args.socket.socket).await?;
         Ok(client.ask(Method::GET, "/agents").await?)
-    })?;
+    });
+    let (agents, by) = match asked {
+        Ok(agents) => (agents, By::Daemon),
+        Err(CliError::Client(ClientError::NoDaemon(path))) => match pinned_agents()? {
+            Some(agents) => {
+                eprintln!(
+                    "agentguard: no daemon runs; what is pinned is in force, and {} agents are governed by it",
+                    agents.len()
+                );
+                (agents, By::Pins)
+            }
+            None => return Err(ClientError::NoDaemon(path).into()),
+        },
+        Err(error) => return Err(error),
+    };
     if args.json {
-        super::print_json(&agents)?;
+        let listed: Vec<_> = agents.iter().map(|agent| Listed::of(agent, by)).collect();
+        super::print_json(&listed)?;
         return Ok(Exit::Ok.into());
     }
     let header = [
@@ -211,6 +253,11 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
         "CGROUP",
     ];
     let mut table = super::table(&header);
+    // Nobody counts where no daemon runs.
+    let count = |number: u64| match by {
+        By::Daemon => number.to_string(),
+        By::Pins => "-".to_owned(),
+    };
     for agent in &agents {
         table.add_row([
             agent.name.clone(),
@@ -219,13 +266,53 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
             agent.mode.clone(),
             agent.processes.to_string(),
             if agent.frozen { "frozen" } else { "running" }.to_owned(),
-            agent.tally.allowed.to_string(),
-            (agent.tally.denied + agent.tally.would_deny).to_string(),
+            count(agent.tally.allowed),
+            count(agent.tally.denied + agent.tally.would_deny),
             agent.cgroup.display().to_string(),
         ]);
     }
     super::print(&format!("{table}\n"))?;
     Ok(Exit::Ok.into())
+}
+
+/// Who enforces now.
+#[derive(Clone, Copy, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    /// The kernel, with a daemon.
+    Daemon,
+    /// The kernel alone.
+    Pins,
+}
+
+/// An agent in a list.
+#[derive(serde::Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    agent: &'a AgentInfo,
+    enforced_by: By,
+}
+
+impl<'a> Listed<'a> {
+    fn of(agent: &'a AgentInfo, by: By) -> Self {
+        Self {
+            agent,
+            enforced_by: by,
+        }
+    }
+}
+
+/// Agents that are governed although no daemon runs; `None` where nothing is pinned.
+fn pinned_agents() -> Result<Option<Vec<AgentInfo>>, CliError> {
+    if Pins::of_host()
+        .in_force()
+        .map_err(SessionError::from)?
+        .is_none()
+    {
+        return Ok(None);
+    }
+    let config = super::daemon::read(None)?;
+    Ok(Some(agents_in(&config.state_dir)?))
 }
 
 pub fn reload(args: ReloadArgs) -> Result<ExitCode, CliError> {

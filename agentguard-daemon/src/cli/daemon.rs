@@ -15,7 +15,7 @@ const CONFIG: &str = "/etc/agentguard/agentguard.yaml";
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  sudo systemctl start agentguard     (as installed)\n  sudo agentguard daemon              (in this terminal)\n\nSIGHUP reads all policies again; SIGTERM ends it: agents that are left are frozen, unless the configuration says `on_stop: kill` or `on_stop: release`."
+    after_help = "Examples:\n  sudo systemctl start agentguard     (as installed)\n  sudo agentguard daemon              (in this terminal)\n\nSIGHUP reads all policies again. SIGTERM ends it: enforcement is pinned and goes on, and the next daemon takes it over, unless the configuration says `on_stop: freeze`, `kill` or `release`. `agentguard uninstall` ends enforcement."
 )]
 pub struct DaemonArgs {
     /// Configuration [default: /etc/agentguard/agentguard.yaml, if it exists]
@@ -50,21 +50,19 @@ pub fn run(args: DaemonArgs) -> Result<ExitCode, CliError> {
     if !args.policies.is_empty() {
         config.policies = args.policies;
     }
-    super::on_runtime(async {
-        crate::daemon::run(&config)
-            .await
-            .map_err(|error| match error {
-                DaemonError::Session(error) => error.into(),
-                DaemonError::AlreadyRunning { .. } => {
-                    CliError::Other(Exit::Busy, error.to_string())
-                }
-                DaemonError::Io { call, path, source } => CliError::file(call, &path, &source),
-            })
-    })?;
+    super::on_runtime(async { crate::daemon::run(&config).await.map_err(failed) })?;
     Ok(Exit::Ok.into())
 }
 
-fn read(given: Option<&Path>) -> Result<Config, CliError> {
+pub fn failed(error: DaemonError) -> CliError {
+    match error {
+        DaemonError::Session(error) => error.into(),
+        DaemonError::AlreadyRunning { .. } => CliError::Other(Exit::Busy, error.to_string()),
+        DaemonError::Io { call, path, source } => CliError::file(call, &path, &source),
+    }
+}
+
+pub fn read(given: Option<&Path>) -> Result<Config, CliError> {
     let path = given.unwrap_or(Path::new(CONFIG));
     let text = match std::fs::read_to_string(path) {
         Err(error) if given.is_none() && error.kind() == std::io::ErrorKind::NotFound => {

@@ -1,13 +1,20 @@
 //! `agentguard doctor`: what this machine can enforce, and what to do where it cannot.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use hyper::Method;
+
+use super::SocketArgs;
 use super::exit::Exit;
 use super::report::{CliError, has_colour};
 use crate::agent::Hierarchy;
-use crate::kernel::{ProbeStatus, probe};
+use crate::api::wire::Status;
+use crate::api::{Client, ClientError};
+use crate::kernel::{Pins, ProbeStatus, probe};
+use crate::session::saved_agents;
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
@@ -18,6 +25,8 @@ pub struct DoctorArgs {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    socket: SocketArgs,
 }
 
 #[derive(serde::Serialize)]
@@ -45,6 +54,7 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
     {
         findings.push(cgroup());
     }
+    findings.push(mode(&args.socket.socket));
     if args.json {
         super::print_json(&findings)?;
     } else {
@@ -59,6 +69,59 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode, CliError> {
         Exit::Ok
     }
     .into())
+}
+
+/// Who enforces now: the kernel with a daemon, the kernel alone, or nobody.
+fn mode(socket: &Path) -> Finding {
+    let status: Result<Status, CliError> = super::on_runtime(async {
+        let mut client = Client::connect(socket).await?;
+        Ok(client.ask(Method::GET, "/status").await?)
+    });
+    let (status, detail, remedy) = match status {
+        Ok(status) => (
+            ProbeStatus::Ok,
+            format!(
+                "a daemon runs (pid {}), {} agents are governed",
+                status.pid, status.agents
+            ),
+            None,
+        ),
+        Err(CliError::Client(ClientError::NoDaemon(_))) => without_daemon(),
+        Err(error) => (
+            ProbeStatus::Ok,
+            format!("a daemon runs, and does not say more: {error}"),
+            None,
+        ),
+    };
+    Finding {
+        name: "mode",
+        status,
+        detail,
+        remedy,
+    }
+}
+
+fn without_daemon() -> (ProbeStatus, String, Option<String>) {
+    let nothing =
+        "no daemon runs, and nothing is pinned: nobody is governed but by `agentguard run`";
+    let start = "start one with `systemctl start agentguard`, or end what is pinned with `agentguard uninstall`";
+    match Pins::of_host().in_force() {
+        Ok(None) => (ProbeStatus::Ok, nothing.to_owned(), None),
+        Ok(Some(_)) => {
+            let folder = super::daemon::read(None).map(|config| config.state_dir);
+            let agents = folder.ok().and_then(|folder| saved_agents(&folder).ok());
+            let count = agents.map_or("an unknown number of".to_owned(), |it| it.len().to_string());
+            let detail = format!(
+                "no daemon runs; what is pinned is in force, and {count} agents are governed by it"
+            );
+            (ProbeStatus::Degraded, detail, Some(start.to_owned()))
+        }
+        Err(error) => (
+            ProbeStatus::Degraded,
+            format!("no daemon runs; whether something is pinned cannot be seen: {error}"),
+            Some("ask as root".to_owned()),
+        ),
+    }
 }
 
 fn cgroup() -> Finding {

@@ -48,6 +48,8 @@ impl From<&SessionError> for Exit {
             SessionError::Kernel(KernelError::NotRoot) | SessionError::Ungovernable { .. } => {
                 Self::NotPermitted
             }
+            SessionError::Kernel(KernelError::Abi { .. } | KernelError::Shape { .. }) => Self::Busy,
+            SessionError::Kernel(KernelError::Pin { .. }) => Self::InputOutput,
             SessionError::Kernel(_)
             | SessionError::Canary(_)
             | SessionError::NotConfirmed(_)
@@ -57,6 +59,7 @@ impl From<&SessionError> for Exit {
             | SessionError::Name(_)
             | SessionError::Identity(_) => Self::Usage,
             SessionError::Log(LogError::Busy(_))
+            | SessionError::Pinned
             | SessionError::AlreadyGoverned { .. }
             | SessionError::Registry(
                 RegistryError::NameTaken(_)
@@ -66,9 +69,11 @@ impl From<&SessionError> for Exit {
             SessionError::Cgroup(CgroupError::Missing(_) | CgroupError::NotACgroup { .. })
             | SessionError::Registry(RegistryError::Unknown(_))
             | SessionError::NoProcess(_) => Self::Missing,
-            SessionError::Log(_) | SessionError::Cgroup(_) | SessionError::Io { .. } => {
-                Self::InputOutput
-            }
+            SessionError::Log(_)
+            | SessionError::Cgroup(_)
+            | SessionError::Io { .. }
+            | SessionError::State { .. }
+            | SessionError::StateGone(_) => Self::InputOutput,
             SessionError::Spawn { .. } | SessionError::Survivors { .. } => Self::Failure,
         }
     }

@@ -14,6 +14,7 @@ mod policy;
 pub mod report;
 mod run;
 mod summary;
+mod uninstall;
 mod why;
 
 use std::path::PathBuf;
@@ -49,8 +50,8 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     /// Bring a cgroup, systemd unit or process under a policy.
     Attach(agents::AttachArgs),
-    /// Let an agent go: it is not governed any more.
-    Detach(agents::NameArgs),
+    /// Let an agent go, or all: they are not governed any more.
+    Detach(agents::DetachArgs),
     /// List agents.
     Ps(agents::PsArgs),
     /// Stop every process of an agent where it is.
@@ -65,6 +66,8 @@ enum Command {
     Why(why::WhyArgs),
     /// Say what this machine can enforce.
     Doctor(doctor::DoctorArgs),
+    /// End all enforcement, and remove what outlives the daemon.
+    Uninstall(uninstall::UninstallArgs),
     /// Read the audit log.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Reload(args) => agents::reload(args),
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Uninstall(args) => uninstall::run(&args),
         Command::Audit(command) => audit::run(command),
         Command::Policy(args) => policy::run(args),
         Command::Completions(args) => generate::completions(&args),

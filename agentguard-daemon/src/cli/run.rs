@@ -25,16 +25,20 @@ use crate::api::wire::{AttachRequest, Status, TargetRequest};
 use crate::api::{Client, ClientError};
 use crate::audit::{LogError, Notice};
 use crate::cli::summary::Summary;
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, Pins};
 use crate::session::{
-    AgentInfo, Attach, Engine, EngineOptions, GuardianAction, Launch, Launched, PolicyRequest,
-    SessionError, Target, shell_status,
+    AgentInfo, Attach, Engine, EngineOptions, GuardianAction, Launch, Launched, Leave,
+    PolicyRequest, SessionError, Target, shell_status,
 };
 
 /// How long leftovers may take to die.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a denial may take from the daemon's log to us.
 const STRAGGLERS: Duration = Duration::from_millis(500);
+/// How long a daemon that is gone may take to come again, at the end of a command.
+const RETURN: Duration = Duration::from_secs(30);
+/// How often it is looked for.
+const RECONNECT: Duration = Duration::from_millis(200);
 /// Signals that are handed on, and the one that says that the command has ended.
 const SIGNALS: [Signal; 9] = [
     Signal::SIGCHLD,
@@ -153,7 +157,14 @@ async fn govern(args: RunArgs, mut signals: mpsc::Receiver<siginfo>) -> Result<u
     launched.go()?;
     let status = attend(&mut launched, &mut signals, &mut denials, &mut summary).await?;
     leftovers(args.leftovers, &mut host, &agent).await?;
-    let agent = host.end(&agent).await?;
+    let agent = match host.end(&agent).await {
+        Err(CliError::Client(error)) => {
+            // What is pinned governs on; nothing of the command may.
+            kill_cgroup(&agent);
+            return Err(error.into());
+        }
+        outcome => outcome?,
+    };
     let refused = agent.tally.denied + agent.tally.would_deny;
     while summary.count() < refused
         && let Ok(line) = tokio::time::timeout(STRAGGLERS, denials.next()).await
@@ -163,6 +174,18 @@ async fn govern(args: RunArgs, mut signals: mpsc::Receiver<siginfo>) -> Result<u
     summary.finish(&agent, &host.log().await?);
     host.stop().await;
     Ok(shell_status(status))
+}
+
+fn kill_cgroup(agent: &AgentInfo) {
+    let killed = Hierarchy::find()
+        .and_then(|hierarchy| hierarchy.open(&agent.cgroup))
+        .and_then(|cgroup| cgroup.kill());
+    if let Err(error) = killed {
+        eprintln!(
+            "agentguard: what is left of `{}` was not killed: {error}",
+            agent.name
+        );
+    }
 }
 
 fn workspace(given: Option<&Path>) -> Result<PathBuf, CliError> {
@@ -231,6 +254,10 @@ impl Host {
                 Err(ClientError::NoDaemon(_)) => {}
                 Err(error) => return Err(error.into()),
             }
+            let pinned = Pins::of_host().in_force().map_err(SessionError::from)?;
+            if pinned.is_some() {
+                return Err(SessionError::Pinned.into());
+            }
         }
         let engine = match Engine::start(&options(
             args,
@@ -287,9 +314,9 @@ impl Host {
                 session,
             )),
             Self::Daemon { .. } => {
-                let client = Client::connect(&args.socket.socket).await?;
-                let query = format!("session={session}&refused=true&owner=true");
-                Ok(Denials::Daemon(client.subscribe(&query).await?))
+                let socket = args.socket.socket.clone();
+                let subscription = subscribe(&socket, session).await?;
+                Ok(Denials::Daemon(subscription, socket, session))
             }
         }
     }
@@ -297,9 +324,10 @@ impl Host {
     async fn kill(&mut self, name: &str) -> Result<(), CliError> {
         match self {
             Self::Here(engine) => Ok(engine.kill(name)?),
-            Self::Daemon { client, .. } => Ok(client
-                .ask(Method::POST, &format!("/agents/{name}/kill"))
-                .await?),
+            Self::Daemon { .. } => {
+                self.ask(Method::POST, &format!("/agents/{name}/kill"))
+                    .await
+            }
         }
     }
 
@@ -307,9 +335,35 @@ impl Host {
     async fn end(&mut self, agent: &AgentInfo) -> Result<AgentInfo, CliError> {
         match self {
             Self::Here(engine) => Ok(engine.end(&agent.name, agent.session).await?),
-            Self::Daemon { client, .. } => {
+            Self::Daemon { .. } => {
                 let path = format!("/agents/{}/end?session={}", agent.name, agent.session);
-                Ok(client.ask(Method::POST, &path).await?)
+                self.ask(Method::POST, &path).await
+            }
+        }
+    }
+
+    /// Asks the daemon, also one that was started after the one that we knew: the agent is the same to both.
+    async fn ask<T: serde::de::DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+    ) -> Result<T, CliError> {
+        let Self::Daemon { client, socket } = self else {
+            let what = "there is no daemon to ask".to_owned();
+            return Err(CliError::Other(Exit::Failure, what));
+        };
+        let end = std::time::Instant::now() + RETURN;
+        loop {
+            let error = match client.ask(method.clone(), path).await {
+                Err(error @ (ClientError::Http(_) | ClientError::NoDaemon(_))) => error,
+                outcome => return Ok(outcome?),
+            };
+            if std::time::Instant::now() > end {
+                return Err(error.into());
+            }
+            tokio::time::sleep(RECONNECT).await;
+            if let Ok(other) = Client::connect(socket).await {
+                *client = other;
             }
         }
     }
@@ -318,15 +372,13 @@ impl Host {
     async fn log(&mut self) -> Result<PathBuf, CliError> {
         match self {
             Self::Here(engine) => Ok(engine.recorder().log_path().to_owned()),
-            Self::Daemon { client, .. } => {
-                Ok(client.ask::<Status>(Method::GET, "/status").await?.log)
-            }
+            Self::Daemon { .. } => Ok(self.ask::<Status>(Method::GET, "/status").await?.log),
         }
     }
 
     async fn stop(self) {
         match self {
-            Self::Here(engine) => engine.stop(None).await,
+            Self::Here(engine) => engine.stop(Leave::Release).await,
             Self::Daemon { socket, .. } => {
                 tracing::debug!("governed by the daemon at {}", socket.display());
             }
@@ -340,13 +392,23 @@ fn options(args: &RunArgs, log: &Path) -> EngineOptions {
         log: log.to_owned(),
         search: vec![PathBuf::from(POLICIES)],
         state: PathBuf::from(STATE),
+        pins: None,
+        self_test: true,
     }
+}
+
+/// Listens to the refusals of a session, which ends with us.
+async fn subscribe(socket: &Path, session: u32) -> Result<crate::api::Subscription, ClientError> {
+    let client = Client::connect(socket).await?;
+    let query = format!("session={session}&refused=true&owner=true");
+    client.subscribe(&query).await
 }
 
 /// Where refusals come from.
 enum Denials {
     Here(broadcast::Receiver<Arc<Notice>>, u32),
-    Daemon(crate::api::Subscription),
+    /// A daemon that goes may come again: what is pinned governs meanwhile.
+    Daemon(crate::api::Subscription, PathBuf, u32),
     Ended,
 }
 
@@ -360,13 +422,30 @@ impl Denials {
                     Ok(_) | Err(RecvError::Lagged(_)) => continue,
                     Err(RecvError::Closed) => None,
                 },
-                Self::Daemon(subscription) => subscription.next().await,
+                Self::Daemon(subscription, socket, session) => {
+                    if let Some(line) = subscription.next().await {
+                        Some(line)
+                    } else {
+                        *subscription = again(socket, *session).await;
+                        continue;
+                    }
+                }
                 Self::Ended => std::future::pending().await,
             };
             match line {
                 Some(line) => return line,
                 None => *self = Self::Ended,
             }
+        }
+    }
+}
+
+/// Waits for the next daemon.
+async fn again(socket: &Path, session: u32) -> crate::api::Subscription {
+    loop {
+        tokio::time::sleep(RECONNECT).await;
+        if let Ok(subscription) = subscribe(socket, session).await {
+            return subscription;
         }
     }
 }

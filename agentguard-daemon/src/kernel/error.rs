@@ -97,6 +97,39 @@ pub enum KernelError {
         #[source]
         error: io::Error,
     },
+    /// A pin could not be made, opened or removed.
+    #[error("failed to {call} {path}: {error}", path = .path.display())]
+    Pin {
+        /// What was tried.
+        call: &'static str,
+        /// The pin or folder.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
+    /// The pinned enforcement is of a build that this one cannot take over.
+    #[error(
+        "the enforcement that is pinned has layout {pinned} and this build has {ours}: it cannot be taken over, and stays in force; start the build that pinned it, or end it with `agentguard uninstall` and start this one"
+    )]
+    Abi {
+        /// Of the pins.
+        pinned: u32,
+        /// Of this build.
+        ours: u32,
+    },
+    /// A pinned map is not what this build would make.
+    #[error(
+        "the pinned map `{map}` is (type, key, value, entries) {pinned:?} and this build needs {ours:?}: the enforcement that is pinned cannot be taken over, and stays in force; start the build that pinned it, or end it with `agentguard uninstall` and start this one"
+    )]
+    Shape {
+        /// The map.
+        map: String,
+        /// As it is.
+        pinned: [u32; 4],
+        /// As it would be.
+        ours: [u32; 4],
+    },
     /// The table is larger than any that the kernel programs can read, or malformed.
     #[error("a table of {0} bytes cannot be installed")]
     TableSize(usize),

@@ -2,42 +2,28 @@
 
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use agentguard_common::kernel_offsets;
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::record::class;
 use agentguard_common::table::{LARGE_TABLE, MAGIC, MAX_AGENTS, SMALL_TABLE};
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, Iter, Lsm};
-use aya::{Btf, Ebpf, EbpfLoader, Endianness};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData};
+use aya::programs::Iter;
 
-use super::{KernelError, OBJECT, Rings, Structs, hooks, probe, sys};
-
-/// Where the running kernel describes its types.
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
-
-/// Tracepoints that keep lineage and record the life of processes.
-const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_process_exit"];
-/// The task iterator.
-const ITERATOR: &str = "settle_tasks";
+use super::journal::Journal;
+use super::load::{ITERATOR, failed, of_program, open, program};
+use super::pins::Pins;
+use super::tables::Tables;
+use super::{KernelError, Rings, sys};
 
 /// Walks over all tasks in one go. Two are enough but for tasks that fork at that very moment.
 const MAX_WALKS: u32 = 16;
 
-/// What `Guard::load` may be told.
-#[derive(Clone, Debug, Default)]
-pub struct GuardOptions {
-    /// Type information to use instead of the running kernel's own.
-    pub btf: Option<PathBuf>,
-    /// Print what the verifier says about each program.
-    pub log: bool,
-}
-
 /// A membership that the map takes as bytes.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Bytes<T>(T);
+pub(super) struct Bytes<T>(pub T);
 
 // SAFETY: both are `repr(C)` structs of integers without padding.
 unsafe impl aya::Pod for Bytes<Membership> {}
@@ -46,7 +32,15 @@ unsafe impl aya::Pod for Bytes<State> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Bytes<Control> {}
 
-/// Programs, maps and links. Dropping it detaches everything.
+/// What outlives a guard on pins.
+struct Kept {
+    pins: Pins,
+    journal: Journal,
+    /// SHA-256 of our object.
+    object: [u8; 32],
+}
+
+/// Programs, maps and links. Dropping it detaches everything that is not pinned.
 pub struct Guard {
     ebpf: Ebpf,
     small: Tables,
@@ -55,60 +49,16 @@ pub struct Guard {
     losses: Array<MapData, u64>,
     control: Array<MapData, Bytes<Control>>,
     state: Array<MapData, Bytes<State>>,
-    rings: Option<(MapData, MapData)>,
-}
-
-/// Collects the offsets of all fields that the programs read.
-fn offsets(structs: &Structs<'_>) -> Result<Vec<(&'static str, u32)>, KernelError> {
-    macro_rules! collect {
-        ($($name:ident : $type:literal . $field:literal,)+) => {
-            vec![$((stringify!($name), structs.offset($type, $field)?)),+]
-        };
-    }
-    Ok(kernel_offsets!(collect))
+    /// Programs are loaded by the numbers of these descriptors: they stay open.
+    denied: Map,
+    allowed: Map,
+    rings_taken: bool,
+    kept: Option<Kept>,
 }
 
 impl Guard {
-    /// Loads and attaches every program, or nothing.
-    ///
-    /// Needs root, BPF LSM and Linux 6.1.54, or 6.2 and later. On any error the kernel is as it was.
-    pub fn load(options: &GuardOptions) -> Result<Self, KernelError> {
-        probe::require()?;
-        let mut guard = Self::load_object(options)?;
-        guard.attach(&Self::btf(options)?.1)?;
-        Ok(guard)
-    }
-
-    fn btf(options: &GuardOptions) -> Result<(Vec<u8>, Btf), KernelError> {
-        let path = options.btf.clone().unwrap_or_else(|| VMLINUX.into());
-        let data = std::fs::read(&path).map_err(|error| KernelError::NoBtf {
-            path: path.clone(),
-            error,
-        })?;
-        let btf = Btf::parse(&data, Endianness::default()).map_err(|error| KernelError::NoBtf {
-            path,
-            error: io::Error::other(error),
-        })?;
-        Ok((data, btf))
-    }
-
-    /// Loads the maps and takes the programs apart, without loading one. For tests of single programs.
-    #[doc(hidden)]
-    pub fn load_object(options: &GuardOptions) -> Result<Self, KernelError> {
-        let (data, btf) = Self::btf(options)?;
-        let offsets = offsets(&Structs::parse(&data)?)?;
-        let object = super::fields::complete(OBJECT, &offsets)?;
-        let mut loader = EbpfLoader::new();
-        loader.btf(Some(&btf)).allow_unsupported_maps();
-        if options.log {
-            loader
-                .verifier_log_level(aya::VerifierLogLevel::VERBOSE | aya::VerifierLogLevel::STATS);
-        }
-        for (name, offset) in &offsets {
-            loader.override_global(name, offset, true);
-        }
-        let mut ebpf = loader.load(object.bytes()).map_err(Box::new)?;
-        follow_log(&mut ebpf)?;
+    /// Takes the maps that it works with out of a loaded object.
+    pub(super) fn assemble(mut ebpf: Ebpf) -> Result<Self, KernelError> {
         let mut take = |name: &'static str| {
             ebpf.take_map(name).ok_or_else(|| KernelError::Map {
                 map: name,
@@ -122,11 +72,11 @@ impl Guard {
             losses: open("LOSSES", take("LOSSES")?)?,
             control: open("CONTROL", take("CONTROL")?)?,
             state: open(".bss", take(".bss")?)?,
-            rings: Some((
-                ring("DENIED", take("DENIED")?)?,
-                ring("ALLOWED", take("ALLOWED")?)?,
-            )),
+            denied: take("DENIED")?,
+            allowed: take("ALLOWED")?,
+            rings_taken: false,
             ebpf,
+            kept: None,
         })
     }
 
@@ -136,47 +86,40 @@ impl Guard {
         &mut self.ebpf
     }
 
-    fn attach(&mut self, btf: &Btf) -> Result<(), KernelError> {
-        for name in TRACEPOINTS {
-            let failed = |action| {
-                move |error| KernelError::Program {
-                    action,
-                    program: name,
-                    error: Box::new(error),
-                }
-            };
-            let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
-            program.load(name, btf).map_err(failed("load"))?;
-        }
-        let iterator: &mut Iter = program(&mut self.ebpf, ITERATOR)?;
-        iterator
-            .load("task", btf)
-            .map_err(|error| KernelError::Program {
-                action: "load",
-                program: ITERATOR,
-                error: Box::new(error),
-            })?;
-        let hooks = hooks::present(btf);
-        for name in &hooks {
-            let program: &mut Lsm = program(&mut self.ebpf, name)?;
-            program
-                .load(name, btf)
-                .map_err(|error| refused(name, error))?;
-        }
-        // Everything verifies: now attach, lineage first.
-        for name in &hooks {
-            let program: &mut Lsm = program(&mut self.ebpf, name)?;
-            program.attach().map_err(|error| refused(name, error))?;
-        }
-        for name in TRACEPOINTS {
-            let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
-            program.attach().map_err(|error| KernelError::Program {
-                action: "attach",
-                program: name,
-                error: Box::new(error),
-            })?;
-        }
-        Ok(())
+    /// Our working memory, where the programs of an earlier daemon have their own.
+    pub(super) fn forget_scratch(&mut self) {
+        // Programs that are loaded later hold it themselves; without any it is freed.
+        drop(self.ebpf.take_map("PATH_SCRATCH"));
+        drop(self.ebpf.take_map("EXEC_SCRATCH"));
+        drop(self.ebpf.take_map("NAME_SCRATCH"));
+    }
+
+    /// From now on it is pinned.
+    pub(super) fn keep(&mut self, pins: Pins, journal: Journal, object: [u8; 32]) {
+        self.kept = Some(Kept {
+            pins,
+            journal,
+            object,
+        });
+    }
+
+    pub(super) fn kept(&self) -> Option<(Pins, Journal, [u8; 32])> {
+        let kept = self.kept.as_ref()?;
+        Some((kept.pins.clone(), kept.journal.clone(), kept.object))
+    }
+
+    /// How far the rings have been brought into the log. Only a pinned guard has one.
+    pub fn journal(&self) -> Option<Journal> {
+        self.kept.as_ref().map(|kept| kept.journal.clone())
+    }
+
+    /// Who is governed in which cgroup.
+    pub fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError> {
+        self.cgroups
+            .iter()
+            .map(|entry| entry.map(|(cgroup, membership)| (cgroup, membership.0)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed("CGROUPS", &error))
     }
 
     /// Puts a policy in force for an agent, replacing the one before in a single step.
@@ -217,8 +160,14 @@ impl Guard {
 
     /// Stops labelling tasks that enter the cgroup. Labels given stay.
     pub fn release(&mut self, cgroup: u64) -> Result<(), KernelError> {
+        use aya::maps::MapError;
         match self.cgroups.remove(&cgroup) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(failed("CGROUPS", &error)),
         }
     }
@@ -288,11 +237,7 @@ impl Guard {
             .set(0, Bytes(control), 0)
             .map_err(|error| failed("CONTROL", &error))?;
         let iterator: &mut Iter = program(&mut self.ebpf, ITERATOR)?;
-        let attach = |error| KernelError::Program {
-            action: "attach",
-            program: ITERATOR,
-            error: Box::new(error),
-        };
+        let attach = |error| of_program("attach", ITERATOR, error);
         let link = iterator.attach().map_err(attach)?;
         let link = iterator.take_link(link).map_err(attach)?;
         let io = |error| KernelError::Io {
@@ -313,14 +258,16 @@ impl Guard {
 
     /// The ring buffers. Can be taken once, inside a tokio runtime.
     pub fn rings(&mut self) -> Result<Rings, KernelError> {
-        let (denied, allowed) = self.rings.take().ok_or(KernelError::RingsTaken)?;
-        let open =
-            |name, map| RingBuf::try_from(Map::RingBuf(map)).map_err(|error| failed(name, &error));
-        Rings::new(open("DENIED", denied)?, open("ALLOWED", allowed)?).map_err(|error| {
-            KernelError::Io {
-                action: "watch the ring buffers",
-                error,
-            }
+        if std::mem::replace(&mut self.rings_taken, true) {
+            return Err(KernelError::RingsTaken);
+        }
+        let (denied, allowed) = (
+            ring("DENIED", &self.denied)?,
+            ring("ALLOWED", &self.allowed)?,
+        );
+        Rings::new(denied, allowed).map_err(|error| KernelError::Io {
+            action: "watch the ring buffers",
+            error,
         })
     }
 
@@ -337,30 +284,6 @@ impl Guard {
     }
 }
 
-/// Hands what the programs log to the daemon's own log. Only objects built with `AGENTGUARD_EBPF_LOG`
-/// log anything; others have no such map.
-fn follow_log(ebpf: &mut Ebpf) -> Result<(), KernelError> {
-    let (Ok(logger), Ok(runtime)) = (
-        aya_log::EbpfLogger::init(ebpf),
-        tokio::runtime::Handle::try_current(),
-    ) else {
-        return Ok(());
-    };
-    // SAFETY: the logger owns its descriptor for as long as it lives, and always gives the same one.
-    let logger = unsafe { tokio::io::unix::AsyncFd::register(logger) };
-    let mut logger = logger.map_err(|error| KernelError::Io {
-        action: "watch the programs' log",
-        error: io::Error::other(error.to_string()),
-    })?;
-    runtime.spawn(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
-    });
-    Ok(())
-}
-
 fn check_slot(agent: u32) -> Result<(), KernelError> {
     if agent == 0 || agent >= MAX_AGENTS {
         Err(KernelError::Slot(agent))
@@ -369,114 +292,18 @@ fn check_slot(agent: u32) -> Result<(), KernelError> {
     }
 }
 
-fn failed(map: &'static str, error: &aya::maps::MapError) -> KernelError {
-    let cause =
-        std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
-    KernelError::Map {
-        map,
-        error: format!("{error}{cause}"),
-    }
-}
-
-fn open<T: TryFrom<Map, Error = aya::maps::MapError>>(
-    name: &'static str,
-    map: Map,
-) -> Result<T, KernelError> {
-    T::try_from(map).map_err(|error| failed(name, &error))
-}
-
-fn ring(name: &'static str, map: Map) -> Result<MapData, KernelError> {
-    match map {
-        Map::RingBuf(data) => Ok(data),
-        _ => Err(KernelError::Map {
+fn ring(name: &'static str, map: &Map) -> Result<OwnedFd, KernelError> {
+    let Map::RingBuf(data) = map else {
+        return Err(KernelError::Map {
             map: name,
             error: "not a ring buffer".into(),
-        }),
-    }
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
-{
-    ebpf.program_mut(name)
-        .ok_or_else(|| KernelError::Map {
-            map: name,
-            error: "no such program in the object".into(),
-        })?
-        .try_into()
-        .map_err(|error| KernelError::Program {
-            action: "find",
-            program: name,
-            error: Box::new(error),
-        })
-}
-
-/// Tells a kernel that refuses LSM programs on principle from a program that does not verify.
-fn refused(program: &'static str, error: aya::programs::ProgramError) -> KernelError {
-    if let aya::programs::ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = &error
-        && io_error.raw_os_error() == Some(libc::EPERM)
-        && verifier_log.to_string().trim().is_empty()
-    {
-        return KernelError::LsmRefused(io::Error::from_raw_os_error(libc::EPERM));
-    }
-    KernelError::Program {
-        action: "load",
-        program,
-        error: Box::new(error),
-    }
-}
-
-/// A map of maps from agent slot to table.
-struct Tables {
-    name: &'static str,
-    map: ArrayOfMaps<MapData, MapData>,
-    fd: OwnedFd,
-}
-
-impl Tables {
-    fn open(name: &'static str, map: Map) -> Result<Self, KernelError> {
-        let Map::ArrayOfMaps(data) = map else {
-            return Err(KernelError::Map {
-                map: name,
-                error: "not an array of maps".into(),
-            });
-        };
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|error| KernelError::Io {
-            action: "keep a map open",
-            error,
-        })?;
-        Ok(Self {
-            name,
-            map: open(name, Map::ArrayOfMaps(data))?,
-            fd,
-        })
-    }
-
-    /// Puts a table, padded with zeroes to `size`, in the place of the one before.
-    fn set(&mut self, agent: u32, size: usize, table: &[u8]) -> Result<(), KernelError> {
-        let io = |error| KernelError::Io {
-            action: "make a table",
-            error,
-        };
-        let fd = sys::create_table_map(size as u32).map_err(io)?;
-        sys::fill_table_map(&fd, size, table).map_err(io)?;
-        let inner = MapData::from_fd(fd).map_err(|error| failed(self.name, &error))?;
-        self.map
-            .set(agent, &inner, 0)
-            .map_err(|error| failed(self.name, &error))
-    }
-
-    fn clear(&self, agent: u32) -> Result<(), KernelError> {
-        sys::delete(self.fd.as_fd(), agent).map_err(|error| KernelError::Map {
-            map: self.name,
-            error: error.to_string(),
-        })
-    }
+        });
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|error| KernelError::Io {
+        action: "keep a ring open",
+        error,
+    })
 }
 
 /// The directory of a cgroup, as the kernel numbers it: the inode number of the directory.

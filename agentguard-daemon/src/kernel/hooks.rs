@@ -70,14 +70,17 @@ fn exists(btf: &Btf, hook: &str) -> bool {
         .is_ok()
 }
 
+/// All of them, in the order in which they are attached.
+pub fn known() -> impl Iterator<Item = &'static str> {
+    let optional = OPTIONAL.iter().map(|(hook, _)| *hook);
+    REQUIRED.iter().copied().chain(optional)
+}
+
 /// The programs to load on this kernel, in the order in which they are attached.
 pub fn present(btf: &Btf) -> Vec<&'static str> {
     let optional = OPTIONAL.iter().map(|(hook, _)| *hook);
-    REQUIRED
-        .iter()
-        .copied()
-        .chain(optional.filter(|hook| exists(btf, hook)))
-        .collect()
+    let optional = optional.filter(|hook| exists(btf, hook));
+    REQUIRED.iter().copied().chain(optional).collect()
 }
 
 /// The hooks that this kernel lacks, each with what covers for it or, for one that is required, nothing.

@@ -6,16 +6,24 @@ mod error;
 mod fields;
 mod guard;
 mod hooks;
+mod journal;
+mod load;
+mod pins;
 mod probe;
+mod ring;
 mod rings;
 mod sys;
+mod tables;
 
 pub use btf::{BtfError, Structs};
 pub use error::KernelError;
 pub use fields::FieldError;
-pub use guard::{Guard, GuardOptions, cgroup_id};
+pub use guard::{Guard, cgroup_id};
+pub use journal::{Batch, Entry, Journal};
+pub use load::{GuardOptions, Origin};
+pub use pins::{FOLDER as PINS, Pins};
 pub use probe::{Probe, ProbeStatus, probe};
-pub use rings::Rings;
+pub use rings::{Positions, Rings, time};
 
 /// The kernel object, built by `build.rs`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AGENTGUARD_OBJECT"));

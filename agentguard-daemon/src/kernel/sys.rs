@@ -1,7 +1,11 @@
-//! The system calls that aya does not offer: making, filling and removing inner maps.
+//! The system calls that aya does not offer: making, filling and removing inner maps, pinning what aya has
+//! no type for, and asking what a map looks like.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_BTF_LOAD: libc::c_long = 18;
@@ -145,14 +149,133 @@ fn element(
         value: value.addr() as u64,
         ..Element::default()
     };
-    // SAFETY: `attr` is a live `bpf_attr` of the size that is passed; key and value outlive the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<Element>()) };
+    call(command, &mut attr)
+}
+
+/// Calls `bpf` for nothing but its effect. Whatever `attr` points to must outlive the call.
+fn call<T>(command: libc::c_long, attr: &mut T) -> io::Result<()> {
+    // SAFETY: `attr` is a live `bpf_attr` of the size that is passed; its pointers are the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
     }
+}
+
+/// Reads an element of an array.
+pub fn look_up<T>(map: BorrowedFd<'_>, key: u32, value: &mut T) -> io::Result<()>
+where
+    T: zerocopy::FromBytes + zerocopy::IntoBytes,
+{
+    let value = std::ptr::from_mut(value).cast::<u8>().cast_const();
+    element(BPF_MAP_LOOKUP_ELEM, map, key, value)
+}
+
+/// Writes an element of an array.
+pub fn update<T: zerocopy::IntoBytes>(map: BorrowedFd<'_>, key: u32, value: &T) -> io::Result<()> {
+    element(
+        BPF_MAP_UPDATE_ELEM,
+        map,
+        key,
+        std::ptr::from_ref(value).cast(),
+    )
+}
+
+/// Makes an array of one value for user space alone.
+pub fn create_array(name: &str, value_size: u32) -> io::Result<OwnedFd> {
+    let mut attr = CreateMap {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries: 1,
+        ..CreateMap::default()
+    };
+    let len = name.len().min(15);
+    attr.map_name[..len].copy_from_slice(&name.as_bytes()[..len]);
+    descriptor(BPF_MAP_CREATE, &mut attr)
+}
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+/// `union bpf_attr` for pins.
+#[repr(C)]
+#[derive(Default)]
+struct PinObject {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// Gives a map, program or link a name in bpffs; it lives for as long as that is there.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attr = PinObject {
+        path: path.as_ptr().addr() as u64,
+        fd: object.as_raw_fd().cast_unsigned(),
+        flags: 0,
+    };
+    call(BPF_OBJ_PIN, &mut attr)
+}
+
+/// Opens what is pinned at a path.
+pub fn object(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attr = PinObject {
+        path: path.as_ptr().addr() as u64,
+        ..PinObject::default()
+    };
+    descriptor(BPF_OBJ_GET, &mut attr)
+}
+
+/// `union bpf_attr` for information about an object.
+#[repr(C)]
+struct GetInfo {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// What a map looks like: the head of `struct bpf_map_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MapShape {
+    /// `BPF_MAP_TYPE_…`.
+    pub map_type: u32,
+    id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Most elements.
+    pub max_entries: u32,
+    /// `BPF_F_…`.
+    pub map_flags: u32,
+}
+
+/// Asks the kernel what a map looks like.
+pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
+    let mut shape = MapShape::default();
+    let mut attr = GetInfo {
+        fd: map.as_raw_fd().cast_unsigned(),
+        len: size_of::<MapShape>() as u32,
+        info: (&raw mut shape).addr() as u64,
+    };
+    call(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(shape)
 }
 
 /// Reads from task storage what the process behind a pidfd has there. False: nothing.

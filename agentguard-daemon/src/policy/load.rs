@@ -78,6 +78,29 @@ pub fn read_text(path: &Path, text: &str, options: &LoadOptions) -> Result<Parts
     })
 }
 
+/// The files of a policy as they were when it was read: nothing is looked for, and nothing is read again.
+pub fn read_sources(
+    sources: &[(PathBuf, String)],
+    files: &[PathBuf],
+) -> Result<Parts, PolicyError> {
+    let mut parts = Vec::new();
+    for (path, text) in sources {
+        let source = Arc::new(Source::new(path, text));
+        let document = parse(&source)?;
+        parts.push(Part { source, document });
+    }
+    if parts.is_empty() {
+        return Err(PolicyError::general(
+            "a policy of no files",
+            "give at least one",
+        ));
+    }
+    Ok(Parts {
+        parts,
+        files: files.to_vec(),
+    })
+}
+
 enum Place {
     File(PathBuf),
     BuiltIn(&'static builtin::BuiltIn),

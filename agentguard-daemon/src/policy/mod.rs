@@ -34,6 +34,7 @@ mod yaml;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -100,7 +101,26 @@ pub fn load_text(path: &Path, text: &str, options: &LoadOptions) -> Result<Polic
     lower::lower(load::read_text(path, text, options)?, &options.vars, &stem)
 }
 
+/// Makes a policy of the files that it once was read from (see [`Policy::sources`]). `name` is what it is
+/// called if they do not say.
+pub fn load_sources(
+    name: &str,
+    sources: &[(PathBuf, String)],
+    files: &[PathBuf],
+    vars: &BTreeMap<String, String>,
+) -> Result<Policy, PolicyError> {
+    lower::lower(load::read_sources(sources, files)?, vars, name)
+}
+
 impl Policy {
+    /// The text of each of its files, with the path that it is known by, the outermost first.
+    pub fn sources(&self) -> Vec<(PathBuf, String)> {
+        self.sources
+            .iter()
+            .map(|source| (source.path().to_owned(), source.text().to_owned()))
+            .collect()
+    }
+
     /// Its name: `name:`, or that of the file.
     pub fn name(&self) -> &str {
         &self.name

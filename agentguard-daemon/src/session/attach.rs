@@ -13,7 +13,7 @@ use agentguard_common::label::Label;
 use super::engine::{Engine, InForce, about, escape_path, lock, watch};
 use super::leave::Parting;
 use super::number::next_session;
-use super::{AgentInfo, Attach, PolicyRequest, SessionError, Target};
+use super::{AgentInfo, Attach, GuardianAction, PolicyRequest, SessionError, Target};
 use crate::agent::{Agent, Name, RegistryError};
 use crate::audit::record::op;
 use crate::kernel::KernelError;
@@ -30,7 +30,7 @@ impl Engine {
             .name
             .clone()
             .unwrap_or_else(|| Name::nearest(policy.name()));
-        let agent = self.prepare(&request.target, &name)?;
+        let agent = self.prepare(&request.target, &name, request.on_death)?;
         let slot = agent.slot;
         let generations = self.generations();
         {
@@ -40,7 +40,17 @@ impl Engine {
                 .judge()
                 .add(generation, policy.clone(), &generations);
         }
-        if let Err(error) = self.govern(&agent, &table, &request) {
+        // First on the list and on the disk, then in the kernel: a daemon that finds us dead knows of it.
+        let in_force = InForce {
+            request: request.policy.clone(),
+            policy: policy.clone(),
+            generation,
+        };
+        self.enlist(agent.clone(), in_force);
+        let governed = self
+            .save()
+            .and_then(|()| self.govern(&agent, &table, &request));
+        if let Err(error) = governed {
             self.undo(&agent);
             return Err(error);
         }
@@ -51,16 +61,7 @@ impl Engine {
         if let Some(watcher) = &*lock(&self.watcher) {
             watch(watcher, &policy);
         }
-        let mut state = lock(&self.state);
-        state.registry.add(agent);
-        state.in_force.insert(
-            slot,
-            InForce {
-                request: request.policy,
-                policy,
-                generation,
-            },
-        );
+        let state = lock(&self.state);
         self.info(&state, slot)
             .ok_or_else(|| RegistryError::Unknown(name.to_string()).into())
     }
@@ -89,7 +90,12 @@ impl Engine {
     }
 
     /// Slot, session and cgroup of a new agent. Nothing is governed yet.
-    fn prepare(&self, target: &Target, name: &Name) -> Result<Agent, SessionError> {
+    fn prepare(
+        &self,
+        target: &Target,
+        name: &Name,
+        on_death: GuardianAction,
+    ) -> Result<Agent, SessionError> {
         let existing = match target {
             Target::Cgroup(path) => Some(self.hierarchy.open(path)?),
             Target::Process(pid) => {
@@ -128,6 +134,7 @@ impl Engine {
             owns_cgroup,
             came_from,
             since: SystemTime::now(),
+            owned: on_death == GuardianAction::Kill,
         })
     }
 
@@ -181,6 +188,7 @@ impl Engine {
         if let Err(error) = self.let_go(agent, Parting::Freed) {
             tracing::error!("failed to undo an attach that had failed: {error}");
         }
+        self.strike(agent.slot);
     }
 }
 

@@ -27,6 +27,10 @@ pub trait Enforcer: Send {
     fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError>;
     /// Records lost so far, by class.
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError>;
+    /// Who is governed in which cgroup.
+    fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError>;
+    /// Puts the loaded programs into the place of an earlier build's.
+    fn take_over(&mut self) -> Result<(), KernelError>;
 }
 
 impl Enforcer for Guard {
@@ -64,5 +68,13 @@ impl Enforcer for Guard {
 
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {
         Guard::losses(self)
+    }
+
+    fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError> {
+        Guard::memberships(self)
+    }
+
+    fn take_over(&mut self) -> Result<(), KernelError> {
+        Guard::take_over(self)
     }
 }

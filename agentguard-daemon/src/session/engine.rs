@@ -3,20 +3,22 @@
 //! Operations on agents run one at a time.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::pump::Well;
+use super::store::{self, Generation, Saved, SavedAgent, Store};
 use super::{
-    AgentInfo, Enforcer, EngineOptions, Guardian, GuardianAction, PolicyRequest, Pump,
-    SessionError, Watcher, canary,
+    AgentInfo, Enforcer, EngineOptions, Guardian, Leave, PolicyRequest, Pump, SessionError,
+    Watcher, canary,
 };
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
 use crate::audit::{Log, Record, Recorder, record::op};
 use crate::event::escape::escape;
-use crate::kernel::{Guard, GuardOptions};
+use crate::kernel::{Guard, GuardOptions, Origin};
 use crate::policy::{Mode, Policy};
 
 /// How long a cgroup may take to freeze or thaw.
@@ -29,11 +31,21 @@ pub(super) struct InForce {
     pub(super) generation: u32,
 }
 
+/// A policy that was replaced, and whose records may not be in the log yet.
+pub(super) struct Retired {
+    pub(super) generation: u32,
+    pub(super) policy: Arc<Policy>,
+    pub(super) vars: BTreeMap<String, String>,
+}
+
 /// Agents and what is in force for each.
 #[derive(Default)]
 pub(super) struct State {
     pub(super) registry: Registry,
     pub(super) in_force: BTreeMap<u32, InForce>,
+    pub(super) retired: Vec<Retired>,
+    /// Slots of agents that stand still for the length of an upgrade.
+    pub(super) frozen_for_upgrade: Vec<u32>,
 }
 
 /// See the module.
@@ -50,6 +62,10 @@ pub struct Engine {
     pub(super) pump: Pump,
     pub(super) search: Vec<PathBuf>,
     pub(super) sessions: PathBuf,
+    /// Only an engine whose enforcement outlives it has one.
+    pub(super) store: Option<Mutex<Store>>,
+    /// Sessions that end with somebody who is there.
+    pub(super) owners: Mutex<HashSet<u32>>,
 }
 
 /// What an engine is made of.
@@ -61,6 +77,7 @@ pub(super) struct Parts {
     pub pump: Pump,
     pub search: Vec<PathBuf>,
     pub sessions: PathBuf,
+    pub store: Option<Store>,
 }
 
 pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -68,39 +85,96 @@ pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Engine {
-    /// Loads the kernel programs, opens the log, and passes the self-test. Needs a tokio runtime.
+    /// Takes the kernel's enforcement over or loads it, opens the log, and passes the self-test. Needs a tokio
+    /// runtime.
     pub async fn start(options: &EngineOptions) -> Result<Arc<Self>, SessionError> {
         let guard_options = GuardOptions {
             btf: options.btf.clone(),
             log: false,
         };
         let hierarchy = Hierarchy::find()?;
-        let mut guard = Guard::load(&guard_options)?;
-        let rings = guard.rings()?;
-        let losses = guard.losses()?;
-        let recorder = Recorder::new(Log::open(&options.log)?, losses);
+        let Some(pins) = &options.pins else {
+            let guard = Guard::load(&guard_options)?;
+            return Self::begin(options, hierarchy, guard, Origin::Fresh).await;
+        };
+        let (guard, origin) = Guard::pinned(&guard_options, pins)?;
+        let begun = Self::begin(options, hierarchy, guard, origin).await;
+        if let Err(error) = &begun
+            && origin == Origin::Fresh
+            && store::Store::at(&options.state)
+                .load()
+                .is_ok_and(|saved| saved.is_none_or(|saved| saved.agents.is_empty()))
+        {
+            tracing::debug!("nothing is governed, and nothing stays pinned: {error}");
+            pins.clear()?;
+        }
+        begun
+    }
+
+    async fn begin(
+        options: &EngineOptions,
+        hierarchy: Hierarchy,
+        mut guard: Guard,
+        origin: Origin,
+    ) -> Result<Arc<Self>, SessionError> {
+        let (rings, losses, journal) = (guard.rings()?, guard.losses()?, guard.journal());
+        let unfinished = journal
+            .as_ref()
+            .and_then(|journal| journal.read().ok())
+            .filter(|entry| entry.batch.open != 0)
+            .map_or(0..0, |entry| entry.batch.first..entry.batch.end);
+        let recorder = Recorder::new(Log::open_after(&options.log, unfinished)?, losses);
         let recorder = Arc::new(Mutex::new(recorder));
         let enforcer: Arc<Mutex<Box<dyn Enforcer>>> = Arc::new(Mutex::new(Box::new(guard)));
-        let pump = Pump::start(rings, recorder.clone(), enforcer.clone());
+        let (pump, asked) = Pump::new();
+        let is_pinned = journal.is_some();
+        let mut well = Well::new(rings, recorder.clone(), enforcer.clone(), journal);
         let engine = Arc::new(Self::assemble(Parts {
             enforcer,
             recorder,
             hierarchy,
-            guardian: Some(Guardian::start()?),
+            guardian: (!is_pinned).then(Guardian::start).transpose()?,
             pump,
             search: options.search.clone(),
             sessions: options.state.join("session"),
+            store: is_pinned.then(|| Store::at(&options.state)),
         }));
+        // The order counts: records of the one before us need its agents, and come before our own lines.
+        let notes = engine.restore()?;
+        well.recover()?;
+        if origin == Origin::Upgraded {
+            engine.upgrade()?;
+        }
+        engine.note_start(origin);
+        engine.tell(notes);
+        well.start(asked);
+        engine.pump.drain().await;
+        lock(&engine.state).retired.clear();
+        if options.self_test {
+            canary::sing(&engine).await?;
+            engine.refresh().await;
+            engine.await_owners();
+        }
+        Ok(engine)
+    }
+
+    fn note_start(&self, origin: Origin) {
         let kernel = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
             .unwrap_or_default();
-        let detail = format!("AgentGuard {} on Linux {kernel}", env!("CARGO_PKG_VERSION"));
-        engine.note(Record {
+        let version = env!("CARGO_PKG_VERSION");
+        let mut detail = format!(
+            "AgentGuard {version} on Linux {kernel}; enforcement {}",
+            origin.name()
+        );
+        if self.store.is_some() {
+            let agents = lock(&self.state).registry.iter().count();
+            detail = format!("{detail}, pinned, {agents} agents");
+        }
+        self.note(Record {
             detail: Some(detail.into()),
             ..Record::new(op::START)
         });
-        canary::sing(&engine).await?;
-        Ok(engine)
     }
 
     pub(super) fn assemble(parts: Parts) -> Self {
@@ -116,6 +190,55 @@ impl Engine {
             pump: parts.pump,
             search: parts.search,
             sessions: parts.sessions,
+            store: parts.store.map(Mutex::new),
+            owners: Mutex::default(),
+        }
+    }
+
+    /// Writes down who is governed by what. Before the kernel is told of an agent, and after it let go of one.
+    pub(super) fn save(&self) -> Result<(), SessionError> {
+        let Some(store) = &self.store else {
+            return Ok(());
+        };
+        let state = lock(&self.state);
+        let retired = state.retired.iter();
+        let saved = Saved {
+            boot: store::boot(),
+            next_generation: self.generation.load(Ordering::Relaxed),
+            last_slot: state.registry.last_slot(),
+            agents: state
+                .registry
+                .iter()
+                .filter_map(|agent| saved(agent, state.in_force.get(&agent.slot)?).into())
+                .collect(),
+            retired: retired.clone().map(|it| it.generation).collect(),
+            frozen_for_upgrade: state.frozen_for_upgrade.clone(),
+            ..Saved::default()
+        };
+        let in_force = state.in_force.values();
+        let generations: Vec<Generation<'_>> = in_force
+            .map(|it| (it.generation, &it.policy, &it.request.vars))
+            .chain(retired.map(|it| (it.generation, &it.policy, &it.vars)))
+            .collect();
+        lock(store).save(&saved, &generations)
+    }
+
+    /// Puts an agent on the list.
+    pub(super) fn enlist(&self, agent: Agent, in_force: InForce) {
+        let mut state = lock(&self.state);
+        state.in_force.insert(agent.slot, in_force);
+        state.registry.add(agent);
+    }
+
+    /// Takes an agent from the list; the kernel must know it no more.
+    pub(super) fn strike(&self, slot: u32) {
+        {
+            let mut state = lock(&self.state);
+            state.registry.remove(slot);
+            state.in_force.remove(&slot);
+        }
+        if let Err(error) = self.save() {
+            tracing::error!("a daemon that starts now would govern it again: {error}");
         }
     }
 
@@ -227,27 +350,33 @@ impl Engine {
         Ok(agent.cgroup.wait_empty(timeout)?)
     }
 
-    /// The end: every agent that is left is killed, frozen or (`None`) let go, and the log is closed.
-    pub async fn stop(&self, action: Option<GuardianAction>) {
+    /// The end of this engine, and of its agents if it says so; the log is closed.
+    pub async fn stop(&self, leave: Leave) {
         for agent in self.list() {
-            let outcome = match action {
-                Some(GuardianAction::Kill) => self.kill(&agent.name),
-                Some(GuardianAction::Freeze) => self.freeze(&agent.name),
-                None => self.detach(&agent.name).await.map(|_| ()),
-            };
-            let outcome = match (outcome, action) {
-                (Ok(()), Some(GuardianAction::Kill)) => {
-                    self.end(&agent.name, agent.session).await.map(|_| ())
-                }
-                (outcome, _) => outcome,
+            let outcome = match leave {
+                Leave::Keep => Ok(()),
+                Leave::Freeze => self.freeze(&agent.name),
+                Leave::Release => self.detach(&agent.name).await.map(|_| ()),
+                Leave::Kill => match self.kill(&agent.name) {
+                    Ok(()) => self.end(&agent.name, agent.session).await.map(|_| ()),
+                    error => error,
+                },
             };
             if let Err(error) = outcome {
                 tracing::error!("failed to take leave of `{}`: {error}", agent.name);
             }
         }
         self.pump.drain().await;
+        let left = self.list().len();
+        let detail = self
+            .store
+            .is_some()
+            .then(|| format!("enforcement stays pinned, {left} agents are governed"));
         let mut recorder = self.recorder();
-        recorder.note(Record::new(op::STOP));
+        recorder.note(Record {
+            detail: detail.map(Cow::Owned),
+            ..Record::new(op::STOP)
+        });
         recorder.sync();
     }
 
@@ -281,7 +410,25 @@ impl Engine {
     }
 }
 
-fn mode_name(mode: Mode) -> &'static str {
+/// An agent as it is written down.
+fn saved(agent: &Agent, in_force: &InForce) -> SavedAgent {
+    let since = agent.since.duration_since(SystemTime::UNIX_EPOCH);
+    SavedAgent {
+        name: agent.name.clone(),
+        slot: agent.slot,
+        session: agent.session,
+        cgroup: agent.cgroup.path().to_owned(),
+        cgroup_id: agent.cgroup_id,
+        owns_cgroup: agent.owns_cgroup,
+        came_from: agent.came_from.clone(),
+        since: since.map_or(0, |since| since.as_millis() as u64),
+        owned: agent.owned,
+        request: in_force.request.clone(),
+        generation: in_force.generation,
+    }
+}
+
+pub(super) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "enforce",
         Mode::Shadow => "shadow",

@@ -78,6 +78,26 @@ pub enum SessionError {
         /// Why not.
         why: &'static str,
     },
+    /// A state file cannot be understood.
+    #[error(
+        "{path} is damaged ({what}): what is pinned stays in force; restore the file, or end all enforcement with `agentguard uninstall`", path = .path.display()
+    )]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The kernel governs for agents that are written down nowhere.
+    #[error(
+        "the kernel governs {0} cgroups, and the state folder does not say for whom: what is pinned stays in force; restore the folder, or end all enforcement with `agentguard uninstall`"
+    )]
+    StateGone(usize),
+    /// A daemon's enforcement is pinned, and no daemon runs.
+    #[error(
+        "a daemon's enforcement is pinned, but no daemon runs to govern for this command; start it with `systemctl start agentguard`, end its enforcement with `agentguard uninstall`, or give --audit FILE to run beside it"
+    )]
+    Pinned,
     /// A call failed.
     #[error("failed to {call} {path}: {source}", path = .path.display())]
     Io {

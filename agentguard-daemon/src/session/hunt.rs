@@ -37,7 +37,7 @@ pub fn hunt<E: From<io::Error>>(
     let mut outcome = Hunt::default();
     let mut clean = 0;
     for _ in 0..walks {
-        let found = walk(&mut is_governed)?;
+        let found = walk(&mut is_governed, true)?;
         outcome.left = found.iter().map(|(pid, _)| *pid).collect();
         outcome.killed.extend(&outcome.left);
         clean = if found.is_empty() { clean + 1 } else { 0 };
@@ -52,9 +52,18 @@ pub fn hunt<E: From<io::Error>>(
     Ok(outcome)
 }
 
-/// Kills each living process to which `is_governed` says yes.
+/// The living processes to which `is_governed` says yes. Nothing is done to them.
+pub fn find<E: From<io::Error>>(
+    mut is_governed: impl FnMut(BorrowedFd<'_>) -> Result<bool, E>,
+) -> Result<BTreeSet<u32>, E> {
+    let found = walk(&mut is_governed, false)?;
+    Ok(found.iter().map(|(pid, _)| *pid).collect())
+}
+
+/// Finds, and perhaps kills, each living process to which `is_governed` says yes.
 fn walk<E: From<io::Error>>(
     is_governed: &mut impl FnMut(BorrowedFd<'_>) -> Result<bool, E>,
+    kill: bool,
 ) -> Result<Vec<(u32, OwnedFd)>, E> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -74,6 +83,10 @@ fn walk<E: From<io::Error>>(
         let governed = is_governed(pidfd.as_fd());
         // What waits for its parent to take notice has its label still.
         if ended_within(pidfd.as_fd(), Duration::ZERO) || !governed? {
+            continue;
+        }
+        if !kill {
+            found.push((number.unsigned_abs(), pidfd));
             continue;
         }
         match pidfd_send_signal(&pidfd, Signal::KILL) {

@@ -62,7 +62,8 @@ impl Engine {
         }
         if let Some(from) = agent.came_from.clone().filter(|from| from.is_dir()) {
             let from = Cgroup::at(from);
-            for pid in agent.cgroup.processes()? {
+            // Where its cgroup is gone, nobody is in it.
+            for pid in agent.cgroup.processes().unwrap_or_default() {
                 // It may have ended.
                 let _ = from.add(pid);
             }
@@ -98,11 +99,8 @@ impl Engine {
         self.pump.drain().await;
         self.let_go(&agent, parting)?;
         self.pump.drain().await;
-        {
-            let mut state = lock(&self.state);
-            state.registry.remove(agent.slot);
-            state.in_force.remove(&agent.slot);
-        }
+        self.strike(agent.slot);
+        lock(&self.owners).remove(&agent.session);
         let mut recorder = self.recorder();
         let tally = recorder.tally(agent.session);
         let Tally {

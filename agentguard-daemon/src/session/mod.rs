@@ -18,6 +18,8 @@ mod leave;
 mod number;
 mod pump;
 mod request;
+mod restore;
+mod store;
 mod swap;
 mod watch;
 
@@ -28,5 +30,7 @@ pub use error::SessionError;
 pub use guardian::{Action as GuardianAction, Guardian, run as guardian_child};
 pub use launch::{Launch, Launched, exec as launch_child, shell_status};
 pub use pump::Pump;
-pub use request::{AgentInfo, Attach, EngineOptions, PolicyRequest, Target};
+pub use request::{AgentInfo, Attach, EngineOptions, Leave, PolicyRequest, Target};
+pub use restore::{agents_in, saved_agents};
+pub use store::{SavedAgent, boot, clear as clear_state};
 pub use watch::Watcher;

@@ -1,67 +1,39 @@
 //! The pump: from the kernel's rings into the recorder, batch by batch, in the order of time.
 //!
-//! Denials are read first and allowed actions after them: whatever a task did before it was denied
-//! is in its ring by then, so a record never comes before its cause.
+//! A batch is given back to the kernel only when its lines are in the log, and the journal says which lines
+//! those are before they are written. So a record is neither lost nor written twice, wherever we die.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentguard_common::record::class;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Enforcer;
-use crate::audit::Recorder;
-use crate::kernel::Rings;
+use crate::audit::{LogError, Recorder};
+use crate::kernel::{Batch as Lines, Journal, Rings, time};
 
-/// Where a record's time is: see [`agentguard_common::record::RecordHeader`].
-const TIME: std::ops::Range<usize> = 8..16;
-/// Most bytes of one batch before it is handed on.
-const BATCH_BYTES: usize = 16 << 20;
+/// Bytes of records after which a batch ends: then there is room in the rings again.
+const BATCH_BYTES: usize = 512 << 10;
+
+type Request = oneshot::Sender<()>;
 
 /// Asks the pump to read what is there now.
 #[derive(Clone, Debug)]
 pub struct Pump {
-    requests: mpsc::Sender<oneshot::Sender<()>>,
+    requests: mpsc::Sender<Request>,
 }
 
 impl Pump {
-    /// Starts pumping on the current runtime.
-    pub fn start(
-        mut rings: Rings,
-        recorder: Arc<Mutex<Recorder>>,
-        enforcer: Arc<Mutex<Box<dyn Enforcer>>>,
-    ) -> Self {
-        let (requests, mut asked) = mpsc::channel::<oneshot::Sender<()>>(16);
-        tokio::spawn(async move {
-            let mut batch = Batch::default();
-            loop {
-                let request = tokio::select! {
-                    ready = rings.ready() => {
-                        if let Err(error) = ready {
-                            tracing::error!("failed to wait for the kernel's records: {error}");
-                        }
-                        None
-                    }
-                    request = asked.recv() => match request {
-                        Some(request) => Some(request),
-                        None => break,
-                    },
-                };
-                drain(&mut rings, &mut batch, &recorder, &enforcer);
-                if let Some(request) = request {
-                    // Whoever asked may have gone.
-                    let _ = request.send(());
-                }
-            }
-        });
-        Self { requests }
+    /// A pump that works as soon as there is a [`Well`] for the requests.
+    pub fn new() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, asked) = mpsc::channel(16);
+        (Self { requests }, asked)
     }
 
     /// A pump with nothing behind it.
     #[cfg(test)]
     pub fn idle() -> Self {
-        Self {
-            requests: mpsc::channel(1).0,
-        }
+        Self::new().0
     }
 
     /// Returns when everything that was in the rings at the call is in the log.
@@ -74,31 +46,225 @@ impl Pump {
     }
 }
 
-fn drain(
-    rings: &mut Rings,
-    batch: &mut Batch,
-    recorder: &Mutex<Recorder>,
-    enforcer: &Mutex<Box<dyn Enforcer>>,
-) {
-    rings.drain(class::DENIED, |bytes| batch.add(bytes));
-    rings.drain(class::ALLOWED, |bytes| batch.add(bytes));
-    // An agent may change its policy just now; the counters only grow, the next time will do.
-    let losses = enforcer.try_lock().ok().and_then(|mut enforcer| {
-        settle(enforcer.as_mut());
+/// What the pump pumps from, and to.
+pub struct Well {
+    rings: Rings,
+    recorder: Arc<Mutex<Recorder>>,
+    enforcer: Arc<Mutex<Box<dyn Enforcer>>>,
+    /// Only pinned rings outlive us.
+    journal: Option<Journal>,
+    batch: Batch,
+    /// Whether a batch is read, and its lines are not all in the log.
+    open: bool,
+}
+
+impl Well {
+    /// Nothing is read yet.
+    pub fn new(
+        rings: Rings,
+        recorder: Arc<Mutex<Recorder>>,
+        enforcer: Arc<Mutex<Box<dyn Enforcer>>>,
+        journal: Option<Journal>,
+    ) -> Self {
+        Self {
+            rings,
+            recorder,
+            enforcer,
+            journal,
+            batch: Batch::default(),
+            open: false,
+        }
+    }
+
+    /// Pumps for as long as somebody may ask.
+    pub fn start(mut self, mut asked: mpsc::Receiver<Request>) {
+        tokio::spawn(async move {
+            loop {
+                let request = tokio::select! {
+                    ready = self.rings.ready() => {
+                        if let Err(error) = ready {
+                            tracing::error!("failed to wait for the kernel's records: {error}");
+                        }
+                        None
+                    }
+                    request = asked.recv() => match request {
+                        Some(request) => Some(request),
+                        None => break,
+                    },
+                };
+                self.drain();
+                if let Some(request) = request {
+                    // Whoever asked may have gone.
+                    let _ = request.send(());
+                }
+            }
+        });
+    }
+
+    /// Brings the log to where the one before us was, and the rings with it.
+    pub fn recover(&mut self) -> Result<(), LogError> {
+        let Some(journal) = self.journal.clone() else {
+            return Ok(());
+        };
+        let entry = match journal.read() {
+            Ok(entry) => entry,
+            Err(error) => {
+                tracing::error!("the journal cannot be read: {error}");
+                return Ok(());
+            }
+        };
+        let recorder = self.recorder.clone();
+        let mut recorder = locked(&recorder);
+        recorder.account(entry.accounted);
+        let lines = entry.batch;
+        if lines.open == 0 {
+            return Ok(());
+        }
+        let written = recorder.written_of(lines.first, lines.end)?;
+        let mut accounted = entry.accounted;
+        for (index, lost) in lines.losses.into_iter().enumerate() {
+            if written.gaps[index] {
+                accounted[index] = lost;
+            }
+        }
+        recorder.account(accounted);
+        self.rings.take(lines.read_to, usize::MAX, |class, bytes| {
+            self.batch.add(class, bytes);
+        });
+        // Where all lines are there, some records may have been given back already: the rest is in the log.
+        let mut known = if written.whole {
+            usize::MAX
+        } else {
+            written.records
+        };
+        self.batch.hand_over(|bytes| {
+            if known > 0 {
+                known -= 1;
+                recorder.replay(bytes);
+            } else {
+                recorder.record(bytes);
+            }
+        });
+        let end = recorder.next_seq().max(lines.end);
+        self.begin(&recorder, lines.first, end);
+        if !recorder.flush() {
+            return Err(LogError::Io {
+                call: "write the records of an earlier daemon to",
+                path: recorder.log_path().to_owned(),
+                source: std::io::ErrorKind::Other.into(),
+            });
+        }
+        self.give_back();
+        Ok(())
+    }
+
+    fn drain(&mut self) {
+        let mut read = 0;
+        let mut ends = self.rings.ends();
+        let mut first = true;
+        // What was there at the call, and no more than full rings, so that a flood cannot keep us.
+        loop {
+            if self.open && !self.finish() {
+                // The file cannot be written: records wait in the kernel, which counts what does not fit.
+                return;
+            }
+            self.rings.take(ends, BATCH_BYTES, |class, bytes| {
+                self.batch.add(class, bytes);
+            });
+            let losses = self.losses(first);
+            first = false;
+            read += self.batch.len();
+            if self.batch.is_empty() && losses.is_none() {
+                break;
+            }
+            self.record(losses);
+            if self.batch_was_small() {
+                break;
+            }
+            if read > self.rings.size() {
+                self.rings.stopped_early();
+                break;
+            }
+            ends = self.rings.ends();
+        }
+        // Nobody was woken for a denial that came before the others were given back.
+        if self.rings.has_denials() {
+            self.rings.stopped_early();
+        }
+    }
+
+    /// The loss counters. An agent may change its policy just now; they only grow, the next time will do.
+    fn losses(&self, settling: bool) -> Option<[u64; class::COUNT as usize]> {
+        let mut enforcer = self.enforcer.try_lock().ok()?;
+        if settling {
+            settle(enforcer.as_mut());
+        }
         enforcer.losses().ok()
-    });
-    if batch.is_empty() && losses.is_none() {
-        return;
     }
-    let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
-    let any = !batch.is_empty();
-    batch.hand_over(|bytes| recorder.record(bytes));
-    if let Some(losses) = losses {
-        recorder.losses(losses);
+
+    fn batch_was_small(&self) -> bool {
+        self.batch.last < BATCH_BYTES
     }
-    if any || recorder.has_waiting() {
-        recorder.flush();
+
+    /// Makes the lines of the batch and writes them.
+    fn record(&mut self, losses: Option<[u64; class::COUNT as usize]>) {
+        let recorder = self.recorder.clone();
+        let mut recorder = locked(&recorder);
+        let first = recorder.next_seq();
+        self.batch.hand_over(|bytes| recorder.record(bytes));
+        if let Some(losses) = losses {
+            recorder.losses(losses);
+        }
+        if first == recorder.next_seq() && self.batch.last == 0 {
+            if recorder.has_waiting() {
+                recorder.flush();
+            }
+            return;
+        }
+        self.begin(&recorder, first, recorder.next_seq());
+        if recorder.flush() {
+            self.give_back();
+        }
     }
+
+    fn begin(&mut self, recorder: &Recorder, first: u64, end: u64) {
+        self.open = true;
+        let lines = Lines {
+            open: 1,
+            first,
+            end,
+            read_to: self.rings.read_to(),
+            losses: recorder.accounted(),
+        };
+        if let Some(journal) = &self.journal
+            && let Err(error) = journal.begin(lines)
+        {
+            tracing::error!("the journal cannot be written: {error}");
+        }
+    }
+
+    /// Whether the lines of the open batch are in the file now.
+    fn finish(&mut self) -> bool {
+        let written = locked(&self.recorder).flush();
+        if written {
+            self.give_back();
+        }
+        written
+    }
+
+    fn give_back(&mut self) {
+        self.open = false;
+        self.rings.commit();
+        if let Some(journal) = &self.journal
+            && let Err(error) = journal.end()
+        {
+            tracing::error!("the journal cannot be written: {error}");
+        }
+    }
+}
+
+fn locked(recorder: &Mutex<Recorder>) -> MutexGuard<'_, Recorder> {
+    recorder.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Labels tasks that somebody moved into an agent's cgroup in bulk. Until then the kernel judges
@@ -118,8 +284,10 @@ fn settle(enforcer: &mut dyn Enforcer) {
 #[derive(Debug, Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Time, offset, length.
-    records: Vec<(u64, usize, usize)>,
+    /// Time, class, offset, length.
+    records: Vec<(u64, u32, usize, usize)>,
+    /// Bytes of the batch that was handed over last.
+    last: usize,
 }
 
 impl Batch {
@@ -127,25 +295,28 @@ impl Batch {
         self.records.is_empty()
     }
 
-    fn add(&mut self, bytes: &[u8]) {
-        // A record too short for a time is malformed; it is handed on all the same.
-        let time = bytes
-            .get(TIME)
-            .and_then(|time| time.try_into().ok())
-            .map_or(0, u64::from_ne_bytes);
-        self.records.push((time, self.bytes.len(), bytes.len()));
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn add(&mut self, class: u32, bytes: &[u8]) {
+        self.records
+            .push((time(bytes), class, self.bytes.len(), bytes.len()));
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Gives all records, oldest first, and forgets them.
+    /// Gives all records, oldest first, and forgets them. The same records always come in the same order,
+    /// however they were read: whoever writes the rest of a batch relies on it.
     fn hand_over(&mut self, mut take: impl FnMut(&[u8])) {
         // Both rings are nearly sorted: the stable sort merges such runs in one pass.
-        self.records.sort_by_key(|(time, ..)| *time);
-        for (_, start, len) in self.records.drain(..) {
+        self.records
+            .sort_by_key(|(time, class, ..)| (*time, *class));
+        for (.., start, len) in self.records.drain(..) {
             take(&self.bytes[start..start + len]);
         }
+        self.last = self.bytes.len();
         self.bytes.clear();
-        self.bytes.shrink_to(BATCH_BYTES);
+        self.bytes.shrink_to(2 * BATCH_BYTES);
     }
 }
 
@@ -155,19 +326,27 @@ mod tests {
 
     #[test]
     fn records_of_both_rings_come_in_the_order_of_time() {
-        let mut batch = Batch::default();
         let record = |time: u64, mark: u8| {
             let mut bytes = [mark; 32];
-            bytes[TIME].copy_from_slice(&time.to_ne_bytes());
+            bytes[8..16].copy_from_slice(&time.to_ne_bytes());
             bytes
         };
-        for (time, mark) in [(5, 1), (9, 2), (1, 3), (5, 4), (7, 5)] {
-            batch.add(&record(time, mark));
+        let (denied, allowed) = ([(5, 1), (9, 2)], [(1, 3), (5, 4), (7, 5)]);
+        let mut batch = Batch::default();
+        for turn in [true, false] {
+            let mut both: Vec<_> = denied.map(|it| (class::DENIED, it)).to_vec();
+            both.extend(allowed.map(|it| (class::ALLOWED, it)));
+            if turn {
+                both.rotate_left(denied.len());
+            }
+            for (class, (time, mark)) in both {
+                batch.add(class, &record(time, mark));
+            }
+            batch.add(class::ALLOWED, b"short");
+            let mut marks = Vec::new();
+            batch.hand_over(|bytes| marks.push(bytes.last().copied().unwrap_or_default()));
+            assert_eq!(marks, [b't', 3, 4, 1, 5, 2]);
+            assert!(batch.is_empty());
         }
-        batch.add(b"short");
-        let mut marks = Vec::new();
-        batch.hand_over(|bytes| marks.push(bytes.last().copied().unwrap_or_default()));
-        assert_eq!(marks, [b't', 3, 1, 4, 5, 2]);
-        assert!(batch.is_empty());
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{GuardianAction, SessionError};
 use crate::agent::Name;
 use crate::audit::Tally;
+use crate::kernel::Pins;
 use crate::policy::{self, LoadOptions, Policy};
 
 /// How an engine is started.
@@ -19,8 +20,27 @@ pub struct EngineOptions {
     pub log: PathBuf,
     /// Folders of policies that are given by name.
     pub search: Vec<PathBuf>,
-    /// State that outlives the engine: the number of the last session.
+    /// State that outlives the engine: the number of the last session, agents, policies in force.
     pub state: PathBuf,
+    /// Where enforcement is pinned, if it is to outlive the engine.
+    pub pins: Option<Pins>,
+    /// Whether it is to govern: then it passes the self-test, and reads the policies of its agents again.
+    pub self_test: bool,
+}
+
+/// What becomes of agents that are left when an engine ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leave {
+    /// They go on, governed by what is pinned.
+    #[default]
+    Keep,
+    /// They are frozen, until somebody thaws or kills them.
+    Freeze,
+    /// They are killed.
+    Kill,
+    /// They go on ungoverned.
+    Release,
 }
 
 /// A policy as it was asked for, so that it can be read again.
@@ -81,7 +101,8 @@ pub struct Attach {
     pub policy: PolicyRequest,
     /// Who.
     pub target: Target,
-    /// What becomes of it if the engine dies.
+    /// What becomes of it if an engine dies whose enforcement is not pinned. With pins, an agent that is to be
+    /// killed belongs to somebody who subscribes to it, and ends with that one.
     pub on_death: GuardianAction,
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::engine::{Engine, InForce, about, lock, watch};
+use super::engine::{Engine, InForce, Retired, about, lock, watch};
 use super::{AgentInfo, PolicyRequest, SessionError};
 use crate::agent::{Agent, RegistryError};
 use crate::audit::{Record, record::op};
@@ -37,6 +37,11 @@ impl Engine {
             Ok((policy, table)) => self.replace(&agent, request, policy, &table, generation),
             Err(error) => Err(error),
         };
+        if swapped.is_ok() && self.store.is_some() {
+            // No program sees the one before any more: after this its records are in the log.
+            self.pump.drain().await;
+            lock(&self.state).retired.clear();
+        }
         if let Err(error) = &swapped {
             let what = error.line();
             tracing::error!(
@@ -64,20 +69,43 @@ impl Engine {
         self.recorder()
             .judge()
             .add(generation, policy.clone(), &generations);
-        lock(&self.enforcer).install(agent.slot, table)?;
+        let next = InForce {
+            request,
+            policy: policy.clone(),
+            generation,
+        };
+        let before = {
+            let mut state = lock(&self.state);
+            let before = state.in_force.insert(agent.slot, next);
+            state.retired.extend(before.as_ref().map(|it| Retired {
+                generation: it.generation,
+                policy: it.policy.clone(),
+                vars: it.request.vars.clone(),
+            }));
+            before
+        };
+        // First on the disk, then in the kernel: a daemon that finds us dead installs it again.
+        let installed = self
+            .save()
+            .and_then(|()| Ok(lock(&self.enforcer).install(agent.slot, table)?));
+        if let Err(error) = installed {
+            {
+                let mut state = lock(&self.state);
+                state.retired.pop();
+                state
+                    .in_force
+                    .extend(before.map(|before| (agent.slot, before)));
+            }
+            if let Err(error) = self.save() {
+                tracing::error!("a daemon that starts now would install the new policy: {error}");
+            }
+            return Err(error);
+        }
         self.note(about(agent, op::POLICY_INSTALL, &policy, generation));
         if let Some(watcher) = &*lock(&self.watcher) {
             watch(watcher, &policy);
         }
-        let mut state = lock(&self.state);
-        state.in_force.insert(
-            agent.slot,
-            InForce {
-                request,
-                policy,
-                generation,
-            },
-        );
+        let state = lock(&self.state);
         self.info(&state, agent.slot)
             .ok_or_else(|| RegistryError::Unknown(agent.name.to_string()).into())
     }

@@ -1,0 +1,158 @@
+//! One ring buffer, read without giving anything back: records stay in the kernel until they are in the
+//! log, so that the death of a reader loses none. It must never trust a length that it has not bounded.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Set while a program still writes the record.
+const BUSY: u32 = 1 << 31;
+/// Set when the record is to be skipped.
+const DISCARD: u32 = 1 << 30;
+/// What the kernel puts before each record.
+const HEADER: u64 = 8;
+
+/// A mapping that is undone when dropped.
+struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone; what is behind it is read by atomic loads, or is a record
+// that the kernel does not change before it is given back.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(fd: &OwnedFd, len: usize, offset: usize, writable: bool) -> io::Result<Self> {
+        let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a new mapping of a live descriptor, at a place that the kernel chooses.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let at = NonNull::new(at.cast()).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { at, len })
+    }
+
+    /// The position at the beginning of a page.
+    fn position(&self) -> &AtomicU64 {
+        // SAFETY: the first word of a page that is mapped for as long as `self` lives, aligned as pages are.
+        unsafe { self.at.cast().as_ref() }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, and nothing refers to it any more.
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
+    }
+}
+
+/// See the module.
+pub struct Ring {
+    fd: OwnedFd,
+    consumer: Mapping,
+    /// The producer's page, then the data twice in a row, so that no record is ever split.
+    producer: Mapping,
+    page: usize,
+    size: u64,
+    /// Up to where records were read; behind the consumer's position lies what was not given back.
+    read: u64,
+}
+
+impl Ring {
+    /// Maps a ring of `size` bytes, and begins where its last reader stopped.
+    pub fn open(fd: OwnedFd, size: usize) -> io::Result<Self> {
+        // SAFETY: a plain question.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
+            .map_err(io::Error::other)?;
+        let consumer = Mapping::new(&fd, page, 0, true)?;
+        let producer = Mapping::new(&fd, page + 2 * size, page, false)?;
+        let read = consumer.position().load(Ordering::Acquire);
+        Ok(Self {
+            fd,
+            consumer,
+            producer,
+            page,
+            size: size as u64,
+            read,
+        })
+    }
+
+    /// Where the programs are.
+    pub fn produced(&self) -> u64 {
+        self.producer.position().load(Ordering::Acquire)
+    }
+
+    /// Up to where records were read.
+    pub fn read_to(&self) -> u64 {
+        self.read
+    }
+
+    /// Whether there may be something to read.
+    pub fn has_more(&self) -> bool {
+        self.read != self.produced()
+    }
+
+    /// The next record before `end`; `None` if there is none, or it is still being written.
+    pub fn head(&mut self, end: u64) -> Option<&[u8]> {
+        while self.read < end {
+            let offset = usize::try_from(self.read % self.size).ok()?;
+            // SAFETY: `offset` is less than the size of the data, which is mapped twice; positions are multiples
+            // of eight.
+            let at = unsafe { self.producer.at.add(self.page + offset) };
+            // SAFETY: as above: an aligned word within the mapping.
+            let word = unsafe { at.cast::<AtomicU32>().as_ref() }.load(Ordering::Acquire);
+            if word & BUSY != 0 {
+                return None;
+            }
+            let len = u64::from(word & !DISCARD);
+            if len > self.size {
+                // The kernel never writes this.
+                return None;
+            }
+            if word & DISCARD == 0 {
+                // SAFETY: the record begins behind its header and is not longer than the ring, so it ends within
+                // the second copy; the kernel does not change it before it is given back, which takes `&mut self`.
+                return Some(unsafe {
+                    std::slice::from_raw_parts(at.add(HEADER as usize).as_ptr(), len as usize)
+                });
+            }
+            self.step(len as usize);
+        }
+        None
+    }
+
+    /// Goes on behind a record of `len` bytes.
+    pub fn step(&mut self, len: usize) {
+        self.read += (len as u64 + HEADER).next_multiple_of(HEADER);
+    }
+
+    /// Gives back everything that was read.
+    pub fn commit(&mut self) {
+        self.consumer.position().store(self.read, Ordering::Release);
+        // Either the next look sees a new record, or its producer sees the new position and wakes us.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Bytes that it takes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
