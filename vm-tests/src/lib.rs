@@ -10,4 +10,5 @@ pub mod listen;
 pub mod row;
 pub mod run;
 pub mod scenario;
+pub mod table;
 pub mod trail;

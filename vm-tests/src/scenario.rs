@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::fixture;
 use crate::guard::{Agent, Group, agentguard, agentguard_ok, write_policy};
 use crate::row::Actor;
-use crate::run::{Done, PERMISSIVE, Tally, perform};
+use crate::run::{Attempt, Done, PERMISSIVE, Tally, perform};
 use crate::trail::{Trail, Wanted};
 
 const SECRET: &str = "/t/secret/key";
@@ -88,7 +88,16 @@ pub fn run(audit: &Path, filter: &str, tally: &mut Tally) {
 
 fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    perform(&words, None, &[], Actor::Root, group)
+    perform(&Attempt {
+        act: &words,
+        cwd: None,
+        setup: &[],
+        after: &[],
+        before: &[],
+        private: false,
+        actor: Actor::Root,
+        group,
+    })
 }
 
 fn must_read(path: &str, group: &Group) -> Result<()> {
