@@ -7,6 +7,7 @@ pub mod demo;
 pub mod fixture;
 pub mod guard;
 pub mod listen;
+pub mod races;
 pub mod row;
 pub mod run;
 pub mod scenario;

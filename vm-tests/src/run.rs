@@ -29,6 +29,9 @@ pub enum Mode {
     Ungoverned,
 }
 
+/// How long an act may take. Guests are emulated and busy.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A policy that denies nothing.
 pub const PERMISSIVE: &str = "\
 version: 1
@@ -129,6 +132,8 @@ pub struct Attempt<'a> {
     pub actor: Actor,
     /// The cgroup, if the act is governed.
     pub group: Option<&'a Group>,
+    /// How long it may take.
+    pub patience: Duration,
 }
 
 /// What shows that something happened.
@@ -229,13 +234,16 @@ fn performed(attempt: &Attempt<'_>) -> Result<Done> {
         .context("failed to release the act")?;
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(output) = receiver.recv_timeout(Duration::from_mins(1)) else {
+    let Ok(output) = receiver.recv_timeout(attempt.patience) else {
         // It may end in this moment.
         let _ = nix::sys::signal::kill(
             nix::unistd::Pid::from_raw(i32::try_from(pid)?),
             nix::sys::signal::Signal::SIGKILL,
         );
-        bail!("the act did not end within 60 s");
+        bail!(
+            "the act did not end within {} s",
+            attempt.patience.as_secs()
+        );
     };
     let output = output.context("failed to wait for the act")?;
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -509,6 +517,7 @@ fn attempt<'a>(row: &'a Row, actor: Actor, group: Option<&'a Group>) -> Attempt<
         private: row.private,
         actor,
         group,
+        patience: PATIENCE,
     }
 }
 

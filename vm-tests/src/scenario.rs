@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::fixture;
 use crate::guard::{Agent, Group, agentguard, agentguard_ok, write_policy};
+use crate::races;
 use crate::row::Actor;
-use crate::run::{Attempt, Done, PERMISSIVE, Tally, perform};
+use crate::run::{Attempt, Done, PATIENCE, PERMISSIVE, Tally, perform};
 use crate::trail::{Trail, Wanted};
 
 const SECRET: &str = "/t/secret/key";
@@ -64,6 +65,25 @@ pub const SCENARIOS: &[Scenario] = &[
         commands_from_inside,
     ),
     ("guard: doctor finds everything it needs", doctor),
+    ("race: a symlink is swapped while it is followed", |_| {
+        races::race("race-symlink")
+    }),
+    (
+        "race: a folder and a link exchange names while they are walked",
+        |_| races::race("race-rename"),
+    ),
+    (
+        "race: an argument is rewritten while a program starts",
+        |_| races::race("race-arguments"),
+    ),
+    (
+        "names: a hard link made before the agent was attached",
+        linked_before,
+    ),
+    (
+        "names: a bind mount made by an ungoverned root",
+        mounted_before,
+    ),
     (
         "record: thousands of opens, each judged again by the reference",
         bulk,
@@ -97,6 +117,7 @@ fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
         private: false,
         actor: Actor::Root,
         group,
+        patience: PATIENCE,
     })
 }
 
@@ -316,6 +337,59 @@ fn nested(stage: &mut Stage) -> Result<()> {
         .trail
         .wait(mark, &denial(&agent.name, "open", SECRET))
         .map(drop)
+}
+
+/// The inode behind a denied path is refused under its other name, and only it.
+fn other_name(stage: &mut Stage, name: &str, setup: &str, alias: &str) -> Result<()> {
+    fixture::make(&[setup.to_owned()])?;
+    let mut control = Reader::attend(None)?;
+    ensure!(
+        control.read(alias)? == "0",
+        "an ungoverned process could not read {alias}"
+    );
+    drop(control);
+    let agent = guarded(name)?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    let mark = stage.trail.mark()?;
+    let answer = inside.read(alias)?;
+    ensure!(
+        matches!(answer.as_str(), "1" | "13"),
+        "the secret was read as {alias} (errno {answer})"
+    );
+    ensure!(
+        inside.read("/t/ws/second-name")? == "0",
+        "a second name of a free file was refused"
+    );
+    stage
+        .trail
+        .wait(
+            mark,
+            &Wanted {
+                cause: Some("protected-object".into()),
+                ..denial(name, "open", alias)
+            },
+        )
+        .map(drop)
+}
+
+fn linked_before(stage: &mut Stage) -> Result<()> {
+    other_name(
+        stage,
+        "linked-before",
+        "ln secret/key ws/alias",
+        "/t/ws/alias",
+    )
+}
+
+fn mounted_before(stage: &mut Stage) -> Result<()> {
+    let done = other_name(
+        stage,
+        "mounted-before",
+        "mount --bind secret ws/dir",
+        "/t/ws/dir/key",
+    );
+    fixture::shell(&["umount /t/ws/dir".to_owned()])?;
+    done
 }
 
 fn exit_status(stage: &mut Stage) -> Result<()> {
@@ -596,6 +670,11 @@ for line in sys.stdin:
 
     fn start(group: Option<&Group>) -> Result<Self> {
         fixture::make(&[])?;
+        Self::attend(group)
+    }
+
+    /// Starts in the fixture as it is.
+    fn attend(group: Option<&Group>) -> Result<Self> {
         let mut child = Command::new("/usr/bin/python3")
             .args(["-c", Self::PROGRAM])
             .stdin(Stdio::piped())

@@ -17,6 +17,7 @@ mod files;
 mod kernel;
 mod network;
 mod process;
+mod race;
 mod uring;
 pub mod victim;
 
@@ -28,6 +29,7 @@ pub const VERBS: &[&[&str]] = &[
     process::VERBS,
     kernel::VERBS,
     uring::VERBS,
+    race::VERBS,
 ];
 /// Begins the line that carries the errno.
 pub const RESULT: &str = "\u{1}errno ";
@@ -108,6 +110,7 @@ fn perform(act: &[String]) -> io::Result<()> {
         .or_else(|| process::perform(&words))
         .or_else(|| kernel::perform(&words))
         .or_else(|| uring::perform(&words))
+        .or_else(|| race::perform(&words))
         .unwrap_or_else(|| Err(io::Error::other(format!("no such act: {act:?}"))))
 }
 
