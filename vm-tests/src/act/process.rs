@@ -305,7 +305,8 @@ fn places(words: &[&str]) -> Option<io::Result<()>> {
 /// Types into a terminal as if a person had; without `inject` it only writes to it.
 fn terminal(inject: bool) -> io::Result<()> {
     const TIOCSTI: i64 = 0x5412;
-    let terminal = nix::pty::openpty(None, None)?;
+    // Kept until the process ends: without its other end the terminal would hang up before that is said.
+    let terminal = std::mem::ManuallyDrop::new(nix::pty::openpty(None, None)?);
     let slave = terminal.slave.as_fd();
     // A terminal of one's own takes input from its own session.
     nix::unistd::setsid()?;
