@@ -199,7 +199,6 @@ fn command(attempt: &Attempt<'_>) -> Result<Command> {
 }
 
 fn performed(attempt: &Attempt<'_>) -> Result<Done> {
-    let before = Scenery::take()?;
     let mut command = command(attempt)?;
     let mut child = command
         .stdin(Stdio::piped())
@@ -223,6 +222,8 @@ fn performed(attempt: &Attempt<'_>) -> Result<Done> {
             String::from_utf8_lossy(&output.stderr).trim()
         );
     }
+    // What came before the act is no effect of it.
+    let before = Scenery::take()?;
     if let Some(group) = attempt.group {
         group.take(pid)?;
     }

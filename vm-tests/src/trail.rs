@@ -158,12 +158,7 @@ impl Trail {
 
     /// Records that might have been meant, for people to read.
     fn near(&self, mark: usize, wanted: &Wanted) -> String {
-        let alike = |record: &&Value| {
-            wanted
-                .op
-                .as_deref()
-                .is_none_or(|op| record.get("op").and_then(Value::as_str) == Some(op))
-        };
+        let alike = |record: &&Value| wanted.op_fits(record);
         let field = |record: &Value, key: &str| {
             record
                 .get(key)

@@ -25,6 +25,8 @@ pub const VERBS: &[&str] = &[
     "list",
     "open-deep",
     "reopen",
+    "hold",
+    "reopen-held",
     "open-beneath",
     "open2",
     "open32",
@@ -62,6 +64,8 @@ pub const VERBS: &[&str] = &[
     "set-immutable",
 ];
 
+/// Number of a handle that is kept between two acts.
+const HELD: i32 = 200;
 const CWD: i32 = libc::AT_FDCWD;
 
 /// Performs an act of this module.
@@ -106,6 +110,12 @@ fn open(words: &[&str]) -> Option<io::Result<()>> {
         ["list", path] => list(path),
         ["open-deep", start, component, count, name] => deep(start, component, count, name),
         ["reopen", path] => reopen(path),
+        // Keeps a handle for a later act of this process.
+        ["hold", path] => handle(path).and_then(|file| {
+            sys!(SYS_dup2, file.as_raw_fd(), HELD)?;
+            Ok(())
+        }),
+        ["reopen-held"] => File::open(format!("/proc/self/fd/{HELD}")).and_then(show),
         ["open-beneath", folder, name] => beneath(folder, name),
         ["open2", path] => open2(path),
         ["open32", path] => open32(path),
