@@ -17,6 +17,8 @@ pub const VERBS: &[&str] = &["race-symlink", "race-rename", "race-arguments"];
 /// Threads that change, and threads that use.
 const CHANGING: usize = 16;
 const USING: usize = 48;
+/// Between two uses: each becomes a record, and a minute of them must fit into a guest's memory.
+const PAUSE: Duration = Duration::from_millis(5);
 const HARMLESS: &[u8] = b"harmless";
 const DANGER: &[u8] = b"--danger";
 
@@ -79,6 +81,7 @@ fn race(seconds: usize, change: impl Fn(usize) + Sync, usage: impl Fn(usize) + S
                         thread::yield_now();
                     } else {
                         usage(index);
+                        thread::sleep(PAUSE);
                     }
                 }
             });
