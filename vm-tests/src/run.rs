@@ -391,9 +391,13 @@ impl Runner {
         if !agents.contains_key(policy) {
             let known = if self.mode == Mode::Permissive {
                 write_policy("rows-permissive", UNLOCKED)?;
-                if guard::agentguard(&["policy", "check", "rows-permissive"])?
-                    .status
-                    .success()
+                if guard::agentguard(&[
+                    "policy",
+                    "check",
+                    "/etc/agentguard/policies/rows-permissive.yaml",
+                ])?
+                .status
+                .success()
                 {
                     "rows-permissive".to_owned()
                 } else {
