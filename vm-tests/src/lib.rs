@@ -3,6 +3,7 @@
 //! command line and the audit trail.
 
 pub mod act;
+pub mod attempt;
 pub mod demo;
 pub mod fixture;
 pub mod guard;

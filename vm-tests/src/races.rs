@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::attempt::{Attempt, perform};
 use crate::guard::{Agent, Group, write_policy};
 use crate::row::Actor;
-use crate::run::{Attempt, perform};
 
 /// Seconds of the guest's time for each race; `CI` has the default.
 const SECONDS: &str = "AGENTGUARD_RACE_SECONDS";

@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::attempt::{Attempt, Done, PATIENCE, perform};
 use crate::fixture;
 use crate::guard::{Agent, Group, agentguard, agentguard_ok, write_policy};
 use crate::races;
 use crate::row::Actor;
-use crate::run::{Attempt, Done, PATIENCE, PERMISSIVE, Tally, perform};
+use crate::run::{PERMISSIVE, Tally};
 use crate::trail::{Trail, Wanted};
 
 const SECRET: &str = "/t/secret/key";
