@@ -69,6 +69,9 @@ pub struct Needs {
     pub errno: Vec<i32>,
     /// What it is, in words.
     pub what: String,
+    /// The denial comes before the machine finds out: it is checked also where there is no positive control.
+    #[serde(default)]
+    pub judged_first: bool,
 }
 
 /// One row.

@@ -216,17 +216,23 @@ impl Runner {
         if let Some(needs) = &row.needs {
             let control = perform(&attempt(row, actor, None))?;
             if needs.errno.contains(&control.errno) {
+                if let Some(agent) = agent.filter(|_| needs.judged_first) {
+                    self.governed(row, actor, agent)?;
+                }
                 return Ok(Held::Lacks(format!(
-                    "needs {} (errno {} without it)",
-                    needs.what, control.errno
+                    "needs {} (errno {} without it{})",
+                    needs.what,
+                    control.errno,
+                    if needs.judged_first && agent.is_some() {
+                        "; denied all the same"
+                    } else {
+                        ""
+                    }
                 )));
             }
         }
         if let Some(agent) = agent {
-            let mark = self.trail.mark()?;
-            let done = perform(&attempt(row, actor, Some(&agent.group)))?;
-            check(row, &done)?;
-            self.recorded(row, agent, mark)?;
+            self.governed(row, actor, agent)?;
         }
         if matches!(row.expect, Expect::Denied | Expect::Killed) || agent.is_none() {
             let mark = self.trail.mark()?;
@@ -253,6 +259,13 @@ impl Runner {
             );
         }
         Ok(Held::Held)
+    }
+
+    fn governed(&mut self, row: &Row, actor: Actor, agent: &Agent) -> Result<()> {
+        let mark = self.trail.mark()?;
+        let done = perform(&attempt(row, actor, Some(&agent.group)))?;
+        check(row, &done)?;
+        self.recorded(row, agent, mark)
     }
 
     fn recorded(&mut self, row: &Row, agent: &Agent, mark: usize) -> Result<()> {
