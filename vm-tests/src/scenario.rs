@@ -388,10 +388,10 @@ fn mounted_before(stage: &mut Stage) -> Result<()> {
     let done = other_name(
         stage,
         "mounted-before",
-        "mount --bind secret ws/dir",
+        "/guest/busybox mount -o bind secret ws/dir",
         "/t/ws/dir/key",
     );
-    fixture::shell(&["umount /t/ws/dir".to_owned()])?;
+    fixture::shell(&["/guest/busybox umount /t/ws/dir".to_owned()])?;
     done
 }
 
