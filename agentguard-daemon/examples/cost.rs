@@ -15,7 +15,6 @@ use std::process::Command;
 use agentguard::kernel::{Guard, GuardOptions, cgroup_id};
 use agentguard::policy::{LoadOptions, load_text};
 use agentguard_common::label::Membership;
-use agentguard_common::record::class;
 
 /// Eleven bytes, two components.
 const SHORT: &str = "/tmp/abcdef";

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::act::USER;
+use crate::act::{USER, victim};
 
 /// Where acts happen.
 pub const ROOT: &str = "/t";
@@ -63,14 +63,19 @@ pub fn make(setup: &[String]) -> Result<()> {
     symlink("/t/secret/bin/tool", root.join("ws/bin/link-to-tool"))?;
     fs::hard_link(root.join("ws/free.txt"), root.join("ws/second-name"))?;
     open_to_all(root)?;
-    for line in setup {
+    shell(setup)
+}
+
+/// Runs shell lines as root in the fixture.
+pub fn shell(lines: &[String]) -> Result<()> {
+    for line in lines {
         let status = Command::new("/usr/bin/sh")
-            .args(["-ec", line])
-            .current_dir(root)
+            .args(["-ec", &expand(line)])
+            .current_dir(ROOT)
             .stdin(Stdio::null())
             .status()?;
         if !status.success() {
-            bail!("setup failed ({status}): {line}");
+            bail!("a shell line failed ({status}): {line}");
         }
     }
     Ok(())
@@ -168,6 +173,12 @@ pub fn expand(word: &str) -> String {
     let mut word = word
         .replace("${component}", &"d".repeat(COMPONENT))
         .replace("${argument-40000}", &"a".repeat(40_000));
+    for name in ["victim", "victim-address", "daemon"] {
+        let mark = format!("${{{name}}}");
+        if word.contains(&mark) {
+            word = word.replace(&mark, &victim::fact(name));
+        }
+    }
     for kind in ["ws", "secret"] {
         for length in [300, 4095] {
             word = word.replace(&format!("${{{kind}-{length}}}"), &long(kind, length));

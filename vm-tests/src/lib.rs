@@ -3,12 +3,15 @@
 //! command line and the audit trail.
 
 pub mod act;
+pub mod attempt;
 pub mod demo;
 pub mod fixture;
 pub mod guard;
 pub mod listen;
+pub mod races;
 pub mod row;
 pub mod run;
 pub mod scenario;
 pub mod survival;
+pub mod table;
 pub mod trail;

@@ -9,7 +9,7 @@ use clap::Parser;
 use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
-use vm_tests::{act, fixture, listen, row, scenario, survival};
+use vm_tests::{act, fixture, listen, row, scenario, survival, table};
 
 /// Tests that run in a guest.
 #[derive(Parser)]
@@ -30,16 +30,22 @@ enum Task {
         ungoverned: bool,
     },
     /// Perform one act when a byte arrives on standard input.
-    Act {
-        /// Become the ordinary user first.
-        #[arg(long)]
-        user: bool,
-        /// Working directory.
-        #[arg(long)]
-        cwd: Option<String>,
-        /// Verb and arguments.
-        #[arg(last = true, required = true)]
-        act: Vec<String>,
+    Act(act::Options),
+    /// Start a process outside of every agent, for setup.
+    Victim {
+        /// `plain`, or `giver NAME FILE`.
+        words: Vec<String>,
+    },
+    /// Be that process.
+    #[command(hide = true)]
+    Outsider {
+        /// As above.
+        words: Vec<String>,
+    },
+    /// Write the table of techniques to standard output.
+    Table {
+        /// Folder with the row files.
+        folder: PathBuf,
     },
     /// Play the demonstration.
     Demo(Scene),
@@ -47,9 +53,19 @@ enum Task {
 
 fn main() -> ExitCode {
     match Task::parse() {
-        Task::Act { user, cwd, act } => {
-            ExitCode::from(u8::try_from(act::main(user, cwd.as_deref(), &act)).unwrap_or(1))
-        }
+        Task::Act(options) => ExitCode::from(u8::try_from(act::main(&options)).unwrap_or(1)),
+        Task::Victim { words } => said(act::victim::start(&words)),
+        Task::Outsider { words } => said(act::victim::serve(&words)),
+        Task::Table { folder } => match row::load(&folder) {
+            Ok(families) => {
+                print!("{}", table::write(&families));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("failed to read the rows: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Task::Demo(scene) => match scene.play() {
             Ok(held) => ExitCode::from(u8::from(!held)),
             Err(error) => {
@@ -85,6 +101,16 @@ fn main() -> ExitCode {
     }
 }
 
+fn said(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     let families = row::load(folder)?;
     fixture::make_long()?;
@@ -96,6 +122,8 @@ fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
             daemon.started_in.as_millis()
         );
     }
+    // Rows that signal the daemon need something in its place where there is none.
+    act::victim::stand_in(daemon.as_ref().map(Daemon::pid))?;
     let mut runner = Runner::new(mode, filter, guard::AUDIT.as_ref());
     for (file, family) in &families {
         runner.family(file, family)?;

@@ -17,6 +17,11 @@ pub struct Family {
     pub policies: BTreeMap<String, String>,
     /// The policy of rows that name none.
     pub policy: String,
+    /// What people call the family in the table of techniques.
+    #[serde(default)]
+    pub title: String,
+    /// The policy under which acts that the rows deny are permitted: each is tried there too.
+    pub twin: Option<String>,
     /// The rows.
     pub rows: Vec<Row>,
 }
@@ -56,6 +61,19 @@ pub enum Actor {
     Root,
 }
 
+/// What a row needs of the machine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Needs {
+    /// The errnos with which the act fails, ungoverned, on a machine without it.
+    pub errno: Vec<i32>,
+    /// What it is, in words.
+    pub what: String,
+    /// The denial comes before the machine finds out: it is checked also where there is no positive control.
+    #[serde(default)]
+    pub judged_first: bool,
+}
+
 /// One row.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,8 +102,27 @@ pub struct Row {
     pub rule: Option<String>,
     /// Cause in the record: the stable name of why it was decided so.
     pub cause: Option<String>,
-    /// An empty file that the refusal leaves behind: a documented limit.
-    pub residue: Option<String>,
+    /// The second path in the record, as `target`.
+    pub to: Option<String>,
+    /// The policy under which the same act is permitted, if not the file's; `none` if there is none.
+    pub twin: Option<String>,
+    /// Have the acting process unshare mounts and host name first, so that nothing stays.
+    #[serde(default)]
+    pub private: bool,
+    /// Acts before, by the acting process as root, before it is governed.
+    #[serde(default)]
+    pub before: Vec<Vec<String>>,
+    /// Shell lines run after, ungoverned and as root.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// What the machine must have; the row is skipped where it has not.
+    pub needs: Option<Needs>,
+    /// The call reports no failure: only that nothing happened shows the denial. Says why.
+    pub silent: Option<String>,
+    /// What is permitted here leaves no record. Says why.
+    pub unrecorded: Option<String>,
+    /// The hook that stops it.
+    pub hook: Option<String>,
     /// The denial does not come from the policy's rules: without them it stays. Says why.
     pub inherent: Option<String>,
 }
@@ -99,9 +136,9 @@ impl Row {
     pub fn operation(&self) -> &str {
         let verb = self.act.first().map_or("", String::as_str);
         let own = match verb {
-            "exec" | "exec-memfd" => "exec",
-            "connect" | "connect-unix" => "connect",
+            "connect" | "connect-unix" | "connect32" | "uring-connect" => "connect",
             "send" | "fast-open" => "send",
+            _ if verb.starts_with("exec") => "exec",
             _ => "open",
         };
         self.op.as_deref().unwrap_or(own)
@@ -183,13 +220,47 @@ mod tests {
         }
     }
 
+    /// A verb that is denied somewhere is permitted somewhere: else the denial may be an accident.
+    #[test]
+    fn each_denial_has_a_twin() {
+        for (file, family) in shipped() {
+            for row in family
+                .rows
+                .iter()
+                .filter(|row| matches!(row.expect, Expect::Denied | Expect::Killed))
+            {
+                let verb = row.act.first();
+                let twin = row.twin.as_ref().or(family.twin.as_ref());
+                if let Some(twin) = twin.filter(|twin| twin.as_str() != "none") {
+                    assert!(
+                        family.policies.contains_key(twin),
+                        "{file}: {}: no policy {twin}",
+                        row.name
+                    );
+                    continue;
+                }
+                let permitted = family
+                    .rows
+                    .iter()
+                    .any(|other| other.expect == Expect::Allowed && other.act.first() == verb);
+                assert!(
+                    permitted || row.inherent.is_some(),
+                    "{file}: {}: {verb:?} is nowhere permitted",
+                    row.name
+                );
+            }
+        }
+    }
+
     #[test]
     fn every_verb_is_known() {
         for (file, family) in shipped() {
             for row in family.rows {
                 let verb = row.act.first().expect("an act has a verb");
                 assert!(
-                    crate::act::VERBS.contains(&verb.as_str()),
+                    crate::act::VERBS
+                        .iter()
+                        .any(|verbs| verbs.contains(&verb.as_str())),
                     "{file}: {}: no verb {verb}",
                     row.name
                 );

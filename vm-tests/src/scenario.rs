@@ -8,10 +8,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::attempt::{Attempt, Done, PATIENCE, perform};
 use crate::fixture;
 use crate::guard::{Agent, Group, agentguard, agentguard_ok, write_policy};
+use crate::races;
 use crate::row::Actor;
-use crate::run::{Done, PERMISSIVE, Tally, perform};
+use crate::run::{PERMISSIVE, Tally};
 use crate::trail::{Trail, Wanted};
 
 /// What no agent may read.
@@ -68,6 +70,14 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     ("guard: doctor finds everything it needs", doctor),
     (
+        "names: a hard link made before the agent was attached",
+        linked_before,
+    ),
+    (
+        "names: a bind mount made by an ungoverned root",
+        mounted_before,
+    ),
+    (
         "record: thousands of opens, each judged again by the reference",
         bulk,
     ),
@@ -75,6 +85,19 @@ pub const SCENARIOS: &[Scenario] = &[
         "record: no alarm, no gap, nothing malformed in this run",
         quiet,
     ),
+    // These are more than the ring buffers hold: only now may there be gaps.
+    ("race: a symlink is swapped while it is followed", |_| {
+        races::race("race-symlink")
+    }),
+    (
+        "race: a folder and a link exchange names while they are walked",
+        |_| races::race("race-rename"),
+    ),
+    (
+        "race: an argument is rewritten while a program starts",
+        |_| races::race("race-arguments"),
+    ),
+    ("race: no alarm, nothing malformed in the races", calm),
 ];
 
 /// Runs the scenarios whose name contains `filter`.
@@ -91,7 +114,17 @@ pub fn run(audit: &Path, filter: &str, tally: &mut Tally) {
 
 fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    perform(&words, None, &[], Actor::Root, group)
+    perform(&Attempt {
+        act: &words,
+        cwd: None,
+        setup: &[],
+        after: &[],
+        before: &[],
+        private: false,
+        actor: Actor::Root,
+        group,
+        patience: PATIENCE,
+    })
 }
 
 /// The open succeeds in a process of the group.
@@ -312,6 +345,59 @@ fn nested(stage: &mut Stage) -> Result<()> {
         .trail
         .wait(mark, &denial(&agent.name, "open", SECRET))
         .map(drop)
+}
+
+/// The inode behind a denied path is refused under its other name, and only it.
+fn other_name(stage: &mut Stage, name: &str, setup: &str, alias: &str) -> Result<()> {
+    fixture::make(&[setup.to_owned()])?;
+    let mut control = Reader::attend(None)?;
+    ensure!(
+        control.read(alias)? == "0",
+        "an ungoverned process could not read {alias}"
+    );
+    drop(control);
+    let agent = guarded(name)?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    let mark = stage.trail.mark()?;
+    let answer = inside.read(alias)?;
+    ensure!(
+        matches!(answer.as_str(), "1" | "13"),
+        "the secret was read as {alias} (errno {answer})"
+    );
+    ensure!(
+        inside.read("/t/ws/second-name")? == "0",
+        "a second name of a free file was refused"
+    );
+    stage
+        .trail
+        .wait(
+            mark,
+            &Wanted {
+                cause: Some("protected-object".into()),
+                ..denial(name, "open", alias)
+            },
+        )
+        .map(drop)
+}
+
+fn linked_before(stage: &mut Stage) -> Result<()> {
+    other_name(
+        stage,
+        "linked-before",
+        "ln secret/key ws/alias",
+        "/t/ws/alias",
+    )
+}
+
+fn mounted_before(stage: &mut Stage) -> Result<()> {
+    let done = other_name(
+        stage,
+        "mounted-before",
+        "/guest/busybox mount -o bind secret ws/dir",
+        "/t/ws/dir/key",
+    );
+    fixture::shell(&["/guest/busybox umount /t/ws/dir".to_owned()])?;
+    done
 }
 
 fn exit_status(stage: &mut Stage) -> Result<()> {
@@ -549,6 +635,18 @@ network: {default: deny}
     Ok(())
 }
 
+fn calm(stage: &mut Stage) -> Result<()> {
+    for record in stage.trail.since(0)? {
+        if matches!(
+            record["op"].as_str().unwrap_or_default(),
+            "alarm" | "malformed" | "log-repair"
+        ) {
+            bail!("{record}");
+        }
+    }
+    Ok(())
+}
+
 fn quiet(stage: &mut Stage) -> Result<()> {
     for record in stage.trail.since(0)? {
         let op = record["op"].as_str().unwrap_or_default();
@@ -592,6 +690,11 @@ for line in sys.stdin:
 
     fn start(group: Option<&Group>) -> Result<Self> {
         fixture::make(&[])?;
+        Self::attend(group)
+    }
+
+    /// Starts in the fixture as it is.
+    fn attend(group: Option<&Group>) -> Result<Self> {
         let mut child = Command::new("/usr/bin/python3")
             .args(["-c", Self::PROGRAM])
             .stdin(Stdio::piped())

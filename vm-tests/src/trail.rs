@@ -31,6 +31,8 @@ pub struct Wanted {
     pub rule: Option<String>,
     /// Cause.
     pub cause: Option<String>,
+    /// Second path.
+    pub to: Option<String>,
     /// Process.
     pub pid: Option<u32>,
 }
@@ -65,6 +67,7 @@ impl Wanted {
             && text("verdict", &self.verdict)
             && text("rule", &self.rule)
             && text("cause", &self.cause)
+            && text("to", &self.to)
             && self
                 .pid
                 .is_none_or(|pid| record.get("pid").and_then(Value::as_u64) == Some(pid.into()))
@@ -155,12 +158,7 @@ impl Trail {
 
     /// Records that might have been meant, for people to read.
     fn near(&self, mark: usize, wanted: &Wanted) -> String {
-        let alike = |record: &&Value| {
-            wanted
-                .op
-                .as_deref()
-                .is_none_or(|op| record.get("op").and_then(Value::as_str) == Some(op))
-        };
+        let alike = |record: &&Value| wanted.op_fits(record);
         let field = |record: &Value, key: &str| {
             record
                 .get(key)
