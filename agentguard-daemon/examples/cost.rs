@@ -1,5 +1,5 @@
 //! What one operation costs, in guest instructions: bare, ungoverned with the guard loaded, and governed
-//! with 10 and with 10,000 rules and a record for each action; and, for comparison, under an AppArmor
+//! with 10 and with 10,000 rules and a record for each action; and, for comparison, under an `AppArmor`
 //! profile with 10 and with 1,000 rules, which records nothing. Not a test: it judges nothing.
 //!
 //! `cost tables DIR` compiles the two policies, and the two profiles where there is an
@@ -22,7 +22,7 @@ const SHORT: &str = "/tmp/abcdef";
 const LONG: &str = "/tmp/aaaaa/bbbbb/ccccc/ddddd/eeeee/fffff/ggggg/hhhhh/iiiii/jjjj";
 const CGROUP: &str = "/sys/fs/cgroup/cost";
 const ROUNDS: usize = 5;
-/// Names and rules of the AppArmor profiles.
+/// Names and rules of the `AppArmor` profiles.
 const PROFILES: [(&str, usize); 2] = [("apparmor-10", 10), ("apparmor-1000", 1000)];
 
 /// What confines a measured process.
@@ -31,7 +31,7 @@ enum Confined<'a> {
     No,
     /// It enters the governed cgroup.
     Governed,
-    /// It changes to this AppArmor profile.
+    /// It changes to this `AppArmor` profile.
     Profile(&'a str),
 }
 
@@ -91,7 +91,7 @@ fn tables(dir: &Path) -> anyhow::Result<()> {
     profiles(dir)
 }
 
-/// An AppArmor profile with so many rules on files, which permits what is measured.
+/// An `AppArmor` profile with so many rules on files, which permits what is measured.
 fn profile(name: &str, rules: usize) -> String {
     let permitted = [
         "/tmp/** r,",
