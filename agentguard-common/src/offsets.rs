@@ -53,6 +53,7 @@ macro_rules! kernel_offsets {
             OFF_PATH_MNT: "path" . "mnt",
             OFF_PATH_DENTRY: "path" . "dentry",
             OFF_DENTRY_SEQ: "dentry" . "d_seq",
+            OFF_DENTRY_HASH: "dentry" . "d_hash",
             OFF_DENTRY_PARENT: "dentry" . "d_parent",
             OFF_DENTRY_NAME: "dentry" . "d_name",
             OFF_DENTRY_INODE: "dentry" . "d_inode",

@@ -112,7 +112,7 @@ pub fn run(audit: &Path, filter: &str, tally: &mut Tally) {
     }
 }
 
-fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
+pub(crate) fn act(words: &[&str], group: Option<&Group>) -> Result<Done> {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     perform(&Attempt {
         act: &words,

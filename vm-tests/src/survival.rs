@@ -667,14 +667,8 @@ fn uninstall() -> Result<()> {
         asked.status
     );
     // From inside it is refused, whatever it says.
-    let words: Vec<String> = ["exec", "/usr/bin/agentguard", "uninstall", "--yes"]
-        .map(str::to_owned)
-        .to_vec();
-    let inside = crate::run::perform(
-        &words,
-        None,
-        &[],
-        crate::row::Actor::Root,
+    let inside = crate::scenario::act(
+        &["exec", "/usr/bin/agentguard", "uninstall", "--yes"],
         Some(&agent.group),
     );
     ensure!(

@@ -44,6 +44,7 @@ mod script;
 use agentguard_common::record::{RecordHeader, record_flags};
 use aya_ebpf::helpers::generated::bpf_d_path;
 
+use crate::label::peek;
 use crate::offsets::{self as off, field, get};
 
 /// `SB_NOUSER`: a file system that nobody can mount: pipes, sockets, memfd.
@@ -82,10 +83,36 @@ pub unsafe fn resolve_within<const SIZE: usize>(file: *const u8, buffer: *mut u8
     };
     // A failure leaves the previous path in the buffer: nothing may be decided on it.
     if len <= 0 {
-        if len == 0 { -2 } else { len }
-    } else {
-        len - 1
+        return if len == 0 { -2 } else { len };
     }
+    let len = len - 1;
+    // SAFETY: masked by the size of the buffer, which is a power of two.
+    let last = unsafe { *buffer.add((len - 1) as usize & (SIZE - 1)) };
+    if last == b')' && is_removed(file as u64, buffer as u64, len) {
+        len - REMOVED.len() as i64
+    } else {
+        len
+    }
+}
+
+/// What the kernel writes behind the name of a file that was removed.
+const REMOVED: [u8; 10] = *b" (deleted)";
+
+/// Whether the end of a path says that its file was removed, and is no part of its name. Such a file is judged
+/// by the name that it had: otherwise no rule on names would speak of it, and who held a handle could open it.
+#[inline(never)]
+extern "C" fn is_removed(file: u64, buffer: u64, len: i64) -> bool {
+    if len <= REMOVED.len() as i64 {
+        return false;
+    }
+    let end: [u8; REMOVED.len()] = peek(buffer + len as u64 - REMOVED.len() as u64, [0; 10]);
+    let dentry: u64 = peek(
+        file + get(&off::OFF_FILE_PATH) as u64 + get(&off::OFF_PATH_DENTRY) as u64,
+        0,
+    );
+    // An entry that is in no bucket of the cache's table has no name any more.
+    let unhashed = peek::<u64>(dentry + get(&off::OFF_DENTRY_HASH) as u64 + 8, 1) == 0;
+    end == REMOVED && unhashed
 }
 
 /// Which object a file is.
