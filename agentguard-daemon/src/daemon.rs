@@ -58,6 +58,7 @@ impl Config {
             btf: self.btf.clone(),
             log: self.audit.clone(),
             search: self.policies.clone(),
+            also_own: vec![self.run_dir.clone()],
             state: self.state_dir.clone(),
             pins: Some(Pins::of_host()),
             self_test,

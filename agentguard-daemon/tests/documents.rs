@@ -41,6 +41,7 @@ fn policies_in_documents_hold_what_they_promise() {
     let options = LoadOptions {
         search: Vec::<PathBuf>::new(),
         vars: BTreeMap::from(vars.map(|(name, value)| (name.to_owned(), value.to_owned()))),
+        ..LoadOptions::default()
     };
     let mut tried = 0;
     for name in ["README.md", "docs/policy.md"] {

@@ -165,6 +165,7 @@ impl Common {
         LoadOptions {
             search: vec![self.policies.clone()],
             vars,
+            own: policy::own::usual(),
         }
     }
 }

@@ -391,6 +391,7 @@ fn options(args: &RunArgs, log: &Path) -> EngineOptions {
         btf: args.btf.clone(),
         log: log.to_owned(),
         search: vec![PathBuf::from(POLICIES)],
+        also_own: Vec::new(),
         state: PathBuf::from(STATE),
         pins: None,
         self_test: true,

@@ -28,6 +28,7 @@ const REQUIRED: &[&str] = &[
     "file_receive",
     "file_ioctl",
     "ptrace_access_check",
+    "ptrace_traceme",
     "task_kill",
     "file_send_sigiotask",
     "task_setrlimit",

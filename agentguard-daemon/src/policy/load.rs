@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::builtin;
 use super::diagnostic::{PolicyError, Source, Span};
+use super::own;
 use super::schema::Document;
 use super::yaml::parse;
 
@@ -26,6 +27,8 @@ pub struct LoadOptions {
     pub search: Vec<PathBuf>,
     /// Values of variables; they win over those written in files.
     pub vars: BTreeMap<String, String>,
+    /// AgentGuard's own files and folders: no policy permits them. See [`super::own`].
+    pub own: Vec<PathBuf>,
 }
 
 /// One file of a policy.
@@ -56,6 +59,7 @@ pub fn read(name_or_path: &str, options: &LoadOptions) -> Result<Parts, PolicyEr
     let place =
         find(name_or_path, None, options).ok_or_else(|| not_found(name_or_path, options))?;
     reader.visit(&place, None)?;
+    reader.protect_own()?;
     Ok(Parts {
         parts: reader.parts,
         files: reader.files,
@@ -72,6 +76,7 @@ pub fn read_text(path: &Path, text: &str, options: &LoadOptions) -> Result<Parts
         seen: Vec::new(),
     };
     reader.take(path, PathBuf::from(path), text)?;
+    reader.protect_own()?;
     Ok(Parts {
         parts: reader.parts,
         files: reader.files,
@@ -216,6 +221,30 @@ impl Reader<'_> {
                 self.take(&path, key, &text)
             }
         }
+    }
+
+    /// Adds the rules about AgentGuard's own files.
+    fn protect_own(&mut self) -> Result<(), PolicyError> {
+        if self.options.own.is_empty() {
+            return Ok(());
+        }
+        let resolved =
+            |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let own = own::Own {
+            closed: self.options.own.clone(),
+            program: std::env::current_exe().ok(),
+            policies: self.files.iter().map(resolved).collect(),
+        };
+        let text = own.text().map_err(|path| {
+            PolicyError::general(
+                format!(
+                    "AgentGuard's own path {} is not UTF-8, so no rule can protect it",
+                    path.display()
+                ),
+                "give it a name in UTF-8",
+            )
+        })?;
+        self.take(Path::new(own::PATH), PathBuf::from(own::PATH), &text)
     }
 
     fn take(&mut self, path: &Path, key: PathBuf, text: &str) -> Result<(), PolicyError> {

@@ -22,6 +22,7 @@ mod load;
 mod locks;
 mod lower;
 mod matcher;
+pub mod own;
 pub mod places;
 mod rule;
 mod rules;

@@ -12,6 +12,7 @@ fn policy(text: &str) -> Policy {
         vars: [("workspace", "/work/x"), ("home", "/home/u")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
+        ..LoadOptions::default()
     };
     load_text(Path::new("test.yaml"), text, &options)
         .unwrap_or_else(|error| panic!("{error}: {}", error.help_text()))
@@ -223,6 +224,7 @@ fn built_in_policies_pass_their_own_tests() {
         vars: [("workspace", "/work/x"), ("home", "/home/u")]
             .map(|(k, v)| (k.to_owned(), v.to_owned()))
             .into(),
+        ..LoadOptions::default()
     };
     for name in BUILT_IN_NAMES {
         let policy = load(name, &options).unwrap_or_else(|error| {

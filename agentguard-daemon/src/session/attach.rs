@@ -73,8 +73,9 @@ impl Engine {
         generation: u32,
     ) -> Result<(Arc<Policy>, Vec<u8>), SessionError> {
         let (request, search) = (request.clone(), self.search.clone());
+        let own = self.own.clone();
         let work = move || {
-            let policy = request.load(&search)?;
+            let policy = request.load(&search, &own)?;
             let table = policy.compile(generation)?;
             Ok((Arc::new(policy), table.bytes))
         };

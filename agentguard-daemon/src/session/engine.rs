@@ -61,6 +61,8 @@ pub struct Engine {
     pub(super) watcher: Mutex<Option<Watcher>>,
     pub(super) pump: Pump,
     pub(super) search: Vec<PathBuf>,
+    /// What no policy permits.
+    pub(super) own: Vec<PathBuf>,
     pub(super) sessions: PathBuf,
     /// Only an engine whose enforcement outlives it has one.
     pub(super) store: Option<Mutex<Store>>,
@@ -76,6 +78,7 @@ pub(super) struct Parts {
     pub guardian: Option<Guardian>,
     pub pump: Pump,
     pub search: Vec<PathBuf>,
+    pub own: Vec<PathBuf>,
     pub sessions: PathBuf,
     pub store: Option<Store>,
 }
@@ -136,6 +139,7 @@ impl Engine {
             guardian: (!is_pinned).then(Guardian::start).transpose()?,
             pump,
             search: options.search.clone(),
+            own: options.own(),
             sessions: options.state.join("session"),
             store: is_pinned.then(|| Store::at(&options.state)),
         }));
@@ -189,6 +193,7 @@ impl Engine {
             watcher: Mutex::new(None),
             pump: parts.pump,
             search: parts.search,
+            own: parts.own,
             sessions: parts.sessions,
             store: parts.store.map(Mutex::new),
             owners: Mutex::default(),

@@ -133,6 +133,7 @@ fn parts(root: &std::path::Path, kernel: &Memory) -> Parts {
         guardian: None,
         pump: Pump::idle(),
         search: vec![root.join("policies")],
+        own: Vec::new(),
         sessions: root.join("state/session"),
         store: Some(super::store::Store::at(&root.join("state"))),
     }

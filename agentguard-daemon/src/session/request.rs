@@ -20,12 +20,32 @@ pub struct EngineOptions {
     pub log: PathBuf,
     /// Folders of policies that are given by name.
     pub search: Vec<PathBuf>,
+    /// What else is its own: the folder of the control socket.
+    pub also_own: Vec<PathBuf>,
     /// State that outlives the engine: the number of the last session, agents, policies in force.
     pub state: PathBuf,
     /// Where enforcement is pinned, if it is to outlive the engine.
     pub pins: Option<Pins>,
     /// Whether it is to govern: then it passes the self-test, and reads the policies of its agents again.
     pub self_test: bool,
+}
+
+impl EngineOptions {
+    /// The files and folders that belong to this engine, by the names that the kernel resolves.
+    pub(super) fn own(&self) -> Vec<PathBuf> {
+        let resolved = |path: &Path| {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            crate::policy::places::nearest(&path).unwrap_or(path)
+        };
+        let mut own = crate::policy::own::usual();
+        let configured = [self.log.clone(), self.state.clone()];
+        own.extend(configured.into_iter().chain(self.search.clone()));
+        own.extend(self.also_own.clone());
+        let mut own: Vec<PathBuf> = own.iter().map(|path| resolved(path)).collect();
+        own.sort();
+        own.dedup();
+        own
+    }
 }
 
 /// What becomes of agents that are left when an engine ends.
@@ -63,10 +83,12 @@ impl PolicyRequest {
         }
     }
 
-    pub(super) fn load(&self, search: &[PathBuf]) -> Result<Policy, SessionError> {
+    /// `own` are AgentGuard's own files, which no policy permits.
+    pub(super) fn load(&self, search: &[PathBuf], own: &[PathBuf]) -> Result<Policy, SessionError> {
         let options = LoadOptions {
             search: search.to_vec(),
             vars: self.vars.clone(),
+            own: own.to_vec(),
         };
         if self.policy == DENY_EVERYTHING {
             let text = "version: 1\nname: self-test\n";

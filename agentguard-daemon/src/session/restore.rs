@@ -171,11 +171,14 @@ impl Engine {
                 tracing::error!("`{}`: {what}", saved.name);
                 notes.push(Note::of(saved, op::POLICY_ERROR, what));
                 let generation = self.generation.fetch_add(1, Ordering::Relaxed);
-                let policy = saved.request.load(&self.search).or_else(|error| {
-                    let what = format!("everything is denied: {}", error.line());
-                    notes.push(Note::of(saved, op::POLICY_ERROR, what));
-                    PolicyRequest::deny_everything().load(&self.search)
-                })?;
+                let policy = saved
+                    .request
+                    .load(&self.search, &self.own)
+                    .or_else(|error| {
+                        let what = format!("everything is denied: {}", error.line());
+                        notes.push(Note::of(saved, op::POLICY_ERROR, what));
+                        PolicyRequest::deny_everything().load(&self.search, &self.own)
+                    })?;
                 (generation, policy, saved.request.vars.clone())
             }
         };
@@ -288,10 +291,10 @@ impl Engine {
             state.registry.iter().filter_map(of).collect()
         };
         for (name, request, policy) in agents {
-            let search = self.search.clone();
+            let (search, own) = (self.search.clone(), self.own.clone());
             let same = move || {
                 request
-                    .load(&search)
+                    .load(&search, &own)
                     .is_ok_and(|found| found.sources() == policy.sources())
             };
             if !tokio::task::spawn_blocking(same).await.unwrap_or(false) {

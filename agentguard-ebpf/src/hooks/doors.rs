@@ -5,7 +5,7 @@
 
 use agentguard_common::verdict::{Lock, access};
 
-use crate::label::peek;
+use crate::label::{Subject, peek};
 use crate::offsets::{self as off, field, get};
 
 const S_IFMT: u16 = 0o170_000;
@@ -61,7 +61,7 @@ pub unsafe fn maybe(file: *const u8, wanted: u8) -> bool {
 
 /// The switch that an open needs.
 #[inline(always)]
-pub fn lock_of(file: u64, wanted: u8) -> Option<Lock> {
+pub fn lock_of(subject: Subject, file: u64, wanted: u8) -> Option<Lock> {
     let inode: u64 = peek(file + get(&off::OFF_FILE_INODE) as u64, 0);
     let mode: u16 = peek(inode + get(&off::OFF_INODE_MODE) as u64, S_IFBLK);
     match mode & S_IFMT {
@@ -78,14 +78,47 @@ pub fn lock_of(file: u64, wanted: u8) -> Option<Lock> {
     if wanted & access::WRITE == 0 {
         return None;
     }
-    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
-    let magic: u64 = peek(sb + get(&off::OFF_SB_MAGIC) as u64, PROC);
-    let dentry = peek(
-        file + get(&off::OFF_FILE_PATH) as u64 + get(&off::OFF_PATH_DENTRY) as u64,
-        0,
-    );
-    let setting = SETTINGS.contains(&magic) || (magic == PROC && is_setting(dentry));
-    setting.then_some(Lock::Settings)
+    let path = file + get(&off::OFF_FILE_PATH) as u64;
+    let dentry = peek(path + get(&off::OFF_PATH_DENTRY) as u64, 0);
+    if is_score(dentry) && magic_of(dentry) == PROC && !is_own(subject, inode) {
+        return Some(Lock::Priorities);
+    }
+    is_settings(dentry).then_some(Lock::Settings)
+}
+
+/// The kind of file system that an entry is on.
+#[inline(always)]
+fn magic_of(dentry: u64) -> u64 {
+    let sb: u64 = peek(dentry + get(&off::OFF_DENTRY_SB) as u64, 0);
+    peek(sb + get(&off::OFF_SB_MAGIC) as u64, PROC)
+}
+
+/// Whether an entry is one of the kernel's settings. Making and removing entries there changes them too.
+#[inline(always)]
+pub fn is_settings(dentry: u64) -> bool {
+    let magic = magic_of(dentry);
+    SETTINGS.contains(&magic) || (magic == PROC && is_setting(dentry))
+}
+
+/// Whether an entry of proc says who dies first when memory is short: `oom_score_adj`, `oom_adj`.
+#[inline(always)]
+fn is_score(dentry: u64) -> bool {
+    let name = dentry + get(&off::OFF_DENTRY_NAME) as u64;
+    let bytes: u64 = peek(name + get(&off::OFF_QSTR_NAME) as u64, 0);
+    peek(bytes, *b"oom_") == *b"oom_"
+}
+
+/// Whether an inode of proc is about the current process. The kernel's own object for it is compared, so
+/// that numbers in another namespace of processes have no say.
+#[inline(always)]
+fn is_own(subject: Subject, inode: u64) -> bool {
+    /// Index of the process among the identities of a `signal_struct`.
+    const PROCESS: u64 = 1;
+    let proc = inode - get(&off::OFF_PROC_INODE) as u64;
+    let theirs: u64 = peek(proc + get(&off::OFF_PROC_PID) as u64, 0);
+    let signal: u64 = peek(subject.task as u64 + get(&off::OFF_TASK_SIGNAL) as u64, 0);
+    let own: u64 = peek(signal + get(&off::OFF_SIGNAL_PIDS) as u64 + 8 * PROCESS, 0);
+    theirs != 0 && theirs == own
 }
 
 /// Whether an entry of proc is `/sys`, something below it, or `/sysrq-trigger`. Where it cannot be known, it is.

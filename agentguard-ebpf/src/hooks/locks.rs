@@ -15,11 +15,13 @@ use crate::scratch;
 
 /// `CAP_OPT_NOAUDIT`: the kernel only asks what would be.
 const NOAUDIT: u64 = 2;
-/// Capabilities that reach no further than files and processes of one's own: chown, `dac_override`, fowner,
-/// fsetid, kill, setgid, setuid, setpcap, `net_bind_service`, `net_broadcast`, `ipc_lock`, `ipc_owner`,
-/// `sys_nice`, lease, `audit_write`.
+/// Capabilities that reach no further than files and processes of one's own, or whose every use another hook
+/// judges with its object: chown, `dac_override`, `dac_read_search`, fowner, fsetid, kill, setgid, setuid,
+/// setpcap, `net_bind_service`, `net_broadcast`, `ipc_lock`, `ipc_owner`, `sys_ptrace`, `sys_nice`, lease,
+/// `audit_write`.
 const HARMLESS: u64 = 1 << 0
     | 1 << 1
+    | 1 << 2
     | 1 << 3
     | 1 << 4
     | 1 << 5
@@ -30,6 +32,7 @@ const HARMLESS: u64 = 1 << 0
     | 1 << 11
     | 1 << 14
     | 1 << 15
+    | 1 << 19
     | 1 << 23
     | 1 << 28
     | 1 << 29;

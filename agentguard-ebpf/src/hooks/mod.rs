@@ -86,6 +86,10 @@ pub unsafe fn resolve_within<const SIZE: usize>(file: *const u8, buffer: *mut u8
         return if len == 0 { -2 } else { len };
     }
     let len = len - 1;
+    if len <= 2 && !is_mount_root(file as u64) {
+        // Opened by a handle, and not connected to any folder: its name is none (path-unreadable).
+        return -2;
+    }
     // SAFETY: masked by the size of the buffer, which is a power of two.
     let last = unsafe { *buffer.add((len - 1) as usize & (SIZE - 1)) };
     if last == b')' && is_removed(file as u64, buffer as u64, len) {
@@ -93,6 +97,16 @@ pub unsafe fn resolve_within<const SIZE: usize>(file: *const u8, buffer: *mut u8
     } else {
         len
     }
+}
+
+/// Whether a file is the root of its mount, as the one file is whose path may be `/`.
+#[inline(never)]
+extern "C" fn is_mount_root(file: u64) -> bool {
+    let path = file + get(&off::OFF_FILE_PATH) as u64;
+    let mount: u64 = peek(path + get(&off::OFF_PATH_MNT) as u64, 0);
+    let dentry: u64 = peek(path + get(&off::OFF_PATH_DENTRY) as u64, 0);
+    let parent: u64 = peek(dentry + get(&off::OFF_DENTRY_PARENT) as u64, 0);
+    parent != dentry || peek::<u64>(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0) == dentry
 }
 
 /// What the kernel writes behind the name of a file that was removed.

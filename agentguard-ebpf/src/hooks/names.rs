@@ -6,7 +6,7 @@ use agentguard_common::table::flags;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
-use super::locks;
+use super::{doors, locks};
 use crate::bound::forget;
 use crate::climb::climb;
 use crate::decide::{self, Decision, Policy, with_table};
@@ -168,15 +168,28 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
             let decision = forget(&raw mut (*scratch).decision, decision);
             identity::guard(subject, decision, object, request.wanted)
         };
-        let decision = forget(&raw mut (*scratch).decision, decision);
+        let kept = &raw mut (*scratch).decision;
+        let mut decision = forget(kept, decision);
+        let (mut operation, mut aux) = (request.operation, request.aux);
+        if decision.is_allowed()
+            && request.wanted & access::WRITE != 0
+            && doors::is_settings(request.dentry)
+        {
+            let locked = with_table!(policy, t => decide::lock(t, Lock::Settings as u32));
+            if !locked.is_allowed() {
+                decision = locked;
+                (operation, aux) = (Operation::Kernel, Lock::Settings as u32);
+            }
+        }
+        let decision = forget(kept, decision);
         let outcome = emit::outcome(decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
             return 0;
         }
         let header = &mut (*scratch).header;
-        emit::fill(header, subject, request.operation, decision, outcome);
+        emit::fill(header, subject, operation, decision, outcome);
         header.access = request.wanted;
-        header.aux = request.aux;
+        header.aux = aux;
         header.inode = object.inode;
         header.device = object.device;
         let len = if len < 0 {

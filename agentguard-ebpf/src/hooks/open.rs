@@ -201,7 +201,7 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         if decision.is_allowed() && !anonymous {
             let object = Identity { inode, device };
             decision = forget(kept, identity::guard(subject, decision, object, wanted));
-            if let Some(lock) = doors::lock_of(file as u64, wanted) {
+            if let Some(lock) = doors::lock_of(subject, file as u64, wanted) {
                 let locked = with_table!(policy, t => decide::lock(t, lock as u32));
                 if !locked.is_allowed() {
                     decision = locked;

@@ -57,6 +57,12 @@ hook! {
 }
 
 hook! {
+    /// `ptrace_traceme(struct task_struct *parent)`. Minimum kernel 5.7. Fails closed. A child that makes its parent its
+    /// tracer stops, and is waited for, in ways that a supervisor outside does not expect.
+    ptrace_traceme, "ptrace_traceme", |ctx, subject| reach(subject, ctx.arg(0), Lock::Ptrace, 0)
+}
+
+hook! {
     /// `task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred)`. Minimum kernel
     /// 5.7. Fails closed. Signal 0 sends nothing.
     task_kill, "task_kill", |ctx, subject| {

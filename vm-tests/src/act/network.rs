@@ -245,7 +245,13 @@ fn receive(name: &str) -> io::Result<Option<OwnedFd>> {
         Some(&mut space),
         MsgFlags::empty(),
     )?;
-    for part in message.cmsgs()? {
+    let parts = match message.cmsgs() {
+        Ok(parts) => parts,
+        // The kernel kept the descriptor back, and says only that something is missing.
+        Err(nix::errno::Errno::ENOBUFS) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    for part in parts {
         if let ControlMessageOwned::ScmRights(held) = part
             && let Some(number) = held.first()
         {

@@ -1,0 +1,135 @@
+//! The rules that every policy has, whatever it says: AgentGuard's own files are nobody else's.
+//!
+//! They are one more file of the policy, so that records name them like any rule. Paths are plain text there,
+//! by way of variables, and never patterns.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// What stands for the path of the file in diagnostics and records.
+pub const PATH: &str = "<built-in>/agentguard-files.yaml";
+
+/// What belongs to AgentGuard where nothing is configured otherwise.
+pub fn usual() -> Vec<PathBuf> {
+    [
+        "/etc/agentguard",
+        "/var/lib/agentguard",
+        "/var/log/agentguard",
+        "/run/agentguard",
+        "/sys/fs/bpf/agentguard",
+    ]
+    .map(PathBuf::from)
+    .to_vec()
+}
+
+/// What the rules speak of.
+#[derive(Debug, Default)]
+pub struct Own {
+    /// Files and folders that nobody may open.
+    pub closed: Vec<PathBuf>,
+    /// The program.
+    pub program: Option<PathBuf>,
+    /// The files of the policy itself, which may be read: an agent must not loosen its own rules.
+    pub policies: Vec<PathBuf>,
+}
+
+impl Own {
+    /// The text of the rules. A path that is not UTF-8 cannot be written in a policy, and is the error.
+    pub fn text(&self) -> Result<String, PathBuf> {
+        let mut vars = String::new();
+        let mut rules = String::new();
+        let mut rule = |access: &str, id: &str, reason: &str, paths: &[PathBuf]| {
+            let mut patterns = Vec::new();
+            for (index, path) in paths.iter().enumerate() {
+                let plain = path.to_str().ok_or_else(|| path.clone())?;
+                let name = format!("{}_{index}", id.replace('-', "_"));
+                // A JSON text is a YAML text. Writing to a `String` cannot fail.
+                let _ = writeln!(vars, "  {name}: {}", serde_json::Value::from(plain));
+                patterns.push(format!("\"${{{name}}}/**\""));
+            }
+            if !patterns.is_empty() {
+                let _ = write!(
+                    rules,
+                    "  {access}:\n    deny:\n      - id: {id}\n        path: [{}]\n        reason: {reason}\n",
+                    patterns.join(", ")
+                );
+            }
+            Ok::<(), PathBuf>(())
+        };
+        rule(
+            "read_write",
+            "agentguard-files",
+            "The policies, the audit log and the controls of AgentGuard itself.",
+            &self.closed,
+        )?;
+        let kept: Vec<PathBuf> = self.program.iter().chain(&self.policies).cloned().collect();
+        rule(
+            "write",
+            "agentguard-program",
+            "AgentGuard itself, and the policy that this agent is under.",
+            &kept,
+        )?;
+        Ok(format!(
+            "version: 1\nname: agentguard-files\nvars:\n{vars}files:\n{rules}"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agentguard_common::verdict::{Verdict, access};
+
+    use std::path::Path;
+
+    use super::*;
+    use crate::policy::{Action, LoadOptions, load_text};
+
+    #[test]
+    fn no_policy_permits_what_is_ours_and_paths_are_no_patterns() {
+        let options = LoadOptions {
+            own: vec!["/var/log/agentguard".into(), "/srv/a*b/\"log".into()],
+            ..LoadOptions::default()
+        };
+        let text = "version: 1\nfiles: {default: allow}\n";
+        let policy = load_text(Path::new("/p.yaml"), text, &options).expect("a policy");
+        let verdict = |path: &str, access| {
+            let path = path.as_bytes();
+            policy.judge(&Action::Path { path, access }).verdict
+        };
+        for ours in [
+            "/var/log/agentguard",
+            "/var/log/agentguard/audit.jsonl",
+            "/srv/a*b/\"log",
+        ] {
+            assert_eq!(verdict(ours, access::READ), Verdict::Deny, "{ours}");
+            assert_eq!(verdict(ours, access::WRITE), Verdict::Deny, "{ours}");
+        }
+        assert_eq!(verdict("/srv/axxb/\"log", access::READ), Verdict::Allow);
+        let program = std::env::current_exe().expect("this program");
+        let program = program.to_str().expect("UTF-8");
+        assert_eq!(verdict(program, access::READ), Verdict::Allow);
+        assert_eq!(verdict(program, access::WRITE), Verdict::Deny);
+    }
+
+    #[test]
+    fn an_agent_cannot_write_its_own_policy() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("p.yaml");
+        std::fs::write(&file, "version: 1\nfiles: {default: allow}\n").expect("written");
+        let options = LoadOptions {
+            own: usual(),
+            ..LoadOptions::default()
+        };
+        let policy =
+            crate::policy::load(file.to_str().expect("UTF-8"), &options).expect("a policy");
+        let path = file.canonicalize().expect("resolved");
+        let path = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+        for (access, expected) in [
+            (access::READ, Verdict::Allow),
+            (access::WRITE, Verdict::Deny),
+        ] {
+            let judgement = policy.judge(&Action::Path { path, access });
+            assert_eq!(judgement.verdict, expected);
+        }
+    }
+}
