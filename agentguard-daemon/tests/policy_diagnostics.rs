@@ -16,6 +16,7 @@ fn options() -> LoadOptions {
     LoadOptions {
         search: Vec::new(),
         vars,
+        ..LoadOptions::default()
     }
 }
 
