@@ -186,12 +186,11 @@ fn cgroup_of_unit(unit: &str) -> Result<PathBuf, CliError> {
 pub fn detach(args: &DetachArgs) -> Result<ExitCode, CliError> {
     super::on_runtime(async {
         let mut client = Client::connect(&args.socket.socket).await?;
-        let names = match &args.name {
-            Some(name) => vec![name.clone()],
-            None => {
-                let agents: Vec<AgentInfo> = client.ask(Method::GET, "/agents").await?;
-                agents.into_iter().map(|agent| agent.name).collect()
-            }
+        let names = if let Some(name) = &args.name {
+            vec![name.clone()]
+        } else {
+            let agents: Vec<AgentInfo> = client.ask(Method::GET, "/agents").await?;
+            agents.into_iter().map(|agent| agent.name).collect()
         };
         for name in names {
             let agent: AgentInfo = client
@@ -304,10 +303,12 @@ impl<'a> Listed<'a> {
 
 /// Agents that are governed although no daemon runs; `None` where nothing is pinned.
 fn pinned_agents() -> Result<Option<Vec<AgentInfo>>, CliError> {
-    if Pins::of_host()
-        .in_force()
-        .map_err(SessionError::from)?
-        .is_none()
+    // Only root can see pins.
+    if !nix::unistd::geteuid().is_root()
+        || Pins::of_host()
+            .in_force()
+            .map_err(SessionError::from)?
+            .is_none()
     {
         return Ok(None);
     }

@@ -3,44 +3,20 @@
 //! Lineage is attached first, and nothing of an earlier build goes before all of this one is attached.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use agentguard_common::label::State;
 use agentguard_common::{ABI, kernel_offsets};
 use aya::maps::Map;
-use aya::programs::links::FdLink;
-use aya::programs::{BtfTracePoint, Iter, Lsm};
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
 use sha2::Digest as _;
 
-use super::guard::Bytes;
+use super::adopt::{living_state, plan, read_journal, shared_maps};
 use super::journal::{Entry, Journal};
 use super::pins::Pins;
-use super::{Guard, KernelError, OBJECT, Structs, hooks, probe, sys};
+use super::{Guard, KernelError, OBJECT, Structs, probe};
 
 /// Where the running kernel describes its types.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
-
-/// Tracepoints that keep lineage and record the life of processes.
-const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_process_exit"];
-/// The task iterator.
-pub(super) const ITERATOR: &str = "settle_tasks";
-/// Maps that each load has for itself: constants, working memory of the programs, tests. All others are
-/// pinned.
-const PRIVATE: &[&str] = &[
-    ".rodata",
-    "PATH_SCRATCH",
-    "EXEC_SCRATCH",
-    "NAME_SCRATCH",
-    "SELFTEST",
-    "AYA_",
-];
-/// Set to anything but nothing, a daemon takes pins over as if they came from another build. For tests.
-const FORCE_UPGRADE: &str = "AGENTGUARD_FORCE_UPGRADE";
-/// How far the numbers of execs are moved on when maps are taken over: more execs than can happen while the
-/// number is read and written.
-const EXEC_IDS_APART: u64 = 1 << 20;
 
 /// What a guard may be told.
 #[derive(Clone, Debug, Default)]
@@ -103,14 +79,13 @@ impl Guard {
         probe::require()?;
         pins.prepare()?;
         let object: [u8; 32] = sha2::Sha256::digest(OBJECT).into();
-        let (journal, origin) = match plan(pins, object)? {
-            Some(found) => found,
-            None => {
-                // Nothing, or what a start left that never came to its end and governed nobody.
-                pins.clear()?;
-                pins.prepare()?;
-                (pins.create_journal()?, Origin::Fresh)
-            }
+        let (journal, origin) = if let Some(found) = plan(pins, object)? {
+            found
+        } else {
+            // Nothing, or what a start left that never came to its end and governed nobody.
+            pins.clear()?;
+            pins.prepare()?;
+            (pins.create_journal()?, Origin::Fresh)
         };
         let made = Self::on_pins(options, pins, journal.clone(), origin, object);
         if made.is_err() && origin == Origin::Fresh {
@@ -155,12 +130,13 @@ impl Guard {
             let _ = std::fs::remove_dir_all(&folder);
             return Err(error);
         }
-        let links = pins.count_links(number)?;
+        let (links, maps) = (pins.count_links(number)?, pins.count_maps()?);
         let commit = |entry: &mut Entry| {
             entry.abi = ABI;
             entry.object = object;
             entry.link_set = number;
             entry.links = links;
+            entry.maps = maps;
         };
         journal.change(commit).map_err(read_journal)?;
         pins.keep_only(number)
@@ -197,188 +173,6 @@ impl Guard {
         let mut ebpf = loader.load(object.bytes()).map_err(Box::new)?;
         follow_log(&mut ebpf)?;
         Self::assemble(ebpf)
-    }
-
-    fn load_programs(&mut self, btf: &Btf) -> Result<(), KernelError> {
-        for name in TRACEPOINTS {
-            let program: &mut BtfTracePoint = program(self.object(), name)?;
-            program
-                .load(name, btf)
-                .map_err(|error| of_program("load", name, error))?;
-        }
-        self.load_iterator(btf)?;
-        for name in hooks::present(btf) {
-            let program: &mut Lsm = program(self.object(), name)?;
-            program
-                .load(name, btf)
-                .map_err(|error| refused(name, error))?;
-        }
-        Ok(())
-    }
-
-    fn load_iterator(&mut self, btf: &Btf) -> Result<(), KernelError> {
-        let iterator: &mut Iter = program(self.object(), ITERATOR)?;
-        iterator
-            .load("task", btf)
-            .map_err(|error| of_program("load", ITERATOR, error))
-    }
-
-    /// Everything verifies: now attach, lineage first. In a folder the links outlive this process.
-    fn attach(&mut self, folder: Option<&Path>) -> Result<(), KernelError> {
-        for name in hooks::known() {
-            let program: &mut Lsm = program(self.object(), name)?;
-            if program.fd().is_err() {
-                // This kernel has no such hook, so it was not loaded.
-                continue;
-            }
-            let link = program.attach().map_err(|error| refused(name, error))?;
-            if let Some(folder) = folder {
-                let link = program
-                    .take_link(link)
-                    .map_err(|error| of_program("keep", name, error))?;
-                pin(link.into(), folder, name)?;
-            }
-        }
-        for name in TRACEPOINTS {
-            let program: &mut BtfTracePoint = program(self.object(), name)?;
-            let link = program
-                .attach()
-                .map_err(|error| of_program("attach", name, error))?;
-            if let Some(folder) = folder {
-                let link = program
-                    .take_link(link)
-                    .map_err(|error| of_program("keep", name, error))?;
-                pin(link.into(), folder, name)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn pin(link: FdLink, folder: &Path, name: &str) -> Result<(), KernelError> {
-    let path = folder.join(name);
-    match link.pin(&path) {
-        // The descriptor may go: the name holds the link.
-        Ok(_) => Ok(()),
-        Err(error) => Err(KernelError::Pin {
-            call: "pin the link",
-            path,
-            error: io::Error::other(error),
-        }),
-    }
-}
-
-/// What to do with the pins that are there; `None` where none are whole. What cannot be taken over is an
-/// error, and stays in force.
-fn plan(pins: &Pins, object: [u8; 32]) -> Result<Option<(Journal, Origin)>, KernelError> {
-    let Some(journal) = pins.journal()? else {
-        return Ok(None);
-    };
-    let entry = journal.read().map_err(read_journal)?;
-    if entry.link_set == 0 {
-        return Ok(None);
-    }
-    if entry.abi != ABI {
-        return Err(KernelError::Abi {
-            pinned: entry.abi,
-            ours: ABI,
-        });
-    }
-    let whole = pins.count_links(entry.link_set)? == entry.links;
-    if !whole {
-        tracing::error!("pinned links were removed by somebody; all are attached again");
-    }
-    let forced = std::env::var_os(FORCE_UPGRADE).is_some_and(|value| !value.is_empty());
-    let origin = if whole && entry.object == object && !forced {
-        Origin::Adopted
-    } else {
-        Origin::Upgraded
-    };
-    Ok(Some((journal, origin)))
-}
-
-/// The maps that are pinned, with their names there. Those that exist must be what this build would make.
-fn shared_maps(pins: Option<&Pins>) -> Result<Vec<(String, PathBuf)>, KernelError> {
-    let Some(pins) = pins else {
-        return Ok(Vec::new());
-    };
-    let object = aya_obj::Object::parse(OBJECT).map_err(|error| KernelError::Map {
-        map: "of the object",
-        error: error.to_string(),
-    })?;
-    let mut names = Vec::new();
-    for (name, map) in &object.maps {
-        if PRIVATE.iter().any(|private| name.starts_with(private)) {
-            continue;
-        }
-        let path = pins.map(name);
-        if let Some(pinned) = open_pin(&path)? {
-            let found = sys::map_shape(pinned.as_fd()).map_err(|error| KernelError::Pin {
-                call: "look at",
-                path: path.clone(),
-                error,
-            })?;
-            let own = [
-                map.map_type(),
-                map.key_size(),
-                map.value_size(),
-                map.max_entries(),
-            ];
-            let found = [
-                found.map_type,
-                found.key_size,
-                found.value_size,
-                found.max_entries,
-            ];
-            if own != found {
-                return Err(KernelError::Shape {
-                    map: name.clone(),
-                    pinned: found,
-                    ours: own,
-                });
-            }
-        }
-        names.push((name.clone(), path));
-    }
-    Ok(names)
-}
-
-fn open_pin(path: &Path) -> Result<Option<OwnedFd>, KernelError> {
-    match sys::object(path) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(KernelError::Pin {
-            call: "open the pin",
-            path: path.to_owned(),
-            error,
-        }),
-    }
-}
-
-/// The counters that programs keep changing, if they are pinned, so that the loader can write what is there.
-///
-/// A change between reading and writing is lost. So one more task counts as unsettled, which makes the
-/// kernel judge by cgroups until every task has been seen, and execs are numbered on from far above.
-fn living_state(pins: &Pins) -> Result<Option<Bytes<State>>, KernelError> {
-    let Some(map) = open_pin(&pins.map(".bss"))? else {
-        return Ok(None);
-    };
-    let mut words = [0u64; size_of::<State>() / 8];
-    sys::look_up(map.as_fd(), 0, &mut words).map_err(|error| KernelError::Io {
-        action: "read the programs' counters",
-        error,
-    })?;
-    let [unsettled, exec_ids] = words;
-    Ok(Some(Bytes(State {
-        unsettled: unsettled.saturating_add(1),
-        exec_ids: exec_ids.saturating_add(EXEC_IDS_APART),
-    })))
-}
-
-fn read_journal(error: io::Error) -> KernelError {
-    KernelError::Io {
-        action: "use the pinned journal",
-        error,
     }
 }
 
@@ -435,47 +229,4 @@ pub(super) fn open<T: TryFrom<Map, Error = aya::maps::MapError>>(
     map: Map,
 ) -> Result<T, KernelError> {
     T::try_from(map).map_err(|error| failed(name, &error))
-}
-
-/// A program under its type.
-pub(super) fn program<'a, P>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-) -> Result<&'a mut P, KernelError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
-{
-    ebpf.program_mut(name)
-        .ok_or_else(|| KernelError::Map {
-            map: name,
-            error: "no such program in the object".into(),
-        })?
-        .try_into()
-        .map_err(|error| of_program("find", name, error))
-}
-
-pub(super) fn of_program(
-    action: &'static str,
-    program: &'static str,
-    error: aya::programs::ProgramError,
-) -> KernelError {
-    KernelError::Program {
-        action,
-        program,
-        error: Box::new(error),
-    }
-}
-
-/// Tells a kernel that refuses LSM programs on principle from a program that does not verify.
-fn refused(program: &'static str, error: aya::programs::ProgramError) -> KernelError {
-    if let aya::programs::ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = &error
-        && io_error.raw_os_error() == Some(libc::EPERM)
-        && verifier_log.to_string().trim().is_empty()
-    {
-        return KernelError::LsmRefused(io::Error::from_raw_os_error(libc::EPERM));
-    }
-    of_program("load", program, error)
 }
