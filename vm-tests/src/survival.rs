@@ -24,7 +24,7 @@ use crate::scenario::{FREE, GUARDED, SECRET, must_not_read, must_read};
 const PINS: &str = "/sys/fs/bpf/agentguard";
 /// Forbidden operations of the long scenario: a shorter run by default, and 1,000,000 on demand.
 const OPERATIONS: &str = "AGENTGUARD_SURVIVAL_OPERATIONS";
-const DEFAULT_OPERATIONS: u64 = 50_000;
+const DEFAULT_OPERATIONS: u64 = 25_000;
 /// How many times the flood fills the ring of denials: a few by default, and 100 on demand.
 const FLOOD: &str = "AGENTGUARD_SURVIVAL_FLOOD";
 const DEFAULT_FLOOD: u64 = 3;
@@ -108,8 +108,8 @@ while going or tried < least:
         tried -= 1
     except OSError:
         other += 1
-    if pause:
-        time.sleep(pause)
+    if pause and tried % 50 == 0:
+        time.sleep(50 * pause)
 print(tried, opened, other, flush=True)
 "#;
 
@@ -256,12 +256,13 @@ impl Account {
         );
         self.before = Some(line.seq);
         match &*line.op {
-            "open" if line.agent.as_deref() == Some(self.agent) => {
-                if line.target.as_deref() == Some(SECRET) {
-                    let rule = (line.verdict.as_deref(), line.rule.as_deref());
-                    ensure!(rule == (Some("deny"), Some("no-secret")), "{}", shown());
-                    self.denied += 1;
-                }
+            "open"
+                if line.agent.as_deref() == Some(self.agent)
+                    && line.target.as_deref() == Some(SECRET) =>
+            {
+                let rule = (line.verdict.as_deref(), line.rule.as_deref());
+                ensure!(rule == (Some("deny"), Some("no-secret")), "{}", shown());
+                self.denied += 1;
             }
             "gap" if line.class.as_deref() == Some("denied") => {
                 self.lost += line.lost.unwrap_or_default();

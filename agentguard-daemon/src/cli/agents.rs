@@ -186,12 +186,11 @@ fn cgroup_of_unit(unit: &str) -> Result<PathBuf, CliError> {
 pub fn detach(args: &DetachArgs) -> Result<ExitCode, CliError> {
     super::on_runtime(async {
         let mut client = Client::connect(&args.socket.socket).await?;
-        let names = match &args.name {
-            Some(name) => vec![name.clone()],
-            None => {
-                let agents: Vec<AgentInfo> = client.ask(Method::GET, "/agents").await?;
-                agents.into_iter().map(|agent| agent.name).collect()
-            }
+        let names = if let Some(name) = &args.name {
+            vec![name.clone()]
+        } else {
+            let agents: Vec<AgentInfo> = client.ask(Method::GET, "/agents").await?;
+            agents.into_iter().map(|agent| agent.name).collect()
         };
         for name in names {
             let agent: AgentInfo = client

@@ -48,32 +48,34 @@ impl From<&SessionError> for Exit {
             SessionError::Kernel(KernelError::NotRoot) | SessionError::Ungovernable { .. } => {
                 Self::NotPermitted
             }
-            SessionError::Kernel(KernelError::Abi { .. } | KernelError::Shape { .. }) => Self::Busy,
-            SessionError::Kernel(KernelError::Pin { .. }) => Self::InputOutput,
-            SessionError::Kernel(_)
-            | SessionError::Canary(_)
-            | SessionError::NotConfirmed(_)
-            | SessionError::Cgroup(CgroupError::NoHierarchy) => Self::NoKernelSupport,
-            SessionError::Policy(_)
-            | SessionError::Place(_)
-            | SessionError::Name(_)
-            | SessionError::Identity(_) => Self::Usage,
             SessionError::Log(LogError::Busy(_))
             | SessionError::Pinned
+            | SessionError::Kernel(
+                KernelError::Abi { .. } | KernelError::Shape { .. } | KernelError::PinsRemoved,
+            )
             | SessionError::AlreadyGoverned { .. }
             | SessionError::Registry(
                 RegistryError::NameTaken(_)
                 | RegistryError::CgroupTaken { .. }
                 | RegistryError::Full,
             ) => Self::Busy,
+            SessionError::Policy(_)
+            | SessionError::Place(_)
+            | SessionError::Name(_)
+            | SessionError::Identity(_) => Self::Usage,
             SessionError::Cgroup(CgroupError::Missing(_) | CgroupError::NotACgroup { .. })
             | SessionError::Registry(RegistryError::Unknown(_))
             | SessionError::NoProcess(_) => Self::Missing,
+            SessionError::Cgroup(CgroupError::NoHierarchy)
+            | SessionError::Canary(_)
+            | SessionError::NotConfirmed(_) => Self::NoKernelSupport,
             SessionError::Log(_)
             | SessionError::Cgroup(_)
             | SessionError::Io { .. }
             | SessionError::State { .. }
-            | SessionError::StateGone(_) => Self::InputOutput,
+            | SessionError::StateGone(_)
+            | SessionError::Kernel(KernelError::Pin { .. }) => Self::InputOutput,
+            SessionError::Kernel(_) => Self::NoKernelSupport,
             SessionError::Spawn { .. } | SessionError::Survivors { .. } => Self::Failure,
         }
     }

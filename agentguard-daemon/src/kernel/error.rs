@@ -118,6 +118,11 @@ pub enum KernelError {
         /// Of this build.
         ours: u32,
     },
+    /// Names of maps are gone.
+    #[error(
+        "somebody removed pins of maps below /sys/fs/bpf/agentguard: what is attached stays in force and cannot be taken over; end it with `agentguard uninstall` and start again"
+    )]
+    PinsRemoved,
     /// A pinned map is not what this build would make.
     #[error(
         "the pinned map `{map}` is (type, key, value, entries) {pinned:?} and this build needs {ours:?}: the enforcement that is pinned cannot be taken over, and stays in force; start the build that pinned it, or end it with `agentguard uninstall` and start this one"

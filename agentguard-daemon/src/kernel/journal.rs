@@ -38,6 +38,8 @@ pub struct Entry {
     pub link_set: u32,
     /// Links in that set.
     pub links: u64,
+    /// Maps that were pinned with it.
+    pub maps: u64,
     /// SHA-256 of the object that they come from.
     pub object: [u8; 32],
     /// The batch that is being written.

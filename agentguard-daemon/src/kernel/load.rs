@@ -103,14 +103,13 @@ impl Guard {
         probe::require()?;
         pins.prepare()?;
         let object: [u8; 32] = sha2::Sha256::digest(OBJECT).into();
-        let (journal, origin) = match plan(pins, object)? {
-            Some(found) => found,
-            None => {
-                // Nothing, or what a start left that never came to its end and governed nobody.
-                pins.clear()?;
-                pins.prepare()?;
-                (pins.create_journal()?, Origin::Fresh)
-            }
+        let (journal, origin) = if let Some(found) = plan(pins, object)? {
+            found
+        } else {
+            // Nothing, or what a start left that never came to its end and governed nobody.
+            pins.clear()?;
+            pins.prepare()?;
+            (pins.create_journal()?, Origin::Fresh)
         };
         let made = Self::on_pins(options, pins, journal.clone(), origin, object);
         if made.is_err() && origin == Origin::Fresh {
@@ -155,12 +154,13 @@ impl Guard {
             let _ = std::fs::remove_dir_all(&folder);
             return Err(error);
         }
-        let links = pins.count_links(number)?;
+        let (links, maps) = (pins.count_links(number)?, pins.count_maps()?);
         let commit = |entry: &mut Entry| {
             entry.abi = ABI;
             entry.object = object;
             entry.link_set = number;
             entry.links = links;
+            entry.maps = maps;
         };
         journal.change(commit).map_err(read_journal)?;
         pins.keep_only(number)
@@ -283,6 +283,10 @@ fn plan(pins: &Pins, object: [u8; 32]) -> Result<Option<(Journal, Origin)>, Kern
             pinned: entry.abi,
             ours: ABI,
         });
+    }
+    // The programs that are attached have maps whose names are gone: others of these names would be empty.
+    if pins.count_maps()? < entry.maps {
+        return Err(KernelError::PinsRemoved);
     }
     let whole = pins.count_links(entry.link_set)? == entry.links;
     if !whole {
@@ -478,4 +482,118 @@ fn refused(program: &'static str, error: aya::programs::ProgramError) -> KernelE
         return KernelError::LsmRefused(io::Error::from_raw_os_error(libc::EPERM));
     }
     of_program("load", program, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a test on pins in a bpffs of its own, which nobody else sees. Says so where that cannot be had.
+    fn on_pins(test: impl FnOnce(&Pins) + Send) {
+        use nix::mount::{MsFlags, mount};
+        use nix::sched::{CloneFlags, unshare};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let none: Option<&str> = None;
+        let on_own_mounts = || {
+            let mounted = unshare(CloneFlags::CLONE_NEWNS)
+                .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
+                .and_then(|()| mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), none))
+                .and_then(|()| {
+                    sys::create_array("probe", 8)
+                        .map(drop)
+                        .map_err(|_| nix::errno::Errno::EPERM)
+                });
+            if let Err(errno) = mounted {
+                eprintln!("skipped: nothing can be pinned here: {errno}");
+                return;
+            }
+            let pins = Pins::at(path.join("agentguard"));
+            pins.prepare().unwrap();
+            test(&pins);
+            pins.clear().unwrap();
+            assert!(!pins.root().exists());
+        };
+        // Mounts are a thread's own.
+        std::thread::scope(|scope| scope.spawn(on_own_mounts).join().unwrap());
+    }
+
+    #[test]
+    fn what_another_layout_pinned_is_refused_and_stays() {
+        on_pins(another_layout);
+    }
+
+    fn another_layout(pins: &Pins) {
+        assert!(plan(pins, [1; 32]).unwrap().is_none());
+        let journal = pins.create_journal().unwrap();
+        // A start that never came to its end governed nobody.
+        assert!(plan(pins, [1; 32]).unwrap().is_none());
+        let set = |abi, maps| {
+            let change = |entry: &mut Entry| {
+                entry.abi = abi;
+                entry.maps = maps;
+                entry.object = [1; 32];
+                entry.link_set = 1;
+            };
+            journal.change(change).unwrap();
+        };
+        set(ABI, 0);
+        let origin = |object| plan(pins, object).unwrap().map(|(_, origin)| origin);
+        assert_eq!(origin([1; 32]), Some(Origin::Adopted));
+        assert_eq!(origin([2; 32]), Some(Origin::Upgraded));
+        set(ABI + 1, 0);
+        assert!(matches!(
+            plan(pins, [1; 32]),
+            Err(KernelError::Abi { pinned, ours }) if pinned == ABI + 1 && ours == ABI
+        ));
+        set(ABI, 1);
+        assert!(matches!(plan(pins, [1; 32]), Err(KernelError::PinsRemoved)));
+        assert!(
+            pins.journal().unwrap().is_some(),
+            "a refusal removed the pins"
+        );
+    }
+
+    #[test]
+    fn a_map_of_another_shape_is_refused() {
+        on_pins(another_shape);
+    }
+
+    fn another_shape(pins: &Pins) {
+        let names = shared_maps(Some(pins)).unwrap();
+        for needed in ["LABELS", "CGROUPS", "DENIED", "LOSSES", ".bss"] {
+            assert!(names.iter().any(|(name, _)| name == needed), "{needed}");
+        }
+        assert!(!names.iter().any(|(name, _)| name.contains("SCRATCH")));
+        let map = sys::create_array("losses", 8).unwrap();
+        sys::pin(map.as_fd(), &pins.map("LOSSES")).unwrap();
+        assert!(matches!(
+            shared_maps(Some(pins)),
+            Err(KernelError::Shape { map, .. }) if map == "LOSSES"
+        ));
+    }
+
+    #[test]
+    fn a_journal_remembers_the_open_batch() {
+        on_pins(open_batch);
+    }
+
+    fn open_batch(pins: &Pins) {
+        let journal = pins.create_journal().unwrap();
+        let batch = super::super::Batch {
+            open: 1,
+            first: 7,
+            end: 9,
+            read_to: [16, 32],
+            losses: [3, 4],
+        };
+        journal.begin(batch).unwrap();
+        // Another one finds it.
+        let found = pins.journal().unwrap().unwrap();
+        assert_eq!(found.read().unwrap().batch, batch);
+        assert_eq!(found.read().unwrap().accounted, [0, 0]);
+        found.end().unwrap();
+        let entry = journal.read().unwrap();
+        assert_eq!((entry.batch.open, entry.accounted), (0, [3, 4]));
+    }
 }

@@ -15,11 +15,9 @@ use agentguard_common::label::Label;
 use super::journal::{Entry, Journal};
 use super::{KernelError, sys};
 
-/// Where bpffs is mounted.
-const BPFFS: &str = "/sys/fs/bpf";
 /// `f_type` of bpffs.
 const BPF_MAGIC: libc::c_long = 0xcafe_4a11;
-/// Our folder in it.
+/// Our folder in bpffs.
 pub const FOLDER: &str = "/sys/fs/bpf/agentguard";
 const JOURNAL: &str = "journal";
 const MAPS: &str = "maps";
@@ -44,6 +42,12 @@ impl Pins {
         }
     }
 
+    /// Those in another folder of bpffs.
+    #[cfg(test)]
+    pub(super) fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
     /// The folder.
     pub fn root(&self) -> &Path {
         &self.root
@@ -51,8 +55,9 @@ impl Pins {
 
     /// Mounts bpffs and makes the folders, where they are not there.
     pub(super) fn prepare(&self) -> Result<(), KernelError> {
-        if !is_bpffs(Path::new(BPFFS)) {
-            mount()?;
+        let bpffs = self.root.parent().unwrap_or(Path::new("/"));
+        if !is_bpffs(bpffs) {
+            mount(bpffs)?;
         }
         let maps = self.root.join(MAPS);
         for folder in [&self.root, &maps] {
@@ -143,6 +148,13 @@ impl Pins {
             .count() as u64)
     }
 
+    /// Maps that are there.
+    pub(super) fn count_maps(&self) -> Result<u64, KernelError> {
+        let folder = self.root.join(MAPS);
+        let entries = fs::read_dir(&folder).map_err(failed("list", &folder))?;
+        Ok(entries.flatten().count() as u64)
+    }
+
     /// Removes all sets of links but one: their programs end.
     pub(super) fn keep_only(&self, number: u32) -> Result<(), KernelError> {
         let kept = self.link_set(number);
@@ -183,8 +195,7 @@ fn is_bpffs(path: &Path) -> bool {
 }
 
 /// Mounts bpffs. In a mount namespace of our own it would end with us, and the pins with it.
-fn mount() -> Result<(), KernelError> {
-    let path = Path::new(BPFFS);
+fn mount(path: &Path) -> Result<(), KernelError> {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt"));
     let same = matches!((namespace("self"), namespace("1")), (Ok(own), Ok(first)) if own == first);
     if !same {

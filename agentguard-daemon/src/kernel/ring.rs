@@ -34,7 +34,7 @@ impl Mapping {
                 protection,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
-                offset as libc::off_t,
+                offset.cast_signed() as libc::off_t,
             )
         };
         if at == libc::MAP_FAILED {

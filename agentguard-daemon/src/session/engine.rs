@@ -151,6 +151,17 @@ impl Engine {
         }
         engine.note_start(origin);
         engine.tell(notes);
+        let agents = engine.list().len();
+        if origin == Origin::Fresh && agents > 0 {
+            let what = format!(
+                "the pinned enforcement was removed while no daemon ran: {agents} agents were ungoverned until now"
+            );
+            tracing::error!("ALARM: {what}");
+            engine.note(Record {
+                detail: Some(what.into()),
+                ..Record::new(op::ALARM)
+            });
+        }
         well.start(asked);
         engine.pump.drain().await;
         lock(&engine.state).retired.clear();

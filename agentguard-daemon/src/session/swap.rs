@@ -34,7 +34,7 @@ impl Engine {
         };
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let swapped = match self.compile(&request, generation).await {
-            Ok((policy, table)) => self.replace(&agent, request, policy, &table, generation),
+            Ok((policy, table)) => self.replace(&agent, request, &policy, &table, generation),
             Err(error) => Err(error),
         };
         if swapped.is_ok() && self.store.is_some() {
@@ -61,7 +61,7 @@ impl Engine {
         &self,
         agent: &Agent,
         request: PolicyRequest,
-        policy: Arc<Policy>,
+        policy: &Arc<Policy>,
         table: &[u8],
         generation: u32,
     ) -> Result<AgentInfo, SessionError> {
@@ -101,9 +101,9 @@ impl Engine {
             }
             return Err(error);
         }
-        self.note(about(agent, op::POLICY_INSTALL, &policy, generation));
+        self.note(about(agent, op::POLICY_INSTALL, policy, generation));
         if let Some(watcher) = &*lock(&self.watcher) {
-            watch(watcher, &policy);
+            watch(watcher, policy);
         }
         let state = lock(&self.state);
         self.info(&state, agent.slot)
