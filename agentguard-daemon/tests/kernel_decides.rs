@@ -8,7 +8,7 @@
 )]
 
 use agentguard::kernel::{Guard, GuardOptions};
-use agentguard::policy::{Action, LoadOptions, Walks, generate::Generator, load_text};
+use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, generate::Generator, load_text};
 use agentguard_common::selftest::{Case, kind};
 use agentguard_common::table::{MAX_COMMAND, SMALL_TABLE};
 use agentguard_common::verdict::{Reason, Verdict, access};
@@ -19,6 +19,8 @@ use zerocopy::IntoBytes as _;
 /// Policies and actions of the comparison; together at least 200,000 cases.
 const POLICIES: u64 = 1_000;
 const ACTIONS: usize = 220;
+/// Policies of the comparison of moves.
+const MOVE_POLICIES: u64 = 300;
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -101,6 +103,21 @@ impl Kernel {
         };
         case.path_len = path.len() as u32;
         case.bytes[..path.len()].copy_from_slice(path);
+        Some(self.run())
+    }
+
+    /// What the kernel decides on giving a folder another name.
+    fn decide_move(&mut self, from: &[u8], to: &[u8]) -> (Verdict, Reason) {
+        let case = &mut self.case.0;
+        case.kind = kind::MOVE;
+        case.path_len = from.len() as u32;
+        case.args_len = to.len() as u32;
+        case.bytes[..from.len()].copy_from_slice(from);
+        case.bytes[from.len()..from.len() + to.len()].copy_from_slice(to);
+        self.run()
+    }
+
+    fn run(&mut self) -> (Verdict, Reason) {
         self.input.set(0, *self.case, 0).unwrap();
         let program: &mut SchedClassifier = self
             .guard
@@ -112,10 +129,10 @@ impl Kernel {
         let mut options = TestRunOptions::new();
         options.data_in = Some(&[0u8; 64]);
         let result = program.test_run(options).unwrap().return_value;
-        Some((
+        (
             Verdict::from_number((result >> 16) as u8).unwrap(),
             Reason::from_number((result & 0xffff) as u16).unwrap(),
-        ))
+        )
     }
 }
 
@@ -190,6 +207,91 @@ fn the_kernel_agrees_with_the_reference() {
     for verdict in [Verdict::Allow, Verdict::Ask, Verdict::Deny] {
         assert!(verdicts[&(verdict, Reason::Rule)] > 5_000, "{verdicts:?}");
     }
+}
+
+/// A path that the generator made.
+fn any_path(generator: &mut Generator) -> Vec<u8> {
+    loop {
+        let action = generator.action();
+        if let OwnedAction::Path { path, .. } = action
+            && path.starts_with(b"/")
+            && path.len() > 1
+        {
+            return path;
+        }
+    }
+}
+
+/// The reference has no automaton, and cannot say that the same rules apply below two folders. What it can
+/// say is that they do not: by one path below each on which it judges differently.
+#[test]
+fn a_folder_moves_only_to_where_the_same_rules_apply() {
+    if skipped() {
+        return;
+    }
+    let mut kernel = Kernel::load();
+    let (mut allowed, mut kept, mut refused) = (0u32, 0u32, 0u32);
+    for seed in 0..MOVE_POLICIES {
+        let mut generator = Generator::new(seed ^ 0x3077_0000);
+        let text = generator.policy();
+        let policy = load_text("random.yaml".as_ref(), &text, &LoadOptions::default()).unwrap();
+        let walks = if seed % 2 == 0 {
+            Walks::Fewest
+        } else {
+            Walks::Two
+        };
+        kernel
+            .guard
+            .install(1, &policy.compile_for(1, walks).unwrap().bytes)
+            .unwrap();
+        let judge = |path: &[u8], access| policy.judge(&Action::Path { path, access });
+        let below: Vec<Vec<u8>> = (0..200).map(|_| any_path(&mut generator)).collect();
+        for _ in 0..40 {
+            let (from, to) = (any_path(&mut generator), any_path(&mut generator));
+            let decided = kernel.decide_move(&from, &to);
+            let (leaves, arrives) = (judge(&from, access::WRITE), judge(&to, access::WRITE));
+            let worse = if arrives.verdict > leaves.verdict {
+                arrives
+            } else {
+                leaves
+            };
+            if worse.verdict != Verdict::Allow {
+                assert_eq!(
+                    decided,
+                    (worse.verdict, worse.reason),
+                    "{from:?} {to:?}\n{text}"
+                );
+                refused += 1;
+                continue;
+            }
+            match decided {
+                (Verdict::Deny, Reason::RulesDiffer) => kept += 1,
+                (Verdict::Deny, Reason::NameWidens) => {
+                    assert_ne!(judge(&from, access::READ).verdict, Verdict::Allow);
+                    refused += 1;
+                }
+                (Verdict::Allow, _) => {
+                    allowed += 1;
+                    for suffix in &below {
+                        let place = |folder: &[u8]| [folder, suffix].concat();
+                        for access in [access::READ, access::WRITE, access::EXEC] {
+                            assert_eq!(
+                                judge(&place(&from), access).verdict,
+                                judge(&place(&to), access).verdict,
+                                "seed {seed}: {from:?} may become {to:?}, but {suffix:?} differs\n{text}"
+                            );
+                        }
+                    }
+                }
+                other => panic!("{other:?} for {from:?} {to:?}\n{text}"),
+            }
+        }
+    }
+    println!("{allowed} allowed, {kept} kept in place, {refused} refused by a rule");
+    assert!(
+        allowed > 500 && kept > 100 && refused > 500,
+        "{allowed} {kept} {refused}"
+    );
 }
 
 #[test]

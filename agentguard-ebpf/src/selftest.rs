@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::Array;
 use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 
-use crate::bound::at_most;
+use crate::bound::{at_most, at_most_64};
 use crate::decide::{self, Command, Place, with_table};
-use crate::maps::ExecScratch;
+use crate::maps::{ExecScratch, SHORT_PATH};
 use crate::scratch;
 
 /// The case to judge. Written by the test.
@@ -31,6 +31,12 @@ pub fn selftest(_ctx: TcContext) -> i32 {
             agentguard_common::table::MAX_COMMAND as u32,
         );
         match (*case).kind {
+            // As the hook does: short paths have a walk of their own.
+            kind::FILE if path_len < SHORT_PATH as u32 => {
+                let len = at_most_64(u64::from(path_len), SHORT_PATH as u64 - 1);
+                let label = with_table!(policy, t => decide::label_of_short(t, buffer, len));
+                with_table!(policy, t => decide::file_labelled(t, label, (*case).access))
+            }
             kind::FILE => {
                 with_table!(policy, t => decide::file(t, buffer, path_len, (*case).access))
             }

@@ -303,10 +303,12 @@ impl<'a> Listed<'a> {
 
 /// Agents that are governed although no daemon runs; `None` where nothing is pinned.
 fn pinned_agents() -> Result<Option<Vec<AgentInfo>>, CliError> {
-    if Pins::of_host()
-        .in_force()
-        .map_err(SessionError::from)?
-        .is_none()
+    // Only root can see pins.
+    if !nix::unistd::geteuid().is_root()
+        || Pins::of_host()
+            .in_force()
+            .map_err(SessionError::from)?
+            .is_none()
     {
         return Ok(None);
     }

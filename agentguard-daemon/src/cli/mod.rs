@@ -125,6 +125,8 @@ fn log_to_stderr(default: &str) {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A full disk behind standard error must not end the daemon: a complaint about it would panic.
+        .log_internal_errors(false)
         .with_ansi(report::has_colour(&std::io::stderr()))
         .with_target(false)
         .without_time()

@@ -11,8 +11,9 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::Iter;
 
+use super::attach::{ITERATOR, of_program, program};
 use super::journal::Journal;
-use super::load::{ITERATOR, failed, of_program, open, program};
+use super::load::{failed, open};
 use super::pins::Pins;
 use super::tables::Tables;
 use super::{KernelError, Rings, sys};

@@ -1,6 +1,8 @@
 //! The kernel room: loads the programs, installs tables, labels tasks and reads the rings.
 //! The only room of the daemon with `unsafe`; it must never decide anything about an action.
 
+mod adopt;
+mod attach;
 mod btf;
 mod error;
 mod fields;

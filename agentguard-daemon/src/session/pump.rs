@@ -159,9 +159,11 @@ impl Well {
     }
 
     fn drain(&mut self) {
+        if let Ok(mut enforcer) = self.enforcer.try_lock() {
+            settle(enforcer.as_mut());
+        }
         let mut read = 0;
         let mut ends = self.rings.ends();
-        let mut first = true;
         // What was there at the call, and no more than full rings, so that a flood cannot keep us.
         loop {
             if self.open && !self.finish() {
@@ -171,8 +173,7 @@ impl Well {
             self.rings.take(ends, BATCH_BYTES, |class, bytes| {
                 self.batch.add(class, bytes);
             });
-            let losses = self.losses(first);
-            first = false;
+            let losses = self.losses();
             read += self.batch.len();
             if self.batch.is_empty() && losses.is_none() {
                 break;
@@ -194,12 +195,8 @@ impl Well {
     }
 
     /// The loss counters. An agent may change its policy just now; they only grow, the next time will do.
-    fn losses(&self, settling: bool) -> Option<[u64; class::COUNT as usize]> {
-        let mut enforcer = self.enforcer.try_lock().ok()?;
-        if settling {
-            settle(enforcer.as_mut());
-        }
-        enforcer.losses().ok()
+    fn losses(&self) -> Option<[u64; class::COUNT as usize]> {
+        self.enforcer.try_lock().ok()?.losses().ok()
     }
 
     fn batch_was_small(&self) -> bool {

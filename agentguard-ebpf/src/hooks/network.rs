@@ -145,7 +145,7 @@ fn create(ctx: &LsmContext, subject: Subject) -> i32 {
 #[inline(always)]
 fn unfit(family: u16, kind: u16, protocol: u32) -> Option<Reason> {
     match family {
-        AF_UNIX | AF_NETLINK | AF_ALG => None,
+        AF_UNIX | AF_NETLINK => None,
         AF_INET | AF_INET6 => {
             let known = protocol == 0
                 || protocol == u32::from(IPPROTO_MPTCP)
