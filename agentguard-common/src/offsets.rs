@@ -1,5 +1,10 @@
 //! Offsets of kernel fields, found in the running kernel's BTF and set before the programs load.
 
+/// What the offset of a field is that a kernel lacks, of the few that it may lack.
+pub const ABSENT: u32 = u32::MAX;
+/// Fields that a kernel may lack: what they belong to is then not built in.
+pub const OPTIONAL: &[&str] = &["OFF_TASK_IO_URING"];
+
 /// What stands, negative, in a load instruction for the offset of the field with index 0, for the next one
 /// one more, and so on. The loader replaces it. No object of the kernel is read so far before its
 /// beginning, so the verifier refuses what was left.
@@ -70,6 +75,8 @@ macro_rules! kernel_offsets {
             OFF_INODE_RDEV: "inode" . "i_rdev",
             OFF_SB_MAGIC: "super_block" . "s_magic",
             OFF_FILE_PRIVATE: "file" . "private_data",
+            OFF_TASK_FLAGS: "task_struct" . "flags",
+            OFF_TASK_IO_URING: "task_struct" . "io_uring",
             OFF_TASK_REAL_CRED: "task_struct" . "real_cred",
             OFF_SIGNAL_PIDS: "signal_struct" . "pids",
             OFF_PROC_INODE: "proc_inode" . "vfs_inode",

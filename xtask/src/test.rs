@@ -34,6 +34,7 @@ pub struct Options {
 const PARAMETERS: &[&str] = &[
     "AGENTGUARD_SURVIVAL_OPERATIONS",
     "AGENTGUARD_SURVIVAL_FLOOD",
+    "AGENTGUARD_RACE_SECONDS",
 ];
 
 /// What came of one step.

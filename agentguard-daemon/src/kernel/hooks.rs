@@ -63,6 +63,10 @@ const OPTIONAL: &[(&str, &str)] = &[
         "inode_set_acl",
         "access lists are extended attributes, which `inode_setxattr` judges",
     ),
+    (
+        "inode_remove_acl",
+        "access lists are extended attributes, which `inode_removexattr` judges",
+    ),
 ];
 
 /// Whether the running kernel has a hook.

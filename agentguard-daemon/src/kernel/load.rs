@@ -5,6 +5,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use agentguard_common::offsets::{ABSENT, OPTIONAL};
 use agentguard_common::{ABI, kernel_offsets};
 use aya::maps::Map;
 use aya::{Btf, Ebpf, EbpfLoader, Endianness};
@@ -13,7 +14,7 @@ use sha2::Digest as _;
 use super::adopt::{living_state, plan, read_journal, shared_maps};
 use super::journal::{Entry, Journal};
 use super::pins::Pins;
-use super::{Guard, KernelError, OBJECT, Structs, probe};
+use super::{BtfError, Guard, KernelError, OBJECT, Structs, probe};
 
 /// Where the running kernel describes its types.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -53,7 +54,11 @@ impl Origin {
 fn offsets(structs: &Structs<'_>) -> Result<Vec<(&'static str, u32)>, KernelError> {
     macro_rules! collect {
         ($($name:ident : $type:literal . $field:literal,)+) => {
-            vec![$((stringify!($name), structs.offset($type, $field)?)),+]
+            vec![$((stringify!($name), match structs.offset($type, $field) {
+                // What a kernel may lack is what it was built without.
+                Err(BtfError::NoField(..)) if OPTIONAL.contains(&stringify!($name)) => ABSENT,
+                found => found?,
+            })),+]
         };
     }
     Ok(kernel_offsets!(collect))

@@ -55,6 +55,7 @@ pub fn read(name_or_path: &str, options: &LoadOptions) -> Result<Parts, PolicyEr
         files: Vec::new(),
         open: Vec::new(),
         seen: Vec::new(),
+        candidates: Vec::new(),
     };
     let place =
         find(name_or_path, None, options).ok_or_else(|| not_found(name_or_path, options))?;
@@ -74,6 +75,7 @@ pub fn read_text(path: &Path, text: &str, options: &LoadOptions) -> Result<Parts
         files: Vec::new(),
         open: Vec::new(),
         seen: Vec::new(),
+        candidates: Vec::new(),
     };
     reader.take(path, PathBuf::from(path), text)?;
     reader.protect_own()?;
@@ -109,6 +111,15 @@ pub fn read_sources(
 enum Place {
     File(PathBuf),
     BuiltIn(&'static builtin::BuiltIn),
+}
+
+/// The name of a file in its resolved folder; the file itself need not exist, and is not followed.
+fn place_of(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (path.parent().map(std::fs::canonicalize), path.file_name()) {
+        (Some(Ok(folder)), Some(name)) => folder.join(name),
+        _ => path,
+    }
 }
 
 fn is_path(name: &str) -> bool {
@@ -168,6 +179,8 @@ struct Reader<'a> {
     open: Vec<PathBuf>,
     /// Files that were read.
     seen: Vec<PathBuf>,
+    /// Names where a file, if there were one, would be read instead of another.
+    candidates: Vec<PathBuf>,
 }
 
 impl Reader<'_> {
@@ -228,12 +241,18 @@ impl Reader<'_> {
         if self.options.own.is_empty() {
             return Ok(());
         }
-        let resolved =
-            |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        // Both the file and the name that was followed to it: a link in its place would be read next time.
+        let mut policies = Vec::new();
+        for path in self.files.iter().chain(&self.candidates) {
+            policies.push(place_of(path));
+            policies.extend(std::fs::canonicalize(path));
+        }
+        policies.sort();
+        policies.dedup();
         let own = own::Own {
             closed: self.options.own.clone(),
-            program: std::env::current_exe().ok(),
-            policies: self.files.iter().map(resolved).collect(),
+            program: Some(own::program()),
+            policies,
         };
         let text = own.text().map_err(|path| {
             PolicyError::general(
@@ -257,6 +276,13 @@ impl Reader<'_> {
         });
         self.open.push(key.clone());
         for base in &extends {
+            if !is_path(&base.value)
+                && let Some(folder) = path.parent()
+                && path.is_file()
+            {
+                self.candidates
+                    .push(folder.join(format!("{}.yaml", base.value)));
+            }
             let place = find(&base.value, path.parent(), self.options).ok_or_else(|| {
                 let message = format!("no policy named `{}`", base.value);
                 PolicyError::at(&source, base.span, message, not_found_help(self.options))

@@ -22,6 +22,19 @@ pub fn usual() -> Vec<PathBuf> {
     .to_vec()
 }
 
+/// The program that runs, by the name that it had when it was started: after an upgrade in place the new one
+/// is there.
+pub fn program() -> PathBuf {
+    use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+    let Ok(path) = std::env::current_exe() else {
+        return PathBuf::from("/usr/bin/agentguard");
+    };
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(name) => std::ffi::OsString::from_vec(name.to_vec()).into(),
+        None => path,
+    }
+}
+
 /// What the rules speak of.
 #[derive(Debug, Default)]
 pub struct Own {
@@ -113,23 +126,33 @@ mod tests {
 
     #[test]
     fn an_agent_cannot_write_its_own_policy() {
+        use std::os::unix::ffi::OsStrExt as _;
         let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("p.yaml");
-        std::fs::write(&file, "version: 1\nfiles: {default: allow}\n").expect("written");
+        let root = folder.path().canonicalize().expect("resolved");
+        let text = "version: 1\nextends: [base]\nfiles: {default: allow}\n";
+        std::fs::write(root.join("real.yaml"), text).expect("written");
+        std::os::unix::fs::symlink("real.yaml", root.join("p.yaml")).expect("linked");
         let options = LoadOptions {
             own: usual(),
+            vars: [("home".to_owned(), "/home/u".to_owned())].into(),
             ..LoadOptions::default()
         };
+        let link = root.join("p.yaml");
         let policy =
-            crate::policy::load(file.to_str().expect("UTF-8"), &options).expect("a policy");
-        let path = file.canonicalize().expect("resolved");
-        let path = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
-        for (access, expected) in [
-            (access::READ, Verdict::Allow),
-            (access::WRITE, Verdict::Deny),
+            crate::policy::load(link.to_str().expect("UTF-8"), &options).expect("a policy");
+        // The file, the link to it, and what would be read in place of the built-in policy.
+        for (name, read, write) in [
+            ("real.yaml", Verdict::Allow, Verdict::Deny),
+            ("p.yaml", Verdict::Allow, Verdict::Deny),
+            ("base.yaml", Verdict::Allow, Verdict::Deny),
+            ("other.yaml", Verdict::Allow, Verdict::Allow),
         ] {
-            let judgement = policy.judge(&Action::Path { path, access });
-            assert_eq!(judgement.verdict, expected);
+            let path = root.join(name);
+            for (access, expected) in [(access::READ, read), (access::WRITE, write)] {
+                let path = path.as_os_str().as_bytes();
+                let judgement = policy.judge(&Action::Path { path, access });
+                assert_eq!(judgement.verdict, expected, "{name}");
+            }
         }
     }
 }

@@ -15,9 +15,13 @@ const S_IFBLK: u16 = 0o060_000;
 const DEVICE_BITS: u16 = 0o130_000;
 /// Major number of /dev/mem, /dev/kmem and /dev/port, and of harmless ones: their minors tell.
 const MEMORY: u32 = 1;
+/// Commands to disks (`/dev/sg*`), and flash memory without its blocks (`/dev/mtd*`).
+const SCSI: u32 = 21;
+const FLASH: u32 = 90;
 const PROC: u64 = 0x9fa0;
-/// sysfs, cgroup 2 and 1, bpf, debugfs, tracefs, securityfs, configfs, efivarfs, `binfmt_misc`.
-const SETTINGS: [u64; 10] = [
+/// sysfs, cgroup 2 and 1, bpf, debugfs, tracefs, securityfs, configfs, efivarfs, `binfmt_misc`, selinuxfs,
+/// fusectl, nfsd, resctrl.
+const SETTINGS: [u64; 14] = [
     0x6265_6572,
     0x6367_7270,
     0x0027_e0eb,
@@ -28,6 +32,10 @@ const SETTINGS: [u64; 10] = [
     0x6265_6570,
     0xde5e_81e4,
     0x4249_4e4d,
+    0xf97c_ff8c,
+    0x6573_5543,
+    0x6e66_7364,
+    0x0765_5821,
 ];
 /// Folders between the root of proc and a setting.
 const DEPTH: u32 = 12;
@@ -69,7 +77,8 @@ pub fn lock_of(subject: Subject, file: u64, wanted: u8) -> Option<Lock> {
         S_IFCHR => {
             // The kernel's own form: 20 bits of minor below 12 bits of major.
             let device: u32 = peek(inode + get(&off::OFF_INODE_RDEV) as u64, 0);
-            if device >> 20 == MEMORY && matches!(device & 0xf_ffff, 1 | 2 | 4) {
+            let (major, minor) = (device >> 20, device & 0xf_ffff);
+            if matches!(major, SCSI | FLASH) || major == MEMORY && matches!(minor, 1 | 2 | 4) {
                 return Some(Lock::RawDevices);
             }
         }

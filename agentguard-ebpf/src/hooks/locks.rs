@@ -2,6 +2,7 @@
 //! programs in the kernel, settings), or reaches outside of its own processes. Everything here is locked
 //! unless its policy permits it, also for root.
 
+use agentguard_common::offsets::ABSENT;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict};
 
 use super::names::{parts, send};
@@ -147,12 +148,26 @@ fn is_harmless(capability: u64) -> bool {
     capability < 64 && HARMLESS >> capability & 1 != 0
 }
 
-/// Whether the kernel has put on other credentials for a moment, as overlayfs does for its own work. io_uring
-/// does so with credentials that a task has registered, which is locked by itself.
+/// `PF_IO_WORKER` of a task's flags: a thread of `io_uring`.
+const PF_IO_WORKER: u32 = 0x10;
+
+/// Whether the kernel has put on other credentials for a moment, as overlayfs does for its own work. `io_uring` does
+/// so too, with credentials that the task itself had before: a task that uses it is never taken for the kernel.
 #[inline(always)]
 fn acts_for_another(subject: Subject) -> bool {
     // SAFETY: fields of a live task.
     unsafe {
+        let flags: u32 = load(subject.task, get(&off::OFF_TASK_FLAGS));
+        let at = get(&off::OFF_TASK_IO_URING) as u32;
+        // Where the kernel has no `io_uring`, it has no such field.
+        let uring: u64 = if at == ABSENT {
+            0
+        } else {
+            peek(subject.task as u64 + u64::from(at), 1)
+        };
+        if flags & PF_IO_WORKER != 0 || uring != 0 {
+            return false;
+        }
         let effective: u64 = load(subject.task, get(&off::OFF_TASK_CRED));
         let real: u64 = load(subject.task, get(&off::OFF_TASK_REAL_CRED));
         effective != real
@@ -246,6 +261,12 @@ hook! {
     /// `inode_removexattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name)`. Minimum kernel 5.12.
     /// Fails closed.
     inode_removexattr, "inode_removexattr", |ctx, subject| attribute(subject, ctx.arg(1))
+}
+
+hook! {
+    /// `inode_remove_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name)`. Minimum kernel 6.2.
+    /// Fails closed.
+    inode_remove_acl, "inode_remove_acl", |ctx, subject| attribute(subject, ctx.arg(1))
 }
 
 hook! {

@@ -4,8 +4,9 @@
 //! rules apply to everything below it, which the automaton's states tell at once.
 
 use agentguard_common::table::flags;
-use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
+use super::doors;
 use super::names::{parts, send};
 use crate::bound::{at_most, forget};
 use crate::climb::climb;
@@ -137,15 +138,24 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
             let decision = forget(kept, decision);
             identity::guard(subject, decision, replaced, (READ | WRITE) as u8)
         };
+        let mut decision = forget(kept, decision);
+        let (mut operation, mut aux) = (request.operation, request.flags);
+        if decision.is_allowed() && doors::is_settings(request.from.1) {
+            let locked = with_table!(policy, t => decide::lock(t, Lock::Settings as u32));
+            if !locked.is_allowed() {
+                decision = locked;
+                (operation, aux) = (Operation::Kernel, Lock::Settings as u32);
+            }
+        }
         let decision = forget(kept, decision);
         let outcome = emit::outcome(decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
             return 0;
         }
         let header = &mut (*scratch).header;
-        emit::fill(header, subject, request.operation, decision, outcome);
+        emit::fill(header, subject, operation, decision, outcome);
         header.access = access::WRITE;
-        header.aux = request.flags;
+        header.aux = aux;
         header.inode = object.inode;
         header.device = object.device;
         let mut tail = behind;
@@ -155,7 +165,7 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
         header.target_len = behind;
         if to_len < 0 {
             header.errno = -to_len as u16;
-        } else if from_len >= 0 {
+        } else if from_len >= 0 && !matches!(operation, Operation::Kernel) {
             let to_len = at_most(to_len as u32, PATH_BUFFER as u32 - 1);
             header.args_len = to_len;
             tail += to_len;
