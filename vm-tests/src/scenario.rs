@@ -493,11 +493,17 @@ fn protected_no_more(_: &mut Stage) -> Result<()> {
     answers_soon(&mut inside, "/t/ws/alias", false)?;
     drop(inside);
     drop(agent);
-    let agent = {
-        write_policy("no-more", PERMISSIVE)?;
-        Agent::attach("no-more", "no-more")?
-    };
-    must_read("/t/ws/alias", &agent.group)
+    // Nothing of it is left to the next agent.
+    fixture::shell(&["mv ws/moved secret/key".to_owned()])?;
+    write_policy("no-more", PERMISSIVE)?;
+    let agent = Agent::attach("no-more", "no-more")?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    let answer = inside.read("/t/ws/alias")?;
+    ensure!(
+        answer == "0",
+        "the next agent is refused with errno {answer}"
+    );
+    Ok(())
 }
 
 fn exit_status(stage: &mut Stage) -> Result<()> {

@@ -23,6 +23,9 @@ use super::{Policy, pseudo};
 /// Accesses that are judged apart, in the order of [`Object::rules`].
 pub const ACCESSES: [u8; 3] = [access::READ, access::WRITE, access::EXEC];
 
+/// The part of the entries that is left to rules of any depth: they are looked for by the way.
+const FLOATING: usize = 4;
+
 /// How much is looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -121,6 +124,7 @@ impl Policy {
         }
         search.run();
         search.floating = true;
+        search.left = search.left.min(limits.entries / FLOATING);
         if !floating.is_empty() {
             for place in places {
                 search.root(place.as_os_str().as_bytes(), &floating);
@@ -308,7 +312,14 @@ impl Search<'_> {
             let progress = self.patterns[*index].read(progress, name);
             (!progress.is_empty()).then_some((*index, progress))
         };
-        let there: Vec<(usize, Progress)> = folder.patterns.iter().filter_map(read).collect();
+        let is_file = matches!(listed, Some(Type::File | Type::Socket));
+        let of_interest = |it: &(usize, Progress)| !is_file || self.patterns[it.0].matches(&it.1);
+        let there: Vec<(usize, Progress)> = folder
+            .patterns
+            .iter()
+            .filter_map(read)
+            .filter(of_interest)
+            .collect();
         if there.is_empty() {
             return;
         }

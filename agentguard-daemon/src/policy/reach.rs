@@ -59,15 +59,31 @@ impl Pattern {
     /// More bytes of the path.
     pub fn read(&self, from: &[u32], bytes: &[u8]) -> Progress {
         let mut progress = from.to_vec();
-        for byte in bytes {
-            let mut next = Vec::new();
+        let mut next = Vec::with_capacity(progress.len() + 1);
+        let mut rest = bytes;
+        while let [byte, after @ ..] = rest {
+            if let [position] = progress[..]
+                && position & 1 == 1
+            {
+                // Inside of a token that spans slashes only a slash can be news: the usual case by far.
+                match rest.iter().position(|byte| *byte == b'/') {
+                    Some(0) => {}
+                    Some(slash) => {
+                        rest = &rest[slash..];
+                        continue;
+                    }
+                    None => break,
+                }
+            }
+            next.clear();
             for position in &progress {
                 self.step(*position, *byte, &mut next);
             }
-            progress = next;
+            std::mem::swap(&mut progress, &mut next);
             if progress.is_empty() {
                 break;
             }
+            rest = after;
         }
         progress
     }
