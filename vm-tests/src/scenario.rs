@@ -4,7 +4,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -29,6 +29,9 @@ files:
 exec: {default: allow}
 network: {default: allow, unix: allow}
 ";
+
+/// How long the daemon may take to see that others changed what is protected.
+const SOON: Duration = Duration::from_secs(5);
 
 /// What a scenario has to work with.
 pub struct Stage {
@@ -70,12 +73,24 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     ("guard: doctor finds everything it needs", doctor),
     (
-        "names: a hard link made before the agent was attached",
+        "names: a protected file by a hard link made before the agent was attached",
         linked_before,
     ),
     (
-        "names: a bind mount made by an ungoverned root",
+        "names: a protected file by a bind mount made by an ungoverned root",
         mounted_before,
+    ),
+    (
+        "names: a protected file that others replaced and linked while the agent runs",
+        replaced_and_linked,
+    ),
+    (
+        "names: a protected folder that others replaced while the agent runs",
+        replaced_folder,
+    ),
+    (
+        "names: what is protected is forgotten with its rule, and with its agent",
+        protected_no_more,
     ),
     (
         "record: thousands of opens, each judged again by the reference",
@@ -398,6 +413,97 @@ fn mounted_before(stage: &mut Stage) -> Result<()> {
     );
     fixture::shell(&["/guest/busybox umount /t/ws/dir".to_owned()])?;
     done
+}
+
+/// Reads until the answer is the one that is waited for: the daemon has to see what others did.
+fn answers_soon(inside: &mut Reader, path: &str, refused: bool) -> Result<Duration> {
+    let started = Instant::now();
+    loop {
+        let answer = inside.read(path)?;
+        if matches!(answer.as_str(), "1" | "13") == refused {
+            return Ok(started.elapsed());
+        }
+        ensure!(
+            started.elapsed() < SOON,
+            "reading {path} still gives errno {answer}"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The alias is refused soon, and the record names the rule whose file it is.
+fn alias_is_seen(stage: &mut Stage, name: &str, steps: &str, alias: &str) -> Result<()> {
+    fixture::make(&[])?;
+    let agent = guarded(name)?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    fixture::shell(&[steps.to_owned()])?;
+    let mut control = Reader::attend(None)?;
+    ensure!(
+        control.read(alias)? == "0",
+        "an ungoverned process could not read {alias}"
+    );
+    drop(control);
+    let mark = stage.trail.mark()?;
+    let took = answers_soon(&mut inside, alias, true)?;
+    println!("      seen within {took:?} of the first look");
+    ensure!(inside.read(FREE)? == "0", "a free file was refused");
+    let record = stage.trail.wait(
+        mark,
+        &Wanted {
+            cause: Some("protected-object".into()),
+            ..denial(name, "open", alias)
+        },
+    )?;
+    ensure!(
+        record["rule"] == "no-secret" && record["rule_at"].is_string(),
+        "the record does not name the rule: {record}"
+    );
+    Ok(())
+}
+
+fn replaced_and_linked(stage: &mut Stage) -> Result<()> {
+    alias_is_seen(
+        stage,
+        "replaced-file",
+        "echo new > fresh; mv fresh secret/key; ln secret/key ws/alias",
+        "/t/ws/alias",
+    )
+}
+
+fn replaced_folder(stage: &mut Stage) -> Result<()> {
+    alias_is_seen(
+        stage,
+        "replaced-folder",
+        "mv secret old; rm -r old; mkdir -p secret/below; echo new > secret/below/key; ln secret/below/key ws/alias",
+        "/t/ws/alias",
+    )
+}
+
+fn protected_no_more(_: &mut Stage) -> Result<()> {
+    fixture::make(&["ln secret/key ws/alias".to_owned()])?;
+    let agent = guarded("no-more")?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    answers_soon(&mut inside, "/t/ws/alias", true)?;
+    write_policy("no-more", PERMISSIVE)?;
+    answers_soon(&mut inside, "/t/ws/alias", false)?;
+    write_policy("no-more", GUARDED)?;
+    answers_soon(&mut inside, "/t/ws/alias", true)?;
+    // The other name leads out of what the rule protects.
+    fixture::shell(&["mv secret/key ws/moved".to_owned()])?;
+    answers_soon(&mut inside, "/t/ws/alias", false)?;
+    drop(inside);
+    drop(agent);
+    // Nothing of it is left to the next agent.
+    fixture::shell(&["mv ws/moved secret/key".to_owned()])?;
+    write_policy("no-more", PERMISSIVE)?;
+    let agent = Agent::attach("no-more", "no-more")?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    let answer = inside.read("/t/ws/alias")?;
+    ensure!(
+        answer == "0",
+        "the next agent is refused with errno {answer}"
+    );
+    Ok(())
 }
 
 fn exit_status(stage: &mut Stage) -> Result<()> {

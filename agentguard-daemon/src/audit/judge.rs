@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 
+use super::objects::Objects;
 use crate::event::escape::escape;
 use crate::event::{Event, Target};
-use crate::policy::{Action, Judgement, Mode, Policy};
+use crate::policy::{Action, Judgement, Mode, Policy, RuleRef};
 
 /// Policies that are kept for late records after they were replaced.
 const GENERATIONS_KEPT: usize = 64;
@@ -56,6 +57,7 @@ pub struct Judge {
     policies: BTreeMap<u32, Arc<Policy>>,
     /// Generations whose policies are lost: of another life of the daemon.
     lost: BTreeSet<u32>,
+    objects: Objects,
     young: HashMap<Box<[u8]>, Opinion>,
     old: HashMap<Box<[u8]>, Opinion>,
     young_bytes: usize,
@@ -77,6 +79,21 @@ impl Judge {
     /// Records of a generation cannot be judged: nobody knows its policy any more.
     pub fn forget(&mut self, generation: u32) {
         self.lost.insert(generation);
+    }
+
+    /// The rules behind protected objects.
+    pub fn objects(&mut self) -> &mut Objects {
+        &mut self.objects
+    }
+
+    /// What stands behind the denial of a protected object.
+    pub fn of_object(&self, event: &Event<'_>) -> Option<Opinion> {
+        let rule = self.objects.rule(event)?;
+        Some(Opinion {
+            verdict: event.verdict,
+            reason: event.reason,
+            rule: Some(rule),
+        })
     }
 
     /// The policy of a generation.
@@ -253,21 +270,24 @@ fn judge(policy: &Policy, event: &Event<'_>) -> Judgement {
 
 impl From<Judgement> for Opinion {
     fn from(judgement: Judgement) -> Self {
-        use std::os::unix::ffi::OsStrExt;
-        let rule = judgement.rule.map(|rule| {
-            let file = escape(rule.file.as_os_str().as_bytes());
-            Arc::new(RuleName {
-                id: escape(rule.id.as_bytes()).into_owned(),
-                reason: rule
-                    .reason
-                    .map(|reason| escape(reason.as_bytes()).into_owned()),
-                place: format!("{file}:{}", rule.line),
-            })
-        });
+        let rule = judgement.rule.as_ref();
         Self {
             verdict: judgement.verdict,
             reason: judgement.reason,
-            rule,
+            rule: rule.map(|rule| Arc::new(RuleName::from(rule))),
+        }
+    }
+}
+
+impl From<&RuleRef> for RuleName {
+    fn from(rule: &RuleRef) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        let file = escape(rule.file.as_os_str().as_bytes());
+        let reason = rule.reason.as_ref();
+        Self {
+            id: escape(rule.id.as_bytes()).into_owned(),
+            reason: reason.map(|reason| escape(reason.as_bytes()).into_owned()),
+            place: format!("{file}:{}", rule.line),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod judge;
 mod kernel_words;
 pub mod log;
+pub mod objects;
 pub mod programs;
 pub mod read;
 pub mod record;

@@ -287,7 +287,7 @@ impl Recorder {
         let review = self.judge.review(event);
         let (opinion, alarm) = match review {
             Review::Agrees(opinion) => (Some(opinion), None),
-            Review::NotJudged => (None, None),
+            Review::NotJudged => (self.judge.of_object(event), None),
             Review::Disagrees(what) => (None, Some(what)),
         };
         let name = self.count(event);

@@ -14,9 +14,10 @@ use aya::programs::Iter;
 use super::attach::{ITERATOR, of_program, program};
 use super::journal::Journal;
 use super::load::{failed, open};
+use super::objects::Objects;
 use super::pins::Pins;
 use super::tables::Tables;
-use super::{KernelError, Rings, sys};
+use super::{KernelError, Protection, Rings, sys};
 
 /// Walks over all tasks in one go. Two are enough but for tasks that fork at that very moment.
 const MAX_WALKS: u32 = 16;
@@ -50,6 +51,7 @@ pub struct Guard {
     losses: Array<MapData, u64>,
     control: Array<MapData, Bytes<Control>>,
     state: Array<MapData, Bytes<State>>,
+    objects: Objects,
     /// Programs are loaded by the numbers of these descriptors: they stay open.
     denied: Map,
     allowed: Map,
@@ -73,6 +75,7 @@ impl Guard {
             losses: open("LOSSES", take("LOSSES")?)?,
             control: open("CONTROL", take("CONTROL")?)?,
             state: open(".bss", take(".bss")?)?,
+            objects: Objects::open(take("OBJECTS")?, take("OBJECT_FILTER")?)?,
             denied: take("DENIED")?,
             allowed: take("ALLOWED")?,
             rings_taken: false,
@@ -149,6 +152,17 @@ impl Guard {
         check_slot(agent)?;
         self.small.clear(agent)?;
         self.large.clear(agent)
+    }
+
+    /// Replaces the objects that an agent may not reach by whatever name. New ones come before old ones go.
+    pub fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError> {
+        check_slot(agent)?;
+        self.objects.replace(agent, objects)
+    }
+
+    /// Agents from which objects are protected, also those of an earlier daemon.
+    pub fn protected_from(&self) -> Vec<u32> {
+        self.objects.agents()
     }
 
     /// From now on, tasks that enter the cgroup or one below it get this label.

@@ -13,6 +13,7 @@ use agentguard_common::label::Label;
 use super::engine::{Engine, InForce, about, escape_path, lock, watch};
 use super::leave::Parting;
 use super::number::next_session;
+use super::objects::{Searched, warn_of_cuts};
 use super::{AgentInfo, Attach, GuardianAction, PolicyRequest, SessionError, Target};
 use crate::agent::{Agent, Name, RegistryError};
 use crate::audit::record::op;
@@ -26,6 +27,7 @@ impl Engine {
         let _alone = self.one_at_a_time.lock().await;
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let (policy, table) = self.compile(&request.policy, generation).await?;
+        let searched = self.search_apart(&policy, &request.policy).await?;
         let name = request
             .name
             .clone()
@@ -49,7 +51,7 @@ impl Engine {
         self.enlist(agent.clone(), in_force);
         let governed = self
             .save()
-            .and_then(|()| self.govern(&agent, &table, &request));
+            .and_then(|()| self.govern(&agent, &table, searched, &request));
         if let Err(error) = governed {
             self.undo(&agent);
             return Err(error);
@@ -139,14 +141,19 @@ impl Engine {
         })
     }
 
-    /// Policy first, then the cgroup, then the tasks.
-    fn govern(&self, agent: &Agent, table: &[u8], request: &Attach) -> Result<(), SessionError> {
+    /// Policy and its objects first, then the cgroup, then the tasks.
+    fn govern(
+        &self,
+        agent: &Agent,
+        table: &[u8],
+        searched: Searched,
+        request: &Attach,
+    ) -> Result<(), SessionError> {
         if let Some(guardian) = &self.guardian {
             lock(guardian).add(agent.cgroup.path(), request.on_death)?;
         }
         let label = || -> Result<(), SessionError> {
             let mut enforcer = lock(&self.enforcer);
-            enforcer.install(agent.slot, table)?;
             enforcer.govern(agent.cgroup_id, agent.membership())?;
             if let Target::Process(pid) = request.target {
                 agent.cgroup.add(pid)?;
@@ -154,6 +161,9 @@ impl Engine {
             enforcer.label_members()?;
             Ok(())
         };
+        lock(&self.enforcer).install(agent.slot, table)?;
+        warn_of_cuts(agent, &searched);
+        self.protect(agent, searched)?;
         label()?;
         match request.target {
             Target::Cgroup(_) => Ok(()),

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
-use crate::kernel::{Guard, KernelError};
+use crate::kernel::{Guard, KernelError, Protection};
 
 /// The operations of [`Guard`] that sessions use; each means what the method of that name means.
 pub trait Enforcer: Send {
@@ -13,6 +13,10 @@ pub trait Enforcer: Send {
     fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError>;
     /// Takes an agent's policy away: what carries its label is denied everything.
     fn uninstall(&mut self, agent: u32) -> Result<(), KernelError>;
+    /// Replaces the objects that are protected from an agent, whatever their names.
+    fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError>;
+    /// Agents from which objects are protected.
+    fn protected_from(&self) -> Vec<u32>;
     /// From now on, tasks that enter the cgroup get this label.
     fn govern(&mut self, cgroup: u64, membership: Membership) -> Result<(), KernelError>;
     /// Stops labelling tasks that enter the cgroup.
@@ -40,6 +44,14 @@ impl Enforcer for Guard {
 
     fn uninstall(&mut self, agent: u32) -> Result<(), KernelError> {
         Guard::uninstall(self, agent)
+    }
+
+    fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError> {
+        Guard::protect(self, agent, objects)
+    }
+
+    fn protected_from(&self) -> Vec<u32> {
+        Guard::protected_from(self)
     }
 
     fn govern(&mut self, cgroup: u64, membership: Membership) -> Result<(), KernelError> {

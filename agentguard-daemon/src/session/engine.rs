@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::pump::Well;
+use super::scout::Scout;
 use super::store::{self, Generation, Saved, SavedAgent, Store};
 use super::{
     AgentInfo, Enforcer, EngineOptions, Guardian, Leave, PolicyRequest, Pump, SessionError,
@@ -59,6 +60,7 @@ pub struct Engine {
     pub(super) hierarchy: Hierarchy,
     pub(super) guardian: Option<Mutex<Guardian>>,
     pub(super) watcher: Mutex<Option<Watcher>>,
+    pub(super) scout: Mutex<Option<Scout>>,
     pub(super) pump: Pump,
     pub(super) search: Vec<PathBuf>,
     /// What no policy permits.
@@ -202,6 +204,7 @@ impl Engine {
             hierarchy: parts.hierarchy,
             guardian: parts.guardian.map(Mutex::new),
             watcher: Mutex::new(None),
+            scout: Mutex::new(None),
             pump: parts.pump,
             search: parts.search,
             own: parts.own,
@@ -258,7 +261,7 @@ impl Engine {
         }
     }
 
-    /// From now on a change of a policy file is a swap.
+    /// From now on a change of a policy file is a swap, and changes of protected files are seen.
     pub fn watch_files(self: &Arc<Self>) -> Result<(), SessionError> {
         let engine = Arc::downgrade(self);
         let runtime = tokio::runtime::Handle::current();
@@ -275,7 +278,7 @@ impl Engine {
             watch(&watcher, &in_force.policy);
         }
         *lock(&self.watcher) = Some(watcher);
-        Ok(())
+        self.watch_objects()
     }
 
     /// The audit trail.

@@ -13,7 +13,7 @@ use super::*;
 use crate::agent::Hierarchy;
 use crate::audit::read::Reader;
 use crate::audit::{Log, Record, Recorder};
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, Protection};
 
 /// What a kernel would hold.
 #[derive(Debug, Default)]
@@ -22,6 +22,7 @@ struct Kernel {
     tables: BTreeMap<u32, u32>,
     cgroups: BTreeMap<u64, Membership>,
     labelled: HashSet<u32>,
+    objects: BTreeMap<u32, Vec<Protection>>,
     /// Processes that carry the label of the first agent.
     carriers: HashSet<u32>,
     /// The operation that fails.
@@ -60,6 +61,19 @@ impl Enforcer for Memory {
         self.call("uninstall", |kernel| {
             kernel.tables.remove(&agent);
         })
+    }
+
+    fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError> {
+        self.call("protect", |kernel| {
+            kernel.objects.insert(agent, objects.to_vec());
+            if objects.is_empty() {
+                kernel.objects.remove(&agent);
+            }
+        })
+    }
+
+    fn protected_from(&self) -> Vec<u32> {
+        self.0.lock().unwrap().objects.keys().copied().collect()
     }
 
     fn govern(&mut self, cgroup: u64, membership: Membership) -> Result<(), KernelError> {
@@ -232,7 +246,7 @@ async fn the_policy_is_in_force_before_anybody_is_labelled() {
     assert_eq!((agent.session, agent.generation), (1, 1));
     assert_eq!(
         bench.kernel(|kernel| kernel.calls.clone()),
-        ["install", "govern", "label"]
+        ["install", "protect", "govern", "label"]
     );
     assert_eq!(bench.ops(), ["agent-attach", "policy-install"]);
     let found = bench.engine.agent_of_cgroup(&agent.cgroup.join("below"));
@@ -248,13 +262,16 @@ async fn detach_leaves_nothing_in_the_kernel() {
         (
             kernel.tables.len(),
             kernel.cgroups.len(),
-            kernel.labelled.len(),
-            kernel.calls.split_off(3),
+            kernel.labelled.len() + kernel.objects.len(),
+            kernel.calls.split_off(4),
         )
     });
     assert_eq!((tables, cgroups, labelled), (0, 0, 0));
     // Labels are taken until a round finds none; the policy goes last.
-    assert_eq!(calls, ["release", "unlabel", "unlabel", "uninstall"]);
+    assert_eq!(
+        calls,
+        ["release", "unlabel", "unlabel", "uninstall", "protect"]
+    );
     assert!(bench.engine.list().is_empty());
     assert!(bench.engine.detach("a").await.is_err());
     let again = bench.attach("a", "/one").await.unwrap();
@@ -265,7 +282,7 @@ async fn detach_leaves_nothing_in_the_kernel() {
 
 #[tokio::test]
 async fn a_failure_half_way_is_undone() {
-    for step in ["install", "govern", "label"] {
+    for step in ["install", "protect", "govern", "label"] {
         let bench = Bench::new();
         bench.kernel(|kernel| kernel.fails = Some(step));
         assert!(
@@ -416,8 +433,8 @@ async fn the_end_kills_and_takes_no_label_away() {
     assert!(bench.engine.end("a", agent.session + 1).await.is_err());
     bench.engine.end("a", agent.session).await.unwrap();
     assert!(!escaped.wait().unwrap().success());
-    let calls = bench.kernel(|kernel| kernel.calls.split_off(3));
-    assert_eq!(calls, ["release", "uninstall"]);
+    let calls = bench.kernel(|kernel| kernel.calls.split_off(4));
+    assert_eq!(calls, ["release", "uninstall", "protect"]);
     assert_eq!(bench.ops()[2..], ["kill", "agent-detach"]);
     assert!(bench.engine.list().is_empty());
 }
@@ -475,7 +492,7 @@ async fn who_comes_after_a_death_knows_everybody() {
     );
     // All of it again, and harmless: the kernel has it already.
     let calls = bench.kernel(|kernel| kernel.calls.clone());
-    assert_eq!(calls, ["install", "govern", "label"]);
+    assert_eq!(calls, ["install", "protect", "govern", "label"]);
     assert_eq!(
         bench.ops(),
         ["agent-attach", "policy-install", "agent-restore"]
@@ -622,4 +639,93 @@ async fn a_swap_that_fails_is_not_what_comes_back() {
     bench.restore().unwrap();
     let agent = &bench.engine.list()[0];
     assert_eq!((agent.policy.as_str(), agent.generation), ("p", 1));
+}
+
+impl Bench {
+    fn inode(&self, file: &str) -> u64 {
+        use std::os::unix::fs::MetadataExt as _;
+        let path = self.folder.path().join(file);
+        std::fs::symlink_metadata(path).unwrap().ino()
+    }
+
+    /// Accesses that are denied to the first agent for a file.
+    fn protected(&self, file: &str) -> u32 {
+        let inode = self.inode(file);
+        self.kernel(|kernel| {
+            let objects = kernel.objects.get(&1).into_iter().flatten();
+            objects.filter(|it| it.0 == inode).map(|it| it.2).sum()
+        })
+    }
+
+    fn guard_secret(&self, rule: &str) {
+        let root = self.folder.path().canonicalize().unwrap();
+        let text = format!(
+            "version: 1\nfiles: {{default: allow, {rule}: {{deny: [\"{}/secret/**\"]}}}}\n",
+            root.display()
+        );
+        self.write("p", &text);
+    }
+}
+
+#[tokio::test]
+async fn what_is_protected_follows_the_policy() {
+    let mut bench = Bench::new();
+    std::fs::create_dir(bench.folder.path().join("secret")).unwrap();
+    std::fs::write(bench.folder.path().join("secret/key"), "x").unwrap();
+    bench.guard_secret("read");
+    bench.attach("a", "/one").await.unwrap();
+    assert_eq!(bench.protected("secret/key"), 1);
+    bench.guard_secret("write");
+    bench.engine.swap("a", None).await.unwrap();
+    assert_eq!(bench.protected("secret/key"), 2);
+    // Nobody watches in this test.
+    std::fs::write(bench.folder.path().join("secret/new"), "x").unwrap();
+    bench
+        .engine
+        .refresh_objects(Some(&HashSet::from([2])))
+        .await;
+    assert_eq!(bench.protected("secret/new"), 0);
+    bench.engine.refresh_objects(None).await;
+    assert_eq!(bench.protected("secret/new"), 2);
+    // A daemon that comes back looks for itself, and drops what nobody needs.
+    bench.kernel(|kernel| {
+        kernel.objects.clear();
+        kernel.objects.insert(9, vec![(1, 1, 1)]);
+    });
+    bench.die();
+    bench.restore().unwrap();
+    assert_eq!(bench.protected("secret/new"), 2);
+    assert_eq!(bench.kernel(|kernel| kernel.objects.len()), 1);
+    bench.engine.detach("a").await.unwrap();
+    assert!(bench.kernel(|kernel| kernel.objects.is_empty()));
+}
+
+#[tokio::test]
+async fn a_swap_whose_objects_the_kernel_does_not_take_stands_and_is_told() {
+    let bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    bench.kernel(|kernel| kernel.fails = Some("protect"));
+    let agent = bench.engine.swap("a", None).await.unwrap();
+    assert_eq!(bench.kernel(|kernel| kernel.tables[&1]), agent.generation);
+    assert_eq!(bench.ops()[2..], ["policy-install", "alarm"]);
+    bench.engine.refresh_objects(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_file_is_protected_soon() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.folder.path().join("secret")).unwrap();
+    bench.guard_secret("read");
+    bench.engine.watch_files().unwrap();
+    bench.attach("a", "/one").await.unwrap();
+    for content in ["first", "second"] {
+        let new = bench.folder.path().join("new");
+        std::fs::write(&new, content).unwrap();
+        std::fs::rename(&new, bench.folder.path().join("secret/key")).unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while bench.protected("secret/key") != 1 {
+            assert!(std::time::Instant::now() < end, "not protected");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
 }

@@ -35,6 +35,7 @@ impl Engine {
                 enforcer.uninstall(agent.slot)?;
             }
         }
+        self.unprotect(agent.slot);
         if let Some(guardian) = &self.guardian {
             lock(guardian).remove(agent.cgroup.path())?;
         }

@@ -74,6 +74,7 @@ impl Engine {
             notes.extend(saved.agents.iter().map(gone));
         }
         self.release_strangers(&memberships)?;
+        self.unprotect_strangers();
         self.save()?;
         Ok(notes)
     }
@@ -123,6 +124,8 @@ impl Engine {
                 let mut enforcer = lock(&self.enforcer);
                 enforcer.release(agent.cgroup_id)?;
                 enforcer.uninstall(agent.slot)?;
+                drop(enforcer);
+                self.unprotect(agent.slot);
                 self.recorder().end_session(agent.session);
                 let what =
                     "its cgroup was gone when the daemon came back, and nothing of it was left";
@@ -142,6 +145,12 @@ impl Engine {
                 tracing::error!("`{}`: {what}", agent.name);
                 notes.push(Note::of(saved, op::POLICY_ERROR, what));
             }
+        }
+        let searched = self.search(&in_force.policy, &in_force.request);
+        if let Err(error) = self.protect(&agent, searched) {
+            let what = format!("not all objects of its policy are protected: {error}");
+            tracing::error!("`{}`: {what}", agent.name);
+            notes.push(Note::of(saved, op::POLICY_ERROR, what));
         }
         if same {
             lock(&self.enforcer).govern(agent.cgroup_id, agent.membership())?;

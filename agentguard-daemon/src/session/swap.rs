@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::engine::{Engine, InForce, Retired, about, lock, watch};
+use super::objects::{Searched, warn_of_cuts};
 use super::{AgentInfo, PolicyRequest, SessionError};
 use crate::agent::{Agent, RegistryError};
 use crate::audit::{Record, record::op};
@@ -34,7 +35,13 @@ impl Engine {
         };
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let swapped = match self.compile(&request, generation).await {
-            Ok((policy, table)) => self.replace(&agent, request, &policy, &table, generation),
+            Ok((policy, table)) => match self.search_apart(&policy, &request).await {
+                Ok(searched) => {
+                    let swapped = self.replace(&agent, request, &policy, &table, generation);
+                    self.protect_swapped(&agent, swapped, searched)
+                }
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         if swapped.is_ok() && self.store.is_some() {
@@ -55,6 +62,29 @@ impl Engine {
             });
         }
         swapped
+    }
+
+    /// After a swap: the objects of the new policy. Where the kernel does not take them the new policy stands,
+    /// and the log says that other names may lead round it.
+    fn protect_swapped(
+        &self,
+        agent: &Agent,
+        swapped: Result<AgentInfo, SessionError>,
+        searched: Searched,
+    ) -> Result<AgentInfo, SessionError> {
+        let swapped = swapped?;
+        warn_of_cuts(agent, &searched);
+        if let Err(error) = self.protect(agent, searched) {
+            let what = format!("not all objects of the new policy are protected: {error}");
+            tracing::error!("`{}`: {what}", agent.name);
+            self.note(Record {
+                agent: Some(Cow::Borrowed(agent.name.as_str())),
+                session: Some(agent.session),
+                detail: Some(escape(what.as_bytes())),
+                ..Record::new(op::ALARM)
+            });
+        }
+        Ok(swapped)
     }
 
     fn replace(
