@@ -29,6 +29,8 @@ struct Folder {
 pub struct Search<'a> {
     policy: &'a Policy,
     patterns: Arc<Vec<Pattern>>,
+    /// For each of them the exceptions that hold for everything below.
+    excepted: Vec<Vec<Pattern>>,
     limits: Limits,
     left: usize,
     floating: bool,
@@ -51,6 +53,7 @@ impl<'a> Search<'a> {
         enter: &'a mut dyn FnMut(&Path, Interest),
     ) -> Self {
         Self {
+            excepted: patterns.iter().map(|it| all_below(policy, it)).collect(),
             policy,
             patterns,
             limits,
@@ -131,15 +134,9 @@ impl<'a> Search<'a> {
 
     /// Whether a rule makes an exception for everything below a folder.
     fn excepted(&self, pattern: usize, folder: &Path) -> bool {
-        let rule = &self.policy.rules[self.patterns[pattern].rule];
-        let Matcher::Path { except, .. } = &rule.matcher else {
-            return false;
-        };
-        except.iter().flat_map(Glob::alternatives).any(|tokens| {
-            let all = Pattern::new(tokens, 0);
-            all.is_all_below()
-                && all.matches(&all.read(&all.start(), folder.as_os_str().as_bytes()))
-        })
+        let folder = folder.as_os_str().as_bytes();
+        let mut excepted = self.excepted[pattern].iter();
+        excepted.any(|all| all.matches(&all.read(&all.start(), folder)))
     }
 
     /// Reads the queued folders, those that are nearest first.
@@ -280,6 +277,16 @@ impl<'a> Search<'a> {
             }
         }
     }
+}
+
+/// The exceptions of a pattern's rule that hold for everything below what they match.
+fn all_below(policy: &Policy, pattern: &Pattern) -> Vec<Pattern> {
+    let Matcher::Path { except, .. } = &policy.rules[pattern.rule].matcher else {
+        return Vec::new();
+    };
+    let except = except.iter().flat_map(Glob::alternatives);
+    let except = except.map(|tokens| Pattern::new(tokens, pattern.rule));
+    except.filter(Pattern::is_all_below).collect()
 }
 
 /// Opens a path in which there is no symbolic link.
