@@ -436,16 +436,15 @@ fn alias_is_seen(stage: &mut Stage, name: &str, steps: &str, alias: &str) -> Res
     fixture::make(&[])?;
     let agent = guarded(name)?;
     let mut inside = Reader::attend(Some(&agent.group))?;
+    let mark = stage.trail.mark()?;
     fixture::shell(&[steps.to_owned()])?;
+    let took = answers_soon(&mut inside, alias, true)?;
+    println!("      refused {took:?} after the shell that made it ended");
     let mut control = Reader::attend(None)?;
     ensure!(
         control.read(alias)? == "0",
         "an ungoverned process could not read {alias}"
     );
-    drop(control);
-    let mark = stage.trail.mark()?;
-    let took = answers_soon(&mut inside, alias, true)?;
-    println!("      seen within {took:?} of the first look");
     ensure!(inside.read(FREE)? == "0", "a free file was refused");
     let record = stage.trail.wait(
         mark,

@@ -30,6 +30,7 @@ mod reach;
 mod rule;
 mod rules;
 pub mod schema;
+mod search;
 mod suggest;
 pub mod table;
 mod vars;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 
+use nix::sys::stat::{major, minor};
+
 use super::*;
 use crate::policy::{LoadOptions, load_text};
 

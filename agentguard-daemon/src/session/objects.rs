@@ -25,7 +25,8 @@ pub(super) struct Searched {
 impl Engine {
     /// Looks for the objects behind what a policy denies, and watches the folders. May take a while.
     pub(super) fn search(&self, policy: &Policy, request: &PolicyRequest) -> Searched {
-        search(lock(&self.scout).clone().as_ref(), policy, request)
+        let scout = lock(&self.scout).clone();
+        search(scout.as_ref(), policy, request)
     }
 
     /// The same, away from the threads that serve.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ const LATEST: Duration = Duration::from_millis(200);
 const PERIOD: Duration = Duration::from_secs(30);
 /// After each look, this many times what it took is waited: a folder that is always busy costs a tenth.
 const REST: u32 = 9;
+/// But never longer than this: meanwhile nothing that is new is protected.
+const LONGEST_REST: Duration = Duration::from_secs(2);
 /// Folders watched for one agent.
 const MAX_FOLDERS: usize = 1024;
 
@@ -34,6 +36,8 @@ pub(super) struct Scout {
 struct Shared {
     inotify: Inotify,
     rounds: AtomicU64,
+    /// Whether it was said that a folder cannot be watched: there may be a thousand.
+    told: AtomicBool,
     watched: Mutex<Watched>,
 }
 
@@ -63,6 +67,7 @@ impl Scout {
             shared: Arc::new(Shared {
                 inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
                 rounds: AtomicU64::new(1),
+                told: AtomicBool::new(false),
                 watched: Mutex::default(),
             }),
         };
@@ -83,7 +88,7 @@ impl Scout {
                     if slots.is_none() {
                         everything = Instant::now() + PERIOD;
                     }
-                    std::thread::sleep((started.elapsed() * REST).min(PERIOD));
+                    std::thread::sleep((started.elapsed() * REST).min(LONGEST_REST));
                 }
             })?;
         Ok(scout)
@@ -133,9 +138,13 @@ impl Round {
                 interests.push((self.number, interest));
             }
             Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {}
-            Err(errno) => {
-                tracing::warn!("changes in {} will be seen late: {errno}", folder.display());
+            Err(errno) if !self.scout.shared.told.swap(true, Ordering::Relaxed) => {
+                tracing::warn!(
+                    "changes in {} and maybe other folders will be seen late: {errno}; see `sysctl fs.inotify.max_user_watches`",
+                    folder.display()
+                );
             }
+            Err(_) => {}
         }
     }
 
