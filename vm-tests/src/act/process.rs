@@ -188,7 +188,16 @@ fn memory(words: &[&str]) -> Option<io::Result<()>> {
         ["getfd", pid, held] => number(pid).and_then(|pid| getfd(pid, number(held)?)),
         ["getfd-child"] => child().and_then(|mut child| {
             let process = pidfd(child.id() as usize)?;
-            let taken = sys!(SYS_pidfd_getfd, process.as_fd(), 0, 0).and_then(owned);
+            // The parent goes on as soon as the child has left its memory, and the new one is closed to
+            // others until the program is set up.
+            let mut taken = sys!(SYS_pidfd_getfd, process.as_fd(), 0, 0).and_then(owned);
+            for _ in 0..100 {
+                if taken.is_ok() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                taken = sys!(SYS_pidfd_getfd, process.as_fd(), 0, 0).and_then(owned);
+            }
             child.kill()?;
             taken?;
             done("taken")
