@@ -94,7 +94,7 @@ impl Guest {
             icount: false,
             cpus: host.clamp(1, 4),
             memory: 2048,
-            timeout: Duration::from_mins(15),
+            timeout: Duration::from_mins(40),
             show: Show::Everything,
         }
     }
