@@ -110,7 +110,10 @@ fn socket(subject: Subject, socket: u64) -> i32 {
             address[3],
         ];
     } else {
-        destination.address = peek(sk + get(&off::OFF_SOCK_V6_DADDR) as u64, [0; 16]);
+        let address = sk + get(&off::OFF_SOCK_V6_DADDR) as u64;
+        let halves: [u64; 2] = [peek(address, 0), peek(address + 8, 0)];
+        destination.address[..8].copy_from_slice(&halves[0].to_ne_bytes());
+        destination.address[8..].copy_from_slice(&halves[1].to_ne_bytes());
     }
     // SAFETY: the label is a live map value.
     let decision = match decide::policy(unsafe { (*subject.label).agent }) {

@@ -93,7 +93,7 @@ pub unsafe fn resolve_within<const SIZE: usize>(file: *const u8, buffer: *mut u8
     // SAFETY: masked by the size of the buffer, which is a power of two.
     let last = unsafe { *buffer.add((len - 1) as usize & (SIZE - 1)) };
     if last == b')' && is_removed(file as u64, buffer as u64, len) {
-        len - REMOVED.len() as i64
+        len - REMOVED_LEN
     } else {
         len
     }
@@ -109,24 +109,32 @@ extern "C" fn is_mount_root(file: u64) -> bool {
     parent != dentry || peek::<u64>(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0) == dentry
 }
 
-/// What the kernel writes behind the name of a file that was removed.
-const REMOVED: [u8; 10] = *b" (deleted)";
+/// What the kernel writes behind the name of a file that was removed, ` (deleted)`: its length, and its first and
+/// its last eight bytes.
+const REMOVED_LEN: i64 = 10;
+const REMOVED: (u64, u64) = (
+    u64::from_le_bytes(*b" (delete"),
+    u64::from_le_bytes(*b"deleted)"),
+);
 
 /// Whether the end of a path says that its file was removed, and is no part of its name. Such a file is judged
 /// by the name that it had: otherwise no rule on names would speak of it, and who held a handle could open it.
 #[inline(never)]
 extern "C" fn is_removed(file: u64, buffer: u64, len: i64) -> bool {
-    if len <= REMOVED.len() as i64 {
+    if len <= REMOVED_LEN {
         return false;
     }
-    let end: [u8; REMOVED.len()] = peek(buffer + len as u64 - REMOVED.len() as u64, [0; 10]);
+    // VERIFIER: 7.3: the buffer is a pointer, whatever its type here, and takes no unbounded number.
+    let len = crate::bound::at_most(len as u32, crate::maps::PATH_BUFFER as u32);
+    let end = buffer + u64::from(len);
+    let words = (peek(end - REMOVED_LEN as u64, 0u64), peek(end - 8, 0u64));
     let dentry: u64 = peek(
         file + get(&off::OFF_FILE_PATH) as u64 + get(&off::OFF_PATH_DENTRY) as u64,
         0,
     );
     // An entry that is in no bucket of the cache's table has no name any more.
     let unhashed = peek::<u64>(dentry + get(&off::OFF_DENTRY_HASH) as u64 + 8, 1) == 0;
-    end == REMOVED && unhashed
+    words == REMOVED && unhashed
 }
 
 /// Which object a file is.
