@@ -171,13 +171,16 @@ fn read_arguments(subject: Subject, buffer: *mut u8, walk: *mut Walk) -> bool {
             if at > (PATH_BUFFER + MAX_COMMAND) as u64 - FIRST_CHECK_BYTES as u64 {
                 return false;
             }
-            let len = bpf_probe_read_user_str(
-                buffer.add(at as usize).cast(),
-                FIRST_CHECK_BYTES,
-                pointer as *const _,
-            );
-            if len <= 0 || len >= i64::from(FIRST_CHECK_BYTES) {
+            let to = buffer.add(at as usize);
+            let mut len =
+                bpf_probe_read_user_str(to.cast(), FIRST_CHECK_BYTES, pointer as *const _);
+            if len < 0 || len >= i64::from(FIRST_CHECK_BYTES) {
                 return false;
+            }
+            if len == 0 {
+                // An empty argument: older kernels forget its NUL.
+                *to = 0;
+                len = 1;
             }
             core::ptr::write_volatile(&raw mut (*walk).used, used + len as u64);
             core::ptr::write_volatile(&raw mut (*walk).left, count + 1);
