@@ -11,4 +11,5 @@ pub mod daemon;
 pub mod event;
 pub mod kernel;
 pub mod policy;
+pub mod resolver;
 pub mod session;
