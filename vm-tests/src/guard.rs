@@ -19,8 +19,9 @@ const VARIABLES: &[&str] = &["workspace=/t/ws", "home=/t/home"];
 const PROGRAM: &str = "/usr/bin/agentguard";
 const LOG: &str = "/var/log/agentguard-daemon.txt";
 const CGROUPS: &str = "/sys/fs/cgroup";
-/// Loading and verifying the programs takes seconds in an emulated guest.
-const START: Duration = Duration::from_mins(3);
+/// Loading and verifying the programs takes seconds in an emulated guest, and minutes on a busy host: only a
+/// daemon that will never be ready may take this long.
+const START: Duration = Duration::from_mins(20);
 
 /// A running daemon; stopped when dropped.
 pub struct Daemon {

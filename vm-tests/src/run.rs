@@ -262,6 +262,7 @@ impl Runner {
     }
 
     fn governed(&mut self, row: &Row, actor: Actor, agent: &Agent) -> Result<()> {
+        self.trail.forget();
         let mark = self.trail.mark()?;
         let done = perform(&attempt(row, actor, Some(&agent.group)))?;
         check(row, &done)?;

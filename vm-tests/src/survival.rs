@@ -29,7 +29,7 @@ const DEFAULT_OPERATIONS: u64 = 25_000;
 const FLOOD: &str = "AGENTGUARD_SURVIVAL_FLOOD";
 const DEFAULT_FLOOD: u64 = 3;
 /// How long the log may be silent before the rest of the records is given up. Guests are emulated and busy.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 type Scenario = (&'static str, fn() -> Result<()>);
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 /// How long a record may take from the act to the file. Guests are emulated and busy.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// As an operation: a program's start, refused at its exec or already when it is opened for that.
 pub const START: &str = "start of a program";
@@ -81,57 +81,61 @@ fn target_fits(wanted: &str, target: &str) -> bool {
         .map_or(wanted == target, |start| target.starts_with(start))
 }
 
-/// The trail read so far.
+/// The trail as it grows from where a test begins: logs of a million records do not fit into a guest's memory.
 pub struct Trail {
     path: PathBuf,
+    /// Bytes of the file that have been read.
     read: u64,
+    /// Records that have been forgotten.
+    before: usize,
     records: Vec<Value>,
 }
 
 impl Trail {
-    /// A trail in this file, which need not exist yet.
+    /// The trail in this file, which need not exist yet, from its present end.
     pub fn at(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
         Self {
-            path: path.into(),
-            read: 0,
+            read: std::fs::metadata(&path).map_or(0, |data| data.len()),
+            path,
+            before: 0,
             records: Vec::new(),
         }
+    }
+
+    /// Forgets what was read; earlier marks are of no use any more.
+    pub fn forget(&mut self) {
+        self.before += self.records.len();
+        self.records.clear();
     }
 
     /// The place that later records come after.
     pub fn mark(&mut self) -> Result<usize> {
         self.refresh()?;
-        Ok(self.records.len())
+        Ok(self.before + self.records.len())
     }
 
     /// Records since a mark.
     pub fn since(&mut self, mark: usize) -> Result<&[Value]> {
         self.refresh()?;
-        Ok(&self.records[mark..])
+        let from = mark
+            .checked_sub(self.before)
+            .context("the records since this mark were forgotten")?;
+        Ok(&self.records[from..])
     }
 
     fn refresh(&mut self) -> Result<()> {
-        let Ok(mut file) = File::open(&self.path) else {
-            return Ok(());
-        };
-        file.seek(SeekFrom::Start(self.read))?;
-        let mut lines = BufReader::new(file);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            let count = lines.read_until(b'\n', &mut line)?;
-            if count == 0 || line.last() != Some(&b'\n') {
-                return Ok(());
-            }
-            self.read += count as u64;
-            let record = serde_json::from_slice(&line).with_context(|| {
-                format!(
-                    "a line of the audit trail is not JSON: {}",
-                    String::from_utf8_lossy(&line)
-                )
-            })?;
-            self.records.push(record);
-        }
+        let records = &mut self.records;
+        self.read = each(&self.path, self.read, |record| {
+            records.push(record);
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Shows every record that the file has, from its beginning.
+    pub fn whole(&self, see: impl FnMut(Value) -> Result<()>) -> Result<()> {
+        each(&self.path, 0, see).map(drop)
     }
 
     /// True if a record since the mark fits now.
@@ -169,7 +173,8 @@ impl Trail {
                 })
                 .unwrap_or_default()
         };
-        let lines: Vec<String> = self.records[mark..]
+        let records = &self.records[mark.saturating_sub(self.before)..];
+        let lines: Vec<String> = records
             .iter()
             .filter(alike)
             .rev()
@@ -181,12 +186,33 @@ impl Trail {
             })
             .collect();
         if lines.is_empty() {
-            format!(
-                "none of this operation ({} others)",
-                self.records.len() - mark
-            )
+            format!("none of this operation ({} others)", records.len())
         } else {
             lines.join(" | ")
         }
+    }
+}
+
+/// Shows each whole line of a log from a byte on, and gives the place behind the last.
+fn each(path: &Path, from: u64, mut see: impl FnMut(Value) -> Result<()>) -> Result<u64> {
+    let Ok(mut file) = File::open(path) else {
+        return Ok(from);
+    };
+    file.seek(SeekFrom::Start(from))?;
+    let mut lines = BufReader::new(file);
+    let (mut line, mut at) = (Vec::new(), from);
+    loop {
+        line.clear();
+        let count = lines.read_until(b'\n', &mut line)?;
+        if count == 0 || line.last() != Some(&b'\n') {
+            return Ok(at);
+        }
+        at += count as u64;
+        see(serde_json::from_slice(&line).with_context(|| {
+            format!(
+                "a line of the audit trail is not JSON: {}",
+                String::from_utf8_lossy(&line)
+            )
+        })?)?;
     }
 }
