@@ -101,6 +101,9 @@ pub mod flags {
     /// `anchored` alone decides on paths: it is the product of both, and `floating` has nothing to say.
     /// Set where the product fits, because one walk costs half of two.
     pub const ONE_WALK: u32 = 16;
+    /// [`ONE_WALK`], and every column of a row of `anchored` fits a byte: [`NARROW_CLASSES`](super::NARROW_CLASSES) may be
+    /// used in place of [`PATH_CLASSES`](super::PATH_CLASSES). An open of a path saves an instruction for each byte of it.
+    pub const NARROW: u32 = 32;
     /// The policy has rules on command lines; without it the command automaton is not walked.
     pub const HAS_COMMANDS: u32 = 8;
 }
@@ -111,8 +114,11 @@ pub const PATH_CLASSES: usize = 128;
 pub const COMMAND_CLASSES: usize = PATH_CLASSES + 512;
 /// Byte offset of the class map of `network`.
 pub const NETWORK_CLASSES: usize = COMMAND_CLASSES + 512;
+/// Byte offset of the same class map as at [`PATH_CLASSES`] in one byte for each: 256 `u8`, where
+/// [`flags::NARROW`] is set; else zeroes.
+pub const NARROW_CLASSES: usize = NETWORK_CLASSES + 512;
 /// Byte offset of the first row.
-pub const ROWS: usize = NETWORK_CLASSES + 512;
+pub const ROWS: usize = NARROW_CLASSES + 256;
 
 /// Between and after the parts of the command automaton's input: the resolved path of the program,
 /// then `argv[0]`, `argv[1]`, …, **each** followed by this byte. Neither can contain it.

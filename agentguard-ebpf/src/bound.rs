@@ -2,10 +2,20 @@
 //! Nothing here knows what a verdict means.
 
 use agentguard_common::record::DESTINATION_KEY;
-use agentguard_common::table::{COMMAND_CLASSES, MAX_COMMAND, NETWORK_CLASSES, PATH_CLASSES};
+use agentguard_common::table::{
+    COMMAND_CLASSES, MAX_COMMAND, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES,
+};
 use aya_ebpf::helpers::generated::bpf_loop;
 
 use crate::maps::{PATH_BUFFER, SHORT_PATH, Walk};
+
+/// A walk over both automata of paths.
+pub const BOTH: u8 = 0;
+/// Over one.
+pub const ONE: u8 = 1;
+/// Over one whose columns fit a byte each ([`flags::NARROW`](agentguard_common::table::flags::NARROW)): nothing
+/// has to be scaled, which saves an instruction for each byte.
+pub const NARROW: u8 = 2;
 
 /// Bytes of a path that one iteration of the walk takes.
 pub const STRIDE: usize = 64;
@@ -39,22 +49,44 @@ impl<const BYTES: usize> Table<BYTES> {
         u32::from(unsafe { *self.0.add(map + usize::from(byte) * 2).cast::<u16>() })
     }
 
-    /// The byte of a path at `K`, through both automata or through `a` alone.
+    /// The byte of a path at `K`, by one of the ways to walk: [`BOTH`], [`ONE`] or [`NARROW`].
     ///
     /// Written by hand: LLVM adds the offset to a copy of the pointer, where the pointer can be added to
     /// the offset that nobody needs any more. That is two instructions of ten, for each byte of each path.
     #[inline(always)]
-    fn step_path<const BOTH: bool, const K: usize>(
-        self,
-        path: *const u8,
-        a: &mut u64,
-        b: &mut u64,
-    ) {
+    fn step_path<const WALK: u8, const K: usize>(self, path: *const u8, a: &mut u64, b: &mut u64) {
         // SAFETY: the caller bounds `path + K` by the size of the buffer; class maps lie inside the smallest
         // table; the mask keeps states inside the value and aligned.
         unsafe {
-            if BOTH {
-                core::arch::asm!(
+            match WALK {
+                NARROW => core::arch::asm!(
+                    "{class} = *(u8 *)({path} + {k})",
+                    "{class} += {table}",
+                    "{class} = *(u8 *)({class} + {classes})",
+                    "{a} += {class}",
+                    "{a} &= {mask}",
+                    "{a} += {table}",
+                    "{a} = *(u32 *)({a} + 0)",
+                    class = out(reg) _, path = in(reg) path, table = in(reg) self.0,
+                    a = inout(reg) *a,
+                    k = const K, classes = const NARROW_CLASSES, mask = const Self::MASK,
+                    options(readonly, nostack, preserves_flags),
+                ),
+                ONE => core::arch::asm!(
+                    "{class} = *(u8 *)({path} + {k})",
+                    "{class} <<= 1",
+                    "{class} += {table}",
+                    "{class} = *(u16 *)({class} + {classes})",
+                    "{a} += {class}",
+                    "{a} &= {mask}",
+                    "{a} += {table}",
+                    "{a} = *(u32 *)({a} + 0)",
+                    class = out(reg) _, path = in(reg) path, table = in(reg) self.0,
+                    a = inout(reg) *a,
+                    k = const K, classes = const PATH_CLASSES, mask = const Self::MASK,
+                    options(readonly, nostack, preserves_flags),
+                ),
+                _ => core::arch::asm!(
                     "{class} = *(u8 *)({path} + {k})",
                     "{class} <<= 1",
                     "{class} += {table}",
@@ -71,29 +103,14 @@ impl<const BYTES: usize> Table<BYTES> {
                     a = inout(reg) *a, b = inout(reg) *b,
                     k = const K, classes = const PATH_CLASSES, mask = const Self::MASK,
                     options(readonly, nostack, preserves_flags),
-                );
-            } else {
-                core::arch::asm!(
-                    "{class} = *(u8 *)({path} + {k})",
-                    "{class} <<= 1",
-                    "{class} += {table}",
-                    "{class} = *(u16 *)({class} + {classes})",
-                    "{a} += {class}",
-                    "{a} &= {mask}",
-                    "{a} += {table}",
-                    "{a} = *(u32 *)({a} + 0)",
-                    class = out(reg) _, path = in(reg) path, table = in(reg) self.0,
-                    a = inout(reg) *a,
-                    k = const K, classes = const PATH_CLASSES, mask = const Self::MASK,
-                    options(readonly, nostack, preserves_flags),
-                );
+                ),
             }
         }
     }
 
     /// `N` bytes of a path from `at`, without a branch; `N` is a power of two up to 128.
     #[inline(always)]
-    fn step_paths<const BOTH: bool, const N: usize>(
+    fn step_paths<const WALK: u8, const N: usize>(
         self,
         path: *const u8,
         at: usize,
@@ -106,7 +123,7 @@ impl<const BYTES: usize> Table<BYTES> {
         macro_rules! steps {
             ($from:expr; $($k:literal)+) => {
                 $(if $from + $k < N {
-                    self.step_path::<BOTH, { $from + $k }>(path, a, b);
+                    self.step_path::<WALK, { $from + $k }>(path, a, b);
                 })+
             };
         }
@@ -118,15 +135,15 @@ impl<const BYTES: usize> Table<BYTES> {
 
     /// Walks two automata (or only `a`) over a path at once; gives the labels of the states they end in.
     #[inline(always)]
-    pub fn walk_path<const BOTH: bool>(
+    pub fn walk_path<const WALK: u8>(
         self,
         path: *const u8,
         len: u32,
         a: u32,
         b: u32,
     ) -> (u32, u32) {
-        let (a, b) = self.walk_states::<BOTH>(path, len, a, b);
-        (self.word(a), if BOTH { self.word(b) } else { 0 })
+        let (a, b) = self.walk_states::<WALK>(path, len, a, b);
+        (self.word(a), if WALK == BOTH { self.word(b) } else { 0 })
     }
 
     /// The states behind one more byte of a path.
@@ -134,7 +151,7 @@ impl<const BYTES: usize> Table<BYTES> {
     pub fn after(self, byte: u8, states: (u32, u32)) -> (u32, u32) {
         let (mut a, mut b) = (u64::from(states.0), u64::from(states.1));
         let byte = core::hint::black_box(byte);
-        self.step_path::<true, 0>(&raw const byte, &mut a, &mut b);
+        self.step_path::<BOTH, 0>(&raw const byte, &mut a, &mut b);
         (a as u32, b as u32)
     }
 
@@ -148,7 +165,7 @@ impl<const BYTES: usize> Table<BYTES> {
     /// minutes under emulation, and over the limit of a million instructions. The offset of each block
     /// comes from `len` alone, so that the ways to a block are pruned to one.
     #[inline(always)]
-    pub fn walk_states<const BOTH: bool>(
+    pub fn walk_states<const WALK: u8>(
         self,
         path: *const u8,
         len: u32,
@@ -167,7 +184,7 @@ impl<const BYTES: usize> Table<BYTES> {
             unsafe {
                 bpf_loop(
                     len / STRIDE as u32,
-                    step_pair::<BYTES, BOTH> as *mut core::ffi::c_void,
+                    step_pair::<BYTES, WALK> as *mut core::ffi::c_void,
                     core::ptr::from_mut(&mut pair).cast(),
                     0,
                 );
@@ -180,7 +197,7 @@ impl<const BYTES: usize> Table<BYTES> {
                 $(if bits & $n != 0 {
                     // All higher bits of the length have been walked.
                     let at = len & (PATH_BUFFER as u32 - 1) & !(2 * $n - 1);
-                    self.step_paths::<BOTH, $n>(path, at as usize, &mut a, &mut b);
+                    self.step_paths::<WALK, $n>(path, at as usize, &mut a, &mut b);
                 })+
             };
         }
@@ -193,7 +210,7 @@ impl<const BYTES: usize> Table<BYTES> {
     /// A pointer that moves along takes two instructions less for each block than an offset that is made
     /// from `len`. The verifier follows every combination of blocks, which are few here.
     #[inline(always)]
-    pub fn walk_short<const BOTH: bool>(
+    pub fn walk_short<const WALK: u8>(
         self,
         path: *const u8,
         len: u64,
@@ -205,7 +222,7 @@ impl<const BYTES: usize> Table<BYTES> {
         macro_rules! rest {
             ($($n:literal)+) => {
                 $(if left >= $n {
-                    self.step_paths::<BOTH, $n>(path, 0, &mut a, &mut b);
+                    self.step_paths::<WALK, $n>(path, 0, &mut a, &mut b);
                     // SAFETY: still inside the buffer, or at its end.
                     path = unsafe { path.add($n) };
                     left -= $n;
@@ -215,7 +232,7 @@ impl<const BYTES: usize> Table<BYTES> {
         rest!(128 64 32 16 8 4 2 1);
         (
             self.word(a as u32),
-            if BOTH { self.word(b as u32) } else { 0 },
+            if WALK == BOTH { self.word(b as u32) } else { 0 },
         )
     }
 
@@ -284,10 +301,7 @@ struct Pair {
 }
 
 /// One stride of a path. Returns 1 to stop.
-unsafe extern "C" fn step_pair<const BYTES: usize, const BOTH: bool>(
-    i: u64,
-    pair: *mut Pair,
-) -> u64 {
+unsafe extern "C" fn step_pair<const BYTES: usize, const WALK: u8>(i: u64, pair: *mut Pair) -> u64 {
     if i >= (PATH_BUFFER / STRIDE) as u64 {
         return 1;
     }
@@ -296,7 +310,7 @@ unsafe extern "C" fn step_pair<const BYTES: usize, const BOTH: bool>(
     let table = Table::<BYTES>(pair.table);
     let (mut a, mut b) = (pair.a, pair.b);
     // Bounded just above.
-    table.step_paths::<BOTH, STRIDE>(pair.path, i as usize * STRIDE, &mut a, &mut b);
+    table.step_paths::<WALK, STRIDE>(pair.path, i as usize * STRIDE, &mut a, &mut b);
     pair.a = a;
     pair.b = b;
     0

@@ -8,7 +8,7 @@ use agentguard_common::table::{
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
 
-use crate::bound::Table;
+use crate::bound::{BOTH, NARROW, ONE, Table};
 use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Script, Walk};
 
 /// A verdict with its reason, before shadow mode is applied.
@@ -166,10 +166,10 @@ const fn combined((a, b): (u32, u32)) -> u32 {
 pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
     let anchored = table.field(offset_of!(TableHeader, anchored));
     if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
-        return table.walk_path::<false>(path, len, anchored, 0).0;
+        return table.walk_path::<ONE>(path, len, anchored, 0).0;
     }
     let floating = table.field(offset_of!(TableHeader, floating));
-    combined(table.walk_path::<true>(path, len, anchored, floating))
+    combined(table.walk_path::<BOTH>(path, len, anchored, floating))
 }
 
 /// Where the automata stand behind a path. States of the smallest automaton are the same exactly where
@@ -187,9 +187,9 @@ pub fn place_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u
     let floating = table.field(offset_of!(TableHeader, floating));
     let one_walk = table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0;
     let states = if one_walk {
-        table.walk_states::<false>(path, len, anchored, 0)
+        table.walk_states::<ONE>(path, len, anchored, 0)
     } else {
-        table.walk_states::<true>(path, len, anchored, floating)
+        table.walk_states::<BOTH>(path, len, anchored, floating)
     };
     u64::from(states.0) << 32 | u64::from(states.1)
 }
@@ -227,22 +227,25 @@ impl Place {
 }
 
 /// The same for a path of less than `SHORT_PATH` bytes, in a buffer of that size. Most policies need one
-/// walk, and that is made here: a call would save and restore half of the registers.
+/// walk with few classes, and that is made here: a call would save and restore half of the registers.
 #[inline(always)]
 pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
-    if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
+    if table.field(offset_of!(TableHeader, flags)) & flags::NARROW != 0 {
         let anchored = table.field(offset_of!(TableHeader, anchored));
-        return table.walk_short::<false>(path, len, anchored, 0).0;
+        return table.walk_short::<NARROW>(path, len, anchored, 0).0;
     }
-    label_of_both(table, path, len)
+    label_of_wide(table, path, len)
 }
 
-/// The same where two walks are needed.
+/// The same where there are two automata, or many classes.
 #[inline(never)]
-fn label_of_both<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
+fn label_of_wide<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
     let anchored = table.field(offset_of!(TableHeader, anchored));
+    if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
+        return table.walk_short::<ONE>(path, len, anchored, 0).0;
+    }
     let floating = table.field(offset_of!(TableHeader, floating));
-    combined(table.walk_short::<true>(path, len, anchored, floating))
+    combined(table.walk_short::<BOTH>(path, len, anchored, floating))
 }
 
 /// Decides on reading, writing or both.

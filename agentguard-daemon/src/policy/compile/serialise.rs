@@ -1,7 +1,8 @@
 //! The table's bytes. The layout is that of `agentguard_common::table`; nothing else knows it here.
 
 use agentguard_common::table::{
-    Automaton, COMMAND_CLASSES, MAGIC, NETWORK_CLASSES, PATH_CLASSES, ROWS, TableHeader, flags,
+    Automaton, COMMAND_CLASSES, MAGIC, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES, ROWS,
+    TableHeader, flags,
 };
 use agentguard_common::verdict::access;
 use zerocopy::IntoBytes as _;
@@ -29,6 +30,14 @@ pub fn serialise(
             bytes[at + 2 * byte..][..2].copy_from_slice(&column.to_le_bytes());
         }
     }
+    let walk = match narrow_columns(classes[0]) {
+        Some(columns) if one_walk => {
+            bytes[NARROW_CLASSES..ROWS].copy_from_slice(&columns);
+            flags::ONE_WALK | flags::NARROW
+        }
+        _ if one_walk => flags::ONE_WALK,
+        _ => 0,
+    };
     let placed = automata.map(|dfa| append(&mut bytes, dfa));
     let [anchored, floating, command, network] = placed;
     let defaults = policy.defaults;
@@ -45,7 +54,7 @@ pub fn serialise(
         magic: MAGIC,
         len: bytes.len() as u32,
         generation,
-        flags: header_flags(policy) | if one_walk { flags::ONE_WALK } else { 0 },
+        flags: header_flags(policy) | walk,
         path_default: u32::from(label::published(path_default)),
         network_default: defaults.network as u32,
         kernel: policy.kernel_permits(),
@@ -58,6 +67,15 @@ pub fn serialise(
     let head = header.as_bytes();
     bytes[..head.len()].copy_from_slice(head);
     bytes
+}
+
+/// The columns of the classes of bytes, if each fits a byte.
+fn narrow_columns(classes: &Classes) -> Option<[u8; 256]> {
+    let mut columns = [0; 256];
+    for (column, class) in columns.iter_mut().zip(classes.of.iter()) {
+        *column = u8::try_from(4 * (1 + u16::from(*class))).ok()?;
+    }
+    Some(columns)
 }
 
 fn header_flags(policy: &Policy) -> u32 {
