@@ -6,7 +6,7 @@
 //! Layout: [`TableHeader`] at offset 0, then one class map for each automaton family, then rows.
 //! A row is `1 + classes` little-endian `u32` words: word 0 is the state's [`label`](self::path_label);
 //! word `1 + class` is the **byte offset in the table** of the next state's row. A class map has 256
-//! `u16` entries that already hold `4 * (1 + class)`, so one step of the walk is
+//! `u16` entries that already hold `4 * (1 + class)` (that of paths is there again as bytes, if they fit), so one step of the walk is
 //! `state = word[(state + class_map[byte]) & mask]`, with no multiplication. Offsets are masked with
 //! the table size: a damaged table can give a wrong row of the same table, never leave it.
 

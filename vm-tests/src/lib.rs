@@ -13,5 +13,6 @@ pub mod row;
 pub mod run;
 pub mod scenario;
 pub mod survival;
+pub mod swap;
 pub mod table;
 pub mod trail;

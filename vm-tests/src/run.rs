@@ -293,7 +293,7 @@ impl Runner {
             rule: row.rule.clone(),
             cause: row.cause.clone(),
             to: row.to.as_deref().map(fixture::expand),
-            pid: None,
+            ..Wanted::default()
         };
         self.trail.wait(mark, &wanted)?;
         if denied && wanted.target.as_deref() != Some("*") {

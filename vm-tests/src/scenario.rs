@@ -47,6 +47,10 @@ pub const SCENARIOS: &[Scenario] = &[
         swap,
     ),
     (
+        "policy: a thousand rules are swapped under load, with no mixture",
+        |stage| crate::swap::under_load(&mut stage.trail),
+    ),
+    (
         "policy: a broken version leaves the old one in force",
         broken,
     ),

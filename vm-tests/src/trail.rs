@@ -35,6 +35,8 @@ pub struct Wanted {
     pub to: Option<String>,
     /// Process.
     pub pid: Option<u32>,
+    /// Version of the policy.
+    pub generation: Option<u64>,
 }
 
 impl Wanted {
@@ -71,6 +73,9 @@ impl Wanted {
             && self
                 .pid
                 .is_none_or(|pid| record.get("pid").and_then(Value::as_u64) == Some(pid.into()))
+            && self.generation.is_none_or(|generation| {
+                record.get("generation").and_then(Value::as_u64) == Some(generation)
+            })
     }
 }
 
