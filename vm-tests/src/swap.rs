@@ -16,7 +16,7 @@ const NAME: &str = "swapped";
 /// Two files; each policy permits one and denies the other.
 const FILES: [&str; 2] = ["/t/ws/free.txt", "/t/secret/key"];
 const WORKERS: usize = 4;
-const SWAPS: usize = 10;
+const SWAPS: usize = 6;
 /// Within which a swap has to be seen by every process.
 const WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_millis(50);
 
