@@ -16,3 +16,4 @@ pub mod survival;
 pub mod swap;
 pub mod table;
 pub mod trail;
+pub mod workshop;

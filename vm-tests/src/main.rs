@@ -9,7 +9,7 @@ use clap::Parser;
 use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
-use vm_tests::{act, fixture, listen, row, scenario, survival, table};
+use vm_tests::{act, fixture, listen, row, scenario, survival, table, workshop};
 
 /// Tests that run in a guest.
 #[derive(Parser)]
@@ -28,6 +28,12 @@ enum Task {
         /// Try only the acts, without any guard.
         #[arg(long, conflicts_with = "permissive")]
         ungoverned: bool,
+    },
+    /// Do a day's ordinary work under a shipped policy; needs the workshop's programs.
+    Workshop {
+        /// Only jobs whose name contains this.
+        #[arg(long, default_value = "")]
+        filter: String,
     },
     /// Perform one act when a byte arrives on standard input.
     Act(act::Options),
@@ -73,6 +79,10 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Task::Workshop { filter } => {
+            let mut tally = Tally::default();
+            closing(workshop::run(&filter, &mut tally).map(|()| tally))
+        }
         Task::Rows {
             folder,
             filter,
@@ -84,19 +94,23 @@ fn main() -> ExitCode {
                 (_, true) => Mode::Ungoverned,
                 _ => Mode::Policies,
             };
-            match rows(&folder, &filter, mode) {
-                Ok(tally) => {
-                    println!(
-                        "{} passed, {} failed, {} skipped",
-                        tally.passed, tally.failed, tally.skipped
-                    );
-                    ExitCode::from(u8::from(tally.failed > 0 || tally.passed == 0))
-                }
-                Err(error) => {
-                    println!("the run broke off: {error:#}\n{}", guard::log_tail());
-                    ExitCode::from(2)
-                }
-            }
+            closing(rows(&folder, &filter, mode))
+        }
+    }
+}
+
+fn closing(result: Result<Tally>) -> ExitCode {
+    match result {
+        Ok(tally) => {
+            println!(
+                "{} passed, {} failed, {} skipped",
+                tally.passed, tally.failed, tally.skipped
+            );
+            ExitCode::from(u8::from(tally.failed > 0 || tally.passed == 0))
+        }
+        Err(error) => {
+            println!("the run broke off: {error:#}\n{}", guard::log_tail());
+            ExitCode::from(2)
         }
     }
 }

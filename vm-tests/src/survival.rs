@@ -25,6 +25,8 @@ const PINS: &str = "/sys/fs/bpf/agentguard";
 /// Forbidden operations of the long scenario: a shorter run by default, and 1,000,000 on demand.
 const OPERATIONS: &str = "AGENTGUARD_SURVIVAL_OPERATIONS";
 const DEFAULT_OPERATIONS: u64 = 25_000;
+/// Seconds between two of them on average: the daemons that start meanwhile need a processor too.
+const PAUSE: f64 = 0.0005;
 /// How many times the flood fills the ring of denials: a few by default, and 100 on demand.
 const FLOOD: &str = "AGENTGUARD_SURVIVAL_FLOOD";
 const DEFAULT_FLOOD: u64 = 3;
@@ -390,18 +392,12 @@ fn refused_run() -> Result<()> {
 /// (b)
 fn cycles() -> Result<()> {
     let operations = parameter(OPERATIONS, DEFAULT_OPERATIONS);
-    // A short run leaves time for everything else in the guest, a full one is as fast as it can be.
-    let pause = if operations > DEFAULT_OPERATIONS {
-        0.0
-    } else {
-        0.0005
-    };
     let mut account = Account::of("cycles");
     let mut daemon = Daemon::start()?;
     let agent = guarded("cycles")?;
     let before = listed("cycles")?;
     let began = Instant::now();
-    let trier = Trier::start(&agent, operations, pause)?;
+    let trier = Trier::start(&agent, operations, PAUSE)?;
     for cycle in 1..=12 {
         thread::sleep(Duration::from_millis(37 * cycle));
         daemon.kill()?;

@@ -107,6 +107,15 @@ impl Tree {
             .map(|node| node.data.as_slice())
     }
 
+    /// The contents of all files whose path begins with this.
+    pub fn contents_below(&self, prefix: &str) -> Vec<Vec<u8>> {
+        let files = self
+            .nodes
+            .iter()
+            .filter(|(path, node)| path.starts_with(prefix) && node.mode & TYPE_MASK == REGULAR);
+        files.map(|(_, node)| node.data.clone()).collect()
+    }
+
     /// Copies a file or a directory with all that is in it from the host to `at`.
     pub fn copy(&mut self, from: &Path, at: &str) -> Result<()> {
         let failed = || format!("failed to read {}", from.display());

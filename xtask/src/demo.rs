@@ -24,7 +24,10 @@ pub struct Options {
 
 /// Plays it; 0 only when every action went as expected.
 pub fn main(options: &Options) -> Result<i32> {
-    setup::main(&setup::Options { build_only: false })?;
+    setup::main(&setup::Options {
+        build_only: false,
+        no_workshop: true,
+    })?;
     let folder = product::build()?;
     let program = folder.join("agentguard");
     if options.kernel.is_none() {
@@ -54,7 +57,7 @@ pub fn main(options: &Options) -> Result<i32> {
             "mkdir -p /home/agent && exec /guest/vm-tests demo --home /home/agent --uid 1000 --gid 1000 --user agent --guest{colour}\n"
         );
         let mut guest = Guest::new(kernel, job);
-        guest.userland = userland::cached()?;
+        guest.userland = userland::GUEST.cached()?;
         guest.show = Show::Everything;
         product::install(&mut guest.overlay)?;
         match guest.run() {

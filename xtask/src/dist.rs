@@ -19,7 +19,10 @@ const SHELLS: &[&str] = &["bash", "zsh", "fish"];
 
 /// Builds and packs it.
 pub fn main(_: &Options) -> Result<i32> {
-    setup::main(&setup::Options { build_only: true })?;
+    setup::main(&setup::Options {
+        build_only: true,
+        no_workshop: true,
+    })?;
     run(cargo().args([
         "build",
         "--release",

@@ -6,6 +6,7 @@ mod command;
 mod debian;
 mod demo;
 mod dist;
+mod fuzz;
 mod guest;
 mod kernels;
 mod place;
@@ -32,6 +33,8 @@ enum Task {
     Demo(demo::Options),
     /// Pack the release: programs, policies, unit, completions and manual pages, with checksums.
     Dist(dist::Options),
+    /// Throw made-up bytes at every parser that reads what an agent can influence.
+    Fuzz(fuzz::Options),
     /// Run every test: on this host, then in a guest with each kernel of the matrix.
     Test(test::Options),
     /// Boot a guest and run one command in it; its exit status is the command's.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Setup(options) => setup::main(&options),
         Task::Demo(options) => demo::main(&options),
         Task::Dist(options) => dist::main(&options),
+        Task::Fuzz(options) => fuzz::main(&options),
         Task::Test(options) => test::main(&options),
         Task::Vm(options) => vm::main(&options),
     };

@@ -23,6 +23,9 @@ pub struct Options {
     /// Only what building needs: no QEMU, no kernels, no guest.
     #[arg(long)]
     pub build_only: bool,
+    /// Without the compilers, node and package managers that one test needs (1 GiB).
+    #[arg(long)]
+    pub no_workshop: bool,
 }
 
 /// Package lists, read once and only when something is missing.
@@ -96,22 +99,18 @@ pub fn main(options: &Options) -> Result<i32> {
         };
         found(&format!("kernel {}", kernel.name), &kernel.release);
     }
-    let archive = match userland::cached()? {
-        Some(archive) => archive,
-        None => step(
-            "guest userland",
-            "real git, python and shells for the demo and the tests",
-            userland::fetch,
-        )?,
-    };
-    let size = fs::metadata(&archive)
-        .with_context(|| format!("failed to read {}", archive.display()))?
-        .len()
-        >> 20;
-    found(
-        "guest userland",
-        &format!("{size} MiB, {}", archive.display()),
-    );
+    let workshop = (!options.no_workshop).then_some(userland::WORKSHOP);
+    for userland in [userland::GUEST].into_iter().chain(workshop) {
+        let archive = match userland.cached()? {
+            Some(archive) => archive,
+            None => step(userland.name, userland.why, || userland.fetch())?,
+        };
+        let size = fs::metadata(&archive)
+            .with_context(|| format!("failed to read {}", archive.display()))?
+            .len()
+            >> 20;
+        found(userland.name, &format!("{size} MiB, {}", archive.display()));
+    }
     println!(
         "Ready. Downloads are kept in {}; another run uses no network.",
         place::cache()?.display()

@@ -2,6 +2,7 @@
 //! run is a failure or a counted skip with its reason, never silence.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,14 @@ const PARAMETERS: &[&str] = &[
 
 /// The kernel on which the tests themselves are tested.
 const REVERSED_ON: &str = "6.12";
+
+/// How the names of the jobs begin that show that ordinary work goes on.
+const WORK: &str = "ordinary work";
+/// The kernel on which they run.
+const WORK_ON: &str = "6.12";
+
+/// What the daemon says, in a guest.
+const LOG: &str = "/var/log/agentguard-daemon.txt";
 
 /// What came of one step.
 struct Outcome {
@@ -96,10 +105,22 @@ struct Counts {
     note: String,
 }
 
+impl Counts {
+    /// A guest whose job did not come to its end.
+    fn broke_off(folder: &Path) -> Self {
+        Self {
+            failed: 1,
+            note: format!("broke off; see {}", folder.display()),
+            ..Self::default()
+        }
+    }
+}
+
 /// Runs them; 0 when all passed.
 pub fn main(options: &Options) -> Result<i32> {
     setup::main(&setup::Options {
         build_only: options.host_only,
+        no_workshop: false,
     })?;
     let mut outcomes = Vec::new();
     if options.kernel.is_none() && options.filter.is_none() && !options.guests_only {
@@ -115,12 +136,16 @@ pub fn main(options: &Options) -> Result<i32> {
         };
         // Also when it fails the host's results are shown.
         let started = Instant::now();
+        let filter = options.filter.as_deref().unwrap_or_default();
         match product::build() {
-            Ok(_) => guests(
-                &mut outcomes,
-                &kernels,
-                options.filter.as_deref().unwrap_or_default(),
-            ),
+            Ok(_) => {
+                if !filter.starts_with(WORK) {
+                    guests(&mut outcomes, &kernels, filter);
+                }
+                if filter.is_empty() || filter.starts_with(WORK) {
+                    work(&mut outcomes, &kernels, filter);
+                }
+            }
             Err(error) => outcomes.push(Outcome::of("release build", started, Err(error))),
         }
     }
@@ -216,9 +241,54 @@ fn guests(outcomes: &mut Vec<Outcome>, kernels: &[Kernel], filter: &str) {
     }
 }
 
+/// Ordinary work under a shipped policy: in a guest of its own, whose userland is ten times as large, and on
+/// one kernel, because it is the policies that are tested.
+fn work(outcomes: &mut Vec<Outcome>, kernels: &[Kernel], filter: &str) {
+    let on = |kernel: &&Kernel| kernels.len() == 1 || kernel.name == WORK_ON;
+    for kernel in kernels.iter().filter(on) {
+        let name = format!("kernel {}, {WORK}", kernel.name);
+        println!("\n== {name}");
+        let started = Instant::now();
+        outcomes.push(Outcome::of(&name, started, worked(kernel, filter)));
+    }
+}
+
+fn worked(kernel: &Kernel, filter: &str) -> Result<Counts> {
+    let quoted = crate::command::shell_quoted(filter);
+    let job = format!("exec /guest/vm-tests workshop --filter {quoted}\n");
+    let mut guest = Guest::new(kernel.clone(), job);
+    guest.userland = userland::WORKSHOP.cached()?;
+    guest.memory = userland::WORKSHOP_MEMORY;
+    guest.show = Show::Remarkable;
+    guest.wanted = vec![LOG.into()];
+    product::install(&mut guest.overlay)?;
+    let outcome = guest.run()?;
+    let folder = keep(&format!("{}-work", kernel.name), &outcome)?;
+    let mut counts = outcome
+        .output
+        .lines()
+        .find_map(closing)
+        .unwrap_or_else(|| Counts::broke_off(&folder));
+    if outcome.repeats > 0 {
+        counts.note = format!("{} guest(s) died and were repeated", outcome.repeats);
+    }
+    Ok(counts)
+}
+
+/// Keeps what came back from a guest in a folder of the target, and returns that.
+fn keep(name: &str, outcome: &crate::guest::Outcome) -> Result<PathBuf> {
+    let folder = place::target().join("vm").join(name.replace('/', "_"));
+    fs::create_dir_all(&folder)
+        .with_context(|| format!("failed to create {}", folder.display()))?;
+    fs::write(folder.join("output.txt"), &outcome.output)?;
+    for (path, data) in &outcome.files {
+        fs::write(folder.join(path.rsplit('/').next().unwrap_or(path)), data)?;
+    }
+    Ok(folder)
+}
+
 /// All rows under their policies, then perhaps the denial rows without, which must fail.
 fn guest(kernel: &Kernel, filter: &str, reversed: bool) -> Result<(Counts, Option<Counts>)> {
-    const LOG: &str = "/var/log/agentguard-daemon.txt";
     const TRAIL: &str = "/tmp/audit-tail.jsonl";
     let quoted = crate::command::shell_quoted(filter);
     // Parameters of long scenarios go into the guest; whoever sets one has time.
@@ -247,26 +317,14 @@ fn guest(kernel: &Kernel, filter: &str, reversed: bool) -> Result<(Counts, Optio
         // The log of a million records is in the guest's memory.
         guest.memory = 12_288;
     }
-    guest.userland = userland::cached()?;
+    guest.userland = userland::GUEST.cached()?;
     guest.show = Show::Remarkable;
     guest.wanted = vec![LOG.into(), TRAIL.into()];
     product::install(&mut guest.overlay)?;
     let outcome = guest.run()?;
-    let folder = place::target()
-        .join("vm")
-        .join(kernel.name.replace('/', "_"));
-    fs::create_dir_all(&folder)
-        .with_context(|| format!("failed to create {}", folder.display()))?;
-    fs::write(folder.join("output.txt"), &outcome.output)?;
-    for (path, data) in &outcome.files {
-        fs::write(folder.join(path.rsplit('/').next().unwrap_or(path)), data)?;
-    }
+    let folder = keep(&kernel.name, &outcome)?;
     let mut closings = outcome.output.lines().filter_map(closing);
-    let broken = || Counts {
-        failed: 1,
-        note: format!("broke off; see {}", folder.display()),
-        ..Counts::default()
-    };
+    let broken = || Counts::broke_off(&folder);
     let mut rows = closings.next().unwrap_or_else(broken);
     let reversed = reversed.then(|| closings.next().unwrap_or_else(broken));
     if outcome.repeats > 0 {

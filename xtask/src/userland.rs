@@ -1,5 +1,5 @@
-//! The guest's userland: real programs from Debian packages, as one archive in the cache. What is
-//! in it is what demo and tests need; documentation, translations and the package manager are left out.
+//! The guests' userlands: real programs from Debian packages, each as one archive in the cache. What is
+//! in them is what demo and tests need; documentation, translations and the package manager are left out.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -11,8 +11,44 @@ use crate::archive::Tree;
 use crate::debian::Apt;
 use crate::place;
 
-/// The packages, with all they depend on.
-const PACKAGES: &[&str] = &[
+/// A userland: what is in its archive, with all that depends on, and what is not.
+pub struct Userland {
+    /// What people read.
+    pub name: &'static str,
+    /// What it is for.
+    pub why: &'static str,
+    /// Name of the archive in the cache.
+    file: &'static str,
+    /// Changes whenever the archive must be built anew.
+    edition: u32,
+    packages: &'static [&'static [&'static str]],
+    unwanted: &'static [&'static [&'static str]],
+}
+
+/// What every guest has.
+pub const GUEST: Userland = Userland {
+    name: "guest userland",
+    why: "real git, python and shells for the demo and the tests",
+    file: "userland",
+    edition: 1,
+    packages: &[BASE],
+    unwanted: &[DOCUMENTATION, SPARE],
+};
+
+/// The tools of a day's work, for the tests that nothing of it is broken. Ten times as large.
+pub const WORKSHOP: Userland = Userland {
+    name: "guest workshop",
+    why: "compilers, node and package managers, to show that ordinary work goes on",
+    file: "workshop",
+    edition: 1,
+    packages: &[BASE, TOOLS],
+    unwanted: &[DOCUMENTATION, HEAVY],
+};
+
+/// Memory in MiB of a guest that has the workshop: it is unpacked there.
+pub const WORKSHOP_MEMORY: u32 = 5120;
+
+const BASE: &[&str] = &[
     "bash",
     "coreutils",
     "curl",
@@ -36,11 +72,22 @@ const PACKAGES: &[&str] = &[
     "gzip",
     "util-linux",
 ];
-/// Changes whenever the archive must be built anew.
-const EDITION: &str = "1";
+const TOOLS: &[&str] = &[
+    "ca-certificates",
+    "cargo",
+    "gcc",
+    "libc6-dev",
+    "make",
+    "nodejs",
+    "npm",
+    "python3-pip",
+    "python3-venv",
+    "rustc",
+    "tmux",
+];
 
-/// Folders and files that no guest needs.
-const UNWANTED: &[&str] = &[
+/// What no guest needs.
+const DOCUMENTATION: &[&str] = &[
     "usr/share/doc",
     "usr/share/man",
     "usr/share/locale",
@@ -53,66 +100,84 @@ const UNWANTED: &[&str] = &[
     "usr/share/gitweb",
     "usr/share/common-licenses",
     "usr/share/zsh",
-    "usr/share/perl",
-    "usr/lib/x86_64-linux-gnu/perl",
     "usr/lib/x86_64-linux-gnu/gconv",
     "usr/lib/apt",
     "usr/lib/systemd",
     "usr/lib/udev",
-    "usr/lib/python3/dist-packages",
     "usr/lib/python3.13/test",
-    "usr/lib/python3.13/ensurepip",
     "usr/lib/python3.13/idlelib",
     "usr/lib/python3.13/tkinter",
     "usr/lib/python3.13/pydoc_data",
-    "usr/share/python-wheels",
     "var/lib/dpkg",
     "usr/bin/apt",
-    "usr/lib/git-core/git-remote-http",
     "usr/bin/dpkg",
     "usr/lib/x86_64-linux-gnu/libapt",
     "usr/share/dpkg",
     "usr/share/debconf",
 ];
 
-/// The archive, if the cache has it.
-pub fn cached() -> Result<Option<PathBuf>> {
-    let path = archive()?;
-    Ok(path.is_file().then_some(path))
-}
+/// What only the workshop needs.
+const SPARE: &[&str] = &[
+    "usr/share/perl",
+    "usr/lib/x86_64-linux-gnu/perl",
+    "usr/lib/python3/dist-packages",
+    "usr/lib/python3.13/ensurepip",
+    "usr/share/python-wheels",
+    "usr/lib/git-core/git-remote-http",
+];
 
-fn archive() -> Result<PathBuf> {
-    Ok(place::cache()?.join(format!("userland-{EDITION}.cpio")))
-}
+/// Large parts of the tools that no ordinary work comes near.
+const HEAVY: &[&str] = &[
+    "usr/lib/gcc/x86_64-linux-gnu/14/libasan.a",
+    "usr/lib/gcc/x86_64-linux-gnu/14/libhwasan.a",
+    "usr/lib/gcc/x86_64-linux-gnu/14/liblsan.a",
+    "usr/lib/gcc/x86_64-linux-gnu/14/libtsan.a",
+    "usr/lib/gcc/x86_64-linux-gnu/14/libubsan.a",
+    "usr/libexec/gcc/x86_64-linux-gnu/14/lto1",
+];
 
-/// Downloads the packages and packs them.
-pub fn fetch() -> Result<PathBuf> {
-    let apt = Apt::over("guest", |suite| {
-        suite.starts_with("trixie") && !suite.ends_with("backports")
-    })?;
-    apt.update()?;
-    let packages = apt.download_closure(PACKAGES)?;
-    let mut tree = Tree::merged();
-    for package in &packages {
-        tree.package(package, |path| {
-            UNWANTED.iter().any(|prefix| path.starts_with(prefix))
+impl Userland {
+    /// The archive, if the cache has it.
+    pub fn cached(&self) -> Result<Option<PathBuf>> {
+        let path = self.archive()?;
+        Ok(path.is_file().then_some(path))
+    }
+
+    fn archive(&self) -> Result<PathBuf> {
+        Ok(place::cache()?.join(format!("{}-{}.cpio", self.file, self.edition)))
+    }
+
+    /// Downloads the packages and packs them.
+    pub fn fetch(&self) -> Result<PathBuf> {
+        let apt = Apt::over("guest", |suite| {
+            suite.starts_with("trixie") && !suite.ends_with("backports")
         })?;
+        apt.update()?;
+        let packages = apt.download_closure(&self.packages.concat())?;
+        let unwanted = self.unwanted.concat();
+        let mut tree = Tree::merged();
+        for package in &packages {
+            tree.package(package, |path| {
+                unwanted.iter().any(|prefix| path.starts_with(prefix))
+            })?;
+        }
+        finish(&mut tree);
+        let path = self.archive()?;
+        let partial = path.with_extension("partial");
+        let out = BufWriter::new(
+            File::create(&partial)
+                .with_context(|| format!("failed to create {}", partial.display()))?,
+        );
+        tree.write_cpio(out)
+            .with_context(|| format!("failed to write {}", partial.display()))?;
+        fs::rename(&partial, &path)
+            .with_context(|| format!("failed to write {}", path.display()))?;
+        for package in packages {
+            fs::remove_file(&package)
+                .with_context(|| format!("failed to remove {}", package.display()))?;
+        }
+        Ok(path)
     }
-    finish(&mut tree);
-    let path = archive()?;
-    let partial = path.with_extension("partial");
-    let out = BufWriter::new(
-        File::create(&partial)
-            .with_context(|| format!("failed to create {}", partial.display()))?,
-    );
-    tree.write_cpio(out)
-        .with_context(|| format!("failed to write {}", partial.display()))?;
-    fs::rename(&partial, &path).with_context(|| format!("failed to write {}", path.display()))?;
-    for package in packages {
-        fs::remove_file(&package)
-            .with_context(|| format!("failed to remove {}", package.display()))?;
-    }
-    Ok(path)
 }
 
 /// What the packages' own scripts would have set up.
@@ -158,11 +223,19 @@ fn finish(tree: &mut Tree) {
     ] {
         tree.file(&format!("etc/pam.d/{service}"), 0o644, permit);
     }
-    for (name, program) in [("awk", "mawk"), ("which", "which.debianutils")] {
+    for (name, program) in [
+        ("awk", "mawk"),
+        ("which", "which.debianutils"),
+        ("cc", "gcc"),
+    ] {
         let path = format!("usr/bin/{name}");
         if tree.lacks(&path) && !tree.lacks(&format!("usr/bin/{program}")) {
             tree.symlink(&path, program);
         }
+    }
+    let bundle = tree.contents_below("usr/share/ca-certificates/").concat();
+    if !bundle.is_empty() {
+        tree.file("etc/ssl/certs/ca-certificates.crt", 0o644, bundle);
     }
     tree.directory("root", 0o700);
 }

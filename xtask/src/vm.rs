@@ -25,6 +25,9 @@ pub struct Options {
     /// Only busybox instead of a Debian userland: boots faster; programs must be static.
     #[arg(long)]
     bare: bool,
+    /// A Debian userland with compilers, node and package managers (1 GiB: needs 5 GiB of memory).
+    #[arg(long, conflicts_with = "bare")]
+    workshop: bool,
     /// Do not build and pack the product and the tests.
     #[arg(long)]
     no_build: bool,
@@ -37,9 +40,9 @@ pub struct Options {
     /// Where the files of --get are written.
     #[arg(long, default_value = ".", value_name = "FOLDER")]
     out: PathBuf,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 2048)]
-    memory: u32,
+    /// Memory in MiB: 2048 by default, 5120 with --workshop.
+    #[arg(long)]
+    memory: Option<u32>,
     /// Number of CPUs.
     #[arg(long)]
     cpus: Option<u32>,
@@ -64,12 +67,17 @@ pub fn main(options: &Options) -> Result<i32> {
     let mut guest = Guest::new(kernels::find(&options.kernel)?, job);
     guest.interactive = options.shell;
     guest.icount = options.icount;
-    guest.memory = options.memory;
+    let (userland, memory) = if options.workshop {
+        (&userland::WORKSHOP, userland::WORKSHOP_MEMORY)
+    } else {
+        (&userland::GUEST, guest.memory)
+    };
+    guest.memory = options.memory.unwrap_or(memory);
     guest.cpus = options.cpus.unwrap_or(guest.cpus);
     guest.timeout = Duration::from_secs(options.timeout);
     guest.wanted.clone_from(&options.get);
     if !options.bare {
-        guest.userland = Some(userland::cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
+        guest.userland = Some(userland.cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
     }
     if !options.bare && !options.no_build {
         product::install(&mut guest.overlay)?;

@@ -10,8 +10,8 @@ use super::record::Record;
 
 /// Reads one log from its beginning.
 #[derive(Debug)]
-pub struct Reader {
-    file: BufReader<File>,
+pub struct Reader<R = BufReader<File>> {
+    file: R,
     /// The line so far: a writer may be in the middle of it.
     line: Vec<u8>,
 }
@@ -28,10 +28,18 @@ pub struct Line {
 impl Reader {
     /// Opens a log for reading.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: BufReader::with_capacity(256 << 10, File::open(path)?),
+        let file = File::open(path)?;
+        Ok(Self::over(BufReader::with_capacity(256 << 10, file)))
+    }
+}
+
+impl<R: BufRead> Reader<R> {
+    /// Reads a log from anywhere.
+    pub fn over(file: R) -> Self {
+        Self {
+            file,
             line: Vec::new(),
-        })
+        }
     }
 
     /// The next whole line; `None` if there is none yet.

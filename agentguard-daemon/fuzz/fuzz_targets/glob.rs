@@ -1,0 +1,4 @@
+//! See `src/glob.rs`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| agentguard_fuzz::glob::run(data));
