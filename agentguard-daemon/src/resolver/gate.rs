@@ -1,7 +1,6 @@
 //! Where the resolver meets policy and kernel. It must never permit because something failed.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +17,14 @@ pub struct Asker {
 }
 
 /// Ports that a name is permitted with.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Grant {
-    /// Ports of the destination. Never 53 by itself: queries go to the resolver whatever is opened.
-    pub ports: RangeInclusive<u16>,
-    /// Protocol number of IP (6 TCP, 17 UDP, …); `None` is every protocol that policies can permit.
-    pub protocol: Option<u16>,
+    /// The first port.
+    pub low: u16,
+    /// The last one.
+    pub high: u16,
+    /// Protocols: 1 is TCP, 2 UDP, 4 ICMP; their sum for several.
+    pub protocols: u8,
 }
 
 /// What the policy says of a name.
@@ -104,8 +105,10 @@ pub struct Resolution<'a> {
     pub rule_at: Option<Arc<str>>,
     /// Why, by stable name: see `docs/audit.md`.
     pub cause: &'static str,
-    /// Addresses and aliases that were given, or that were refused.
+    /// Addresses that were given (or, with the verdict `Deny`, refused), and names that aliases led to.
     pub answers: Vec<String>,
+    /// What the client was told: `NOERROR`, `NXDOMAIN`, `REFUSED`, `SERVFAIL`, …
+    pub code: &'static str,
     /// Generation of the policy that was asked, 0 where none was.
     pub generation: u32,
     /// `udp` or `tcp`.
@@ -120,9 +123,12 @@ pub trait Gate: Send + Sync + 'static {
     /// `name` is lower case, without a dot at the end, 1 to 253 bytes of `a-z 0-9 - _ .`, no label empty; a name
     /// in another script comes in its `xn--` form. Names with other bytes never come here: they are refused.
     /// An agent that has ended, or that no policy is known of, is denied.
+    ///
+    /// Names that aliases (CNAME) lead to are judged too. They need not be permitted, because whoever permits a name
+    /// permits where its owner serves it from; but one that a *rule* denies (`rule` is there) refuses the answer.
     fn judge(&self, asker: Asker, name: &str) -> Judged;
 
-    /// Whether an answer for `name` may hold this address. `judged` is what [`Gate::judge`] said.
+    /// Whether an answer for `name` may hold this address. `address` is never a mapped one, as in [`Opening`]. `judged` is what [`Gate::judge`] said.
     ///
     /// Withheld is what a rule of the policy denies, and what [`super::special`] names, unless a rule permits the
     /// address as an address (or the name's rule says that its addresses may lie there).
@@ -137,6 +143,7 @@ pub trait Gate: Send + Sync + 'static {
     /// force by now. The answer then does not leave.
     fn open(&self, asker: Asker, opening: &Opening<'_>) -> Result<(), String>;
 
-    /// Writes the record. Called once for each query, before its answer leaves.
+    /// Writes the record. Called before the answer leaves: once for each query, and once more where addresses were
+    /// left out of an answer that others remain in.
     fn record(&self, asker: Asker, resolution: &Resolution<'_>);
 }
