@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::audit::LogOptions;
 use crate::kernel::Pins;
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
@@ -30,6 +31,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The audit log.
     pub audit: PathBuf,
+    /// How it is kept.
+    pub audit_log: LogOptions,
     /// Folders of policies that are given by name.
     pub policies: Vec<PathBuf>,
     /// Type information to use instead of the running kernel's own.
@@ -44,6 +47,7 @@ impl Default for Config {
             run_dir: PathBuf::from("/run/agentguard"),
             state_dir: PathBuf::from(crate::cli::STATE),
             audit: PathBuf::from(crate::cli::LOG),
+            audit_log: LogOptions::default(),
             policies: vec![PathBuf::from(crate::cli::POLICIES)],
             btf: None,
             on_stop: Leave::default(),
@@ -57,6 +61,7 @@ impl Config {
         EngineOptions {
             btf: self.btf.clone(),
             log: self.audit.clone(),
+            keeping: self.audit_log.clone(),
             search: self.policies.clone(),
             also_own: vec![self.run_dir.clone()],
             state: self.state_dir.clone(),
@@ -266,6 +271,11 @@ mod tests {
         assert_eq!(config.audit, Path::new("/var/log/agentguard/audit.jsonl"));
         assert_eq!(Config::parse("").unwrap(), Config::default());
         assert!(Config::parse("on_stopp: kill").is_err());
+        let config = Config::parse("audit_log: { sync: batch, segment_mib: 16 }").unwrap();
+        assert_eq!(config.audit_log.sync, crate::audit::Sync::Batch);
+        assert_eq!(config.audit_log.segment_mib, 16);
+        assert_eq!(config.audit_log.checkpoint_records, 10_000);
+        assert!(Config::parse("audit_log: { sync: sometimes }").is_err());
     }
 
     #[test]

@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result, bail};
 pub const POLICIES: &str = "/etc/agentguard/policies";
 /// The trail.
 pub const AUDIT: &str = "/var/log/agentguard/audit.jsonl";
+/// The daemon's configuration.
+const CONFIG: &str = "/etc/agentguard/agentguard.yaml";
 /// Variables of the shipped policies, as the fixture has them.
 const VARIABLES: &[&str] = &["workspace=/t/ws", "home=/t/home"];
 const PROGRAM: &str = "/usr/bin/agentguard";
@@ -41,6 +43,11 @@ impl Daemon {
     /// The same; one that takes what is pinned for another build's replaces its programs.
     pub fn start_with(upgrade: bool) -> Result<Self> {
         fs::create_dir_all(POLICIES)?;
+        // Tests read the log from where they left off: it stays one file here. Segments have tests of their own.
+        fs::write(
+            CONFIG,
+            "audit_log: { segment_mib: 65536, segment_hours: 0 }\n",
+        )?;
         let socket = PathBuf::from("/run/vm-tests-notify");
         // A leftover of an earlier daemon.
         let _ = fs::remove_file(&socket);

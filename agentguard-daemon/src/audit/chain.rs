@@ -17,13 +17,13 @@ const END: &[u8] = b"\"}";
 
 /// The hash of a line (without `hash`) that follows the record with hash `prev`.
 pub fn hash(prev: &Hash, line: &[u8]) -> Hash {
+    digits(Sha256::new().chain_update(prev).chain_update(line))
+}
+
+fn digits(state: Sha256) -> Hash {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digest = Sha256::new()
-        .chain_update(prev)
-        .chain_update(line)
-        .finalize();
     let mut hash = GENESIS;
-    for (pair, byte) in hash.chunks_exact_mut(2).zip(digest.iter()) {
+    for (pair, byte) in hash.chunks_exact_mut(2).zip(state.finalize().iter()) {
         pair[0] = DIGITS[usize::from(byte >> 4)];
         pair[1] = DIGITS[usize::from(byte & 15)];
     }
@@ -53,21 +53,22 @@ pub enum Broken {
     Mismatch,
 }
 
+/// What a line (without its newline) is without its last field and `}`, and the hash in that.
+pub fn split(line: &[u8]) -> Option<(&[u8], Hash)> {
+    let at = line.len().checked_sub(FIELD.len() + 64 + END.len())?;
+    let (body, tail) = line.split_at(at);
+    let written = tail.strip_prefix(FIELD)?.strip_suffix(END)?;
+    Some((body, written.try_into().ok()?))
+}
+
 /// Checks a line (without its newline) that follows the record with hash `prev`.
 pub fn verify(line: &[u8], prev: &Hash) -> Result<Hash, Broken> {
-    let at = line
-        .len()
-        .checked_sub(FIELD.len() + 64 + END.len())
-        .ok_or(Broken::NoHash)?;
-    let (body, tail) = line.split_at(at);
-    let written: Hash = tail
-        .strip_prefix(FIELD)
-        .and_then(|tail| tail.strip_suffix(END))
-        .and_then(|hash| hash.try_into().ok())
-        .ok_or(Broken::NoHash)?;
-    let mut whole = body.to_vec();
-    whole.push(b'}');
-    if hash(prev, &whole) == written {
+    let (body, written) = split(line).ok_or(Broken::NoHash)?;
+    let state = Sha256::new()
+        .chain_update(prev)
+        .chain_update(body)
+        .chain_update(b"}");
+    if digits(state) == written {
         Ok(written)
     } else {
         Err(Broken::Mismatch)

@@ -2,11 +2,18 @@
 //!
 //! Nothing may be left out in silence: what could not be decoded, kept or written is itself a record.
 
+pub mod ancestry;
 pub mod chain;
 pub mod clock;
+pub mod find;
+#[cfg(test)]
+mod find_tests;
+pub mod index;
 pub mod judge;
 mod kernel_words;
+pub mod key;
 pub mod log;
+pub mod mark;
 pub mod objects;
 pub mod programs;
 pub mod read;
@@ -14,8 +21,11 @@ pub mod record;
 mod recorder;
 #[cfg(test)]
 mod recorder_tests;
+pub mod segment;
+pub mod stats;
+pub mod verify;
 pub mod words;
 
-pub use log::{Log, LogError, Written};
+pub use log::{Log, LogError, LogOptions, Sync, Written};
 pub use record::Record;
 pub use recorder::{Notice, Recorder, Tally, Totals};

@@ -38,6 +38,12 @@ pub mod op {
     pub const ALARM: &str = "alarm";
     /// A line that was cut off (power loss, full disk) was removed from the log's end.
     pub const LOG_REPAIR: &str = "log-repair";
+    /// From here on marks of the log are signed by this key.
+    pub const LOG_KEY: &str = "log-key";
+    /// A signed statement about the record before.
+    pub const CHECKPOINT: &str = "checkpoint";
+    /// A segment was closed and compressed; `digest` is of the compressed file.
+    pub const SEGMENT: &str = "segment";
 }
 
 /// One record. Fields without a value are left out of the line.
@@ -157,6 +163,18 @@ pub struct Record<'a> {
     /// More, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<Cow<'a, str>>,
+    /// checkpoint: the log that is spoken of, by the hash of its first record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<Cow<'a, str>>,
+    /// checkpoint, log-key: the key, by the first 16 digits of its SHA-256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Cow<'a, str>>,
+    /// checkpoint: the key's signature, see [`crate::audit::mark`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<Cow<'a, str>>,
+    /// segment: SHA-256 of the compressed file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Cow<'a, str>>,
     /// Hash of the record before; 64 zeros for the first.
     pub prev: Cow<'a, str>,
     /// Hash of this record: see [`crate::audit::chain`]. Empty while it is being made.

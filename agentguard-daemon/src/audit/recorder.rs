@@ -85,6 +85,8 @@ pub struct Recorder {
     losses: [u64; class::COUNT as usize],
     all: broadcast::Sender<Arc<Notice>>,
     refused: broadcast::Sender<Arc<Notice>>,
+    /// Told when they are written, and denials when they are on the disk.
+    untold: Vec<Arc<Notice>>,
 }
 
 impl Recorder {
@@ -101,6 +103,7 @@ impl Recorder {
             losses,
             all: broadcast::Sender::new(BACKLOG),
             refused: broadcast::Sender::new(BACKLOG),
+            untold: Vec::new(),
         }
     }
 
@@ -145,6 +148,11 @@ impl Recorder {
         {
             self.sessions.remove(&oldest);
         }
+    }
+
+    /// Which program an exec id means, where no record of this life says it.
+    pub fn name_program(&mut self, exec_id: u64, path: &str) {
+        self.programs.started(exec_id, 0, path.as_bytes());
     }
 
     /// The last session of an agent, also one that has ended.
@@ -260,11 +268,15 @@ impl Recorder {
         self.write(&mut record, session, false);
     }
 
-    /// Writes the lines to the file; whether it has them all. An error is counted and told; the lines wait.
+    /// Writes the lines to the file; whether it has them all. Then those who listen are told: of denials only
+    /// when they are on the disk. An error is counted and told; the lines wait.
     pub fn flush(&mut self) -> bool {
         self.clock.refresh();
         match self.log.flush() {
-            Ok(()) => true,
+            Ok(()) => {
+                self.tell();
+                true
+            }
             Err(error) => {
                 self.totals.log_errors += 1;
                 tracing::error!("{error}; audit records wait in memory");
@@ -273,11 +285,42 @@ impl Recorder {
         }
     }
 
-    /// Writes the lines and waits for the disk.
+    /// Signs, writes the lines and waits for the disk.
     pub fn sync(&mut self) {
-        if let Err(error) = self.log.sync() {
+        match self.log.sync() {
+            Ok(()) => self.tell(),
+            Err(error) => {
+                self.totals.log_errors += 1;
+                tracing::error!("{error}");
+            }
+        }
+    }
+
+    /// Checkpoints, waiting for the disk, closing segments: what is due. Not while a batch is open.
+    pub fn tend(&mut self) {
+        if let Err(error) = self.log.tend() {
             self.totals.log_errors += 1;
             tracing::error!("{error}");
+        }
+    }
+
+    /// Hands what is in the log to those who listen.
+    fn tell(&mut self) {
+        for notice in self.untold.drain(..) {
+            // Sending fails where nobody listens: fine.
+            if self.all.receiver_count() > 0 {
+                let _ = self.all.send(notice.clone());
+            }
+            if !notice.refused {
+                continue;
+            }
+            let _ = self.refused.send(notice.clone());
+            if let Some(session) = self.sessions.get_mut(&notice.session) {
+                if session.refusals.len() == REFUSALS_KEPT {
+                    session.refusals.pop_front();
+                }
+                session.refusals.push_back(notice);
+            }
         }
     }
 
@@ -348,7 +391,7 @@ impl Recorder {
         self.note(record);
     }
 
-    /// Seals a record, and hands the line to those who listen.
+    /// Seals a record, and keeps the line for those who listen.
     fn write(&mut self, record: &mut Record<'_>, session: u32, refused: bool) {
         let line = match self.log.append(record) {
             Ok(line) => line,
@@ -359,28 +402,16 @@ impl Recorder {
             }
         };
         let heard = self.all.receiver_count() > 0;
-        if !heard && !refused {
+        // What became part of a gap has no line.
+        if line.is_empty() || !(heard || refused) {
             return;
         }
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        let notice = Arc::new(Notice {
+        self.untold.push(Arc::new(Notice {
             session,
             refused,
             line: String::from_utf8_lossy(line).into(),
-        });
-        // Sending fails where nobody listens: fine.
-        if heard {
-            let _ = self.all.send(notice.clone());
-        }
-        if refused {
-            let _ = self.refused.send(notice.clone());
-            if let Some(session) = self.sessions.get_mut(&session) {
-                if session.refusals.len() == REFUSALS_KEPT {
-                    session.refusals.pop_front();
-                }
-                session.refusals.push_back(notice);
-            }
-        }
+        }));
     }
 }
 

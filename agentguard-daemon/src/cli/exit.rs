@@ -17,6 +17,8 @@ pub enum Exit {
     Failure = 1,
     /// The command line or a policy is wrong.
     Usage = 2,
+    /// Nothing is wrong with an audit log, and nothing proves it.
+    Unproved = 3,
     /// An agent, cgroup, process or file that was named does not exist.
     Missing = 66,
     /// No daemon is running.
@@ -37,7 +39,7 @@ pub enum Exit {
 
 /// The list for the end of `--help`.
 pub const HELP: &str = "\
-Exit status: 0 success, 1 failure, 2 wrong command line or policy, 66 no such agent, cgroup, process \
+Exit status: 0 success, 1 failure, 2 wrong command line or policy, 3 not proved (`audit verify`), 66 no such agent, cgroup, process \
 or file, 69 no daemon, 74 input or output failed, 75 in use, 77 not permitted, 78 this kernel cannot \
 enforce. `run` ends as its command does; 126 and 127 if that could not be run or was not found, 128 + N \
 if signal N ended it.";
@@ -128,6 +130,7 @@ mod tests {
         for exit in [
             Exit::Failure,
             Exit::Usage,
+            Exit::Unproved,
             Exit::Missing,
             Exit::NoDaemon,
             Exit::InputOutput,

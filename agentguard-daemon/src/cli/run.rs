@@ -390,6 +390,7 @@ fn options(args: &RunArgs, log: &Path) -> EngineOptions {
     EngineOptions {
         btf: args.btf.clone(),
         log: log.to_owned(),
+        keeping: crate::audit::LogOptions::default(),
         search: vec![PathBuf::from(POLICIES)],
         also_own: Vec::new(),
         state: PathBuf::from(STATE),

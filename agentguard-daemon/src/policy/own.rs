@@ -59,6 +59,10 @@ impl Own {
                 // A JSON text is a YAML text. Writing to a `String` cannot fail.
                 let _ = writeln!(vars, "  {name}: {}", serde_json::Value::from(plain));
                 patterns.push(format!("\"${{{name}}}/**\""));
+                if access == "read_write" {
+                    // Closed segments of a log, its head and its index are beside it.
+                    patterns.push(format!("\"${{{name}}}.*\""));
+                }
             }
             if !patterns.is_empty() {
                 let _ = write!(
@@ -113,6 +117,8 @@ mod tests {
             "/var/log/agentguard",
             "/var/log/agentguard/audit.jsonl",
             "/srv/a*b/\"log",
+            "/srv/a*b/\"log.head",
+            "/srv/a*b/\"log.0000000000000001.zst",
         ] {
             assert_eq!(verdict(ours, access::READ), Verdict::Deny, "{ours}");
             assert_eq!(verdict(ours, access::WRITE), Verdict::Deny, "{ours}");

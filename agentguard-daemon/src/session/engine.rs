@@ -17,7 +17,7 @@ use super::{
     Watcher, canary,
 };
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
-use crate::audit::{Log, Record, Recorder, record::op};
+use crate::audit::{Log, LogError, Record, Recorder, key::Key, record::op};
 use crate::event::escape::escape;
 use crate::kernel::{Guard, GuardOptions, Origin};
 use crate::policy::{Mode, Policy};
@@ -128,7 +128,17 @@ impl Engine {
             .and_then(|journal| journal.read().ok())
             .filter(|entry| entry.batch.open != 0)
             .map_or(0..0, |entry| entry.batch.first..entry.batch.end);
-        let recorder = Recorder::new(Log::open_after(&options.log, unfinished)?, losses);
+        let (key, made) = Key::of_state(&options.state).map_err(LogError::from)?;
+        if made {
+            let public = key.public();
+            tracing::info!(
+                "a key for the audit trail was made: {} (ed25519 {}); `agentguard audit key` shows it again",
+                public.id(),
+                public.hex()
+            );
+        }
+        let log = Log::open_after(&options.log, unfinished, options.keeping.clone(), Some(key))?;
+        let recorder = Recorder::new(log, losses);
         let recorder = Arc::new(Mutex::new(recorder));
         let enforcer: Arc<Mutex<Box<dyn Enforcer>>> = Arc::new(Mutex::new(Box::new(guard)));
         let (pump, asked) = Pump::new();

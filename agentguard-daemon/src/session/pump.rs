@@ -188,6 +188,9 @@ impl Well {
             }
             ends = self.rings.ends();
         }
+        if !self.open {
+            locked(&self.recorder).tend();
+        }
         // Nobody was woken for a denial that came before the others were given back.
         if self.rings.has_denials() {
             self.rings.stopped_early();

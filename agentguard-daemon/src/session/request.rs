@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{GuardianAction, SessionError};
 use crate::agent::Name;
-use crate::audit::Tally;
+use crate::audit::{LogOptions, Tally};
 use crate::kernel::Pins;
 use crate::policy::{self, LoadOptions, Policy};
 
@@ -18,6 +18,8 @@ pub struct EngineOptions {
     pub btf: Option<PathBuf>,
     /// The audit log.
     pub log: PathBuf,
+    /// How it is kept.
+    pub keeping: LogOptions,
     /// Folders of policies that are given by name.
     pub search: Vec<PathBuf>,
     /// What else is its own: the folder of the control socket.

@@ -1,0 +1,137 @@
+//! Compressing closed segments, beside the writer's work.
+//!
+//! A packed segment gets its name only when it is whole and on the disk; the plain one goes only when the log
+//! has the digest of the packed one. A packing that was cut off is begun again at the next start.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
+use sha2::{Digest, Sha256};
+
+use crate::audit::index::Index;
+use crate::audit::key::hex;
+use crate::audit::segment::{self, PACKED};
+
+/// Bytes of lines in one frame. Frames can be read by themselves, so a reader need not unpack all before it.
+pub const FRAME: usize = 512 << 10;
+const LEVEL: i32 = 3;
+
+/// A segment that was packed.
+#[derive(Debug)]
+pub struct Packed {
+    /// The plain file.
+    pub plain: PathBuf,
+    /// The packed one.
+    pub path: PathBuf,
+    /// Its SHA-256, in hexadecimal digits.
+    pub digest: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The size of the plain one.
+    pub plain_bytes: u64,
+}
+
+/// One thread that packs what it is given.
+#[derive(Debug, Default)]
+pub struct Packer {
+    work: Option<(Sender<PathBuf>, Receiver<Packed>)>,
+}
+
+impl Packer {
+    /// Packs a closed segment some time soon. One that fails stays as it is until the next start.
+    pub fn begin(&mut self, plain: &Path) {
+        let (orders, _) = self.work.get_or_insert_with(start);
+        if orders.send(plain.to_owned()).is_err() {
+            tracing::error!("{} stays as it is: nobody packs", plain.display());
+        }
+    }
+
+    /// A segment that is done.
+    pub fn done(&self) -> Option<Packed> {
+        self.work.as_ref()?.1.try_recv().ok()
+    }
+
+    /// Waits for the next that is done, for tests.
+    #[cfg(test)]
+    pub fn wait(&self) -> Option<Packed> {
+        self.work.as_ref()?.1.recv().ok()
+    }
+}
+
+fn start() -> (Sender<PathBuf>, Receiver<Packed>) {
+    let (orders, todo) = channel::<PathBuf>();
+    let (done, results) = channel();
+    let spawned = std::thread::Builder::new()
+        .name("pack".to_owned())
+        .spawn(move || {
+            for plain in todo {
+                match pack(&plain) {
+                    Ok(packed) => {
+                        if done.send(packed).is_err() {
+                            break;
+                        }
+                    }
+                    Err(error) => tracing::error!("{} was not packed: {error}", plain.display()),
+                }
+            }
+        });
+    if let Err(error) = spawned {
+        tracing::error!("segments stay as they are, no thread could be started: {error}");
+    }
+    (orders, results)
+}
+
+/// Packs one segment.
+pub fn pack(plain: &Path) -> io::Result<Packed> {
+    let path = segment::beside(plain, PACKED);
+    let part = segment::beside(&path, ".part");
+    let _ = fs::remove_file(&part);
+    let mut output = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(O_NOFOLLOW | O_CLOEXEC)
+        .open(&part)?;
+    let mut input = BufReader::with_capacity(256 << 10, File::open(plain)?);
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+    compressor.include_checksum(true)?;
+    compressor.include_contentsize(true)?;
+    let mut digest = Sha256::new();
+    let (mut bytes, mut plain_bytes) = (0, 0);
+    let mut lines = Vec::with_capacity(FRAME + (64 << 10));
+    loop {
+        let ended = input.read_until(b'\n', &mut lines)? == 0;
+        if lines.len() >= FRAME || (ended && !lines.is_empty()) {
+            let frame = compressor.compress(&lines)?;
+            output.write_all(&frame)?;
+            digest.update(&frame);
+            bytes += frame.len() as u64;
+            plain_bytes += lines.len() as u64;
+            lines.clear();
+        }
+        if ended {
+            break;
+        }
+    }
+    output.sync_all()?;
+    fs::rename(&part, &path)?;
+    super::open::sync_folder(&path)?;
+    // Whoever searches makes it otherwise.
+    let indexed = File::open(&path)
+        .and_then(|file| Index::make(&file))
+        .and_then(|index| index.write(&path));
+    if let Err(error) = indexed {
+        tracing::warn!("the index of {} was not made: {error}", path.display());
+    }
+    Ok(Packed {
+        plain: plain.to_owned(),
+        path,
+        digest: hex(&digest.finalize()),
+        bytes,
+        plain_bytes,
+    })
+}

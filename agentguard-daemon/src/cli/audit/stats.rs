@@ -1,0 +1,78 @@
+//! `agentguard audit stats`: records, counted.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::filter::Filter;
+use crate::audit::find::Search;
+use crate::audit::stats::{Stats, Summary};
+use crate::cli::exit::Exit;
+use crate::cli::report::CliError;
+use crate::cli::{LOG, print, print_json};
+
+/// Arguments of `audit stats`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  sudo agentguard audit stats\n  sudo agentguard audit stats --agent claude --since 1d --top 20\n  sudo agentguard audit stats --session 7 --json\n\nEvery number is counted from the records of the log."
+)]
+pub struct StatsArgs {
+    #[command(flatten)]
+    filter: Filter,
+    /// So many of each kind.
+    #[arg(long, default_value_t = 10)]
+    top: usize,
+    /// The log.
+    #[arg(long, value_name = "FILE", default_value = LOG)]
+    file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &StatsArgs) -> Result<ExitCode, CliError> {
+    let mut stats = Stats::default();
+    let mut search = Search::default();
+    let bar = super::verify::progress(0);
+    let counted = search.each(&args.file, &args.filter.wanted(), |line, record| {
+        stats.add(&record);
+        bar.inc(line.len() as u64);
+        true
+    });
+    counted.map_err(|error| CliError::file("read", &args.file, &error))?;
+    bar.finish_and_clear();
+    super::tell(&search);
+    let summary = stats.summary(args.top);
+    if args.json {
+        print_json(&summary)?;
+    } else {
+        print(&in_words(&summary))?;
+    }
+    Ok(Exit::Ok.into())
+}
+
+fn in_words(summary: &Summary) -> String {
+    let mut text = format!("{} records", summary.records);
+    if let (Some(first), Some(last)) = (&summary.first, &summary.last) {
+        let _ = write!(text, ", {first} to {last}");
+    }
+    text.push('\n');
+    for (verdict, count) in &summary.verdicts {
+        let _ = writeln!(text, "{count:>12}  {verdict}");
+    }
+    if summary.lost > 0 {
+        let _ = writeln!(text, "{:>12}  lost, as gap records say", summary.lost);
+    }
+    for (name, counts) in summary.lists() {
+        if counts.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "{name}:");
+        for count in counts {
+            let _ = writeln!(text, "{:>12}  {}", count.count, count.what);
+        }
+    }
+    text
+}
