@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub btf: Option<PathBuf>,
     /// What becomes of agents that are left at the end.
     pub on_stop: Leave,
+    /// The model gateway.
+    pub gateway: GatewayConfig,
 }
 
 impl Default for Config {
@@ -47,6 +50,7 @@ impl Default for Config {
             policies: vec![PathBuf::from(crate::cli::POLICIES)],
             btf: None,
             on_stop: Leave::default(),
+            gateway: GatewayConfig::default(),
         }
     }
 }
@@ -60,6 +64,7 @@ impl Config {
             search: self.policies.clone(),
             also_own: vec![self.run_dir.clone()],
             state: self.state_dir.clone(),
+            gateway: self.gateway.clone(),
             pins: Some(Pins::of_host()),
             self_test,
         }
@@ -149,7 +154,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn reload(engine: &Engine) {
+async fn reload(engine: &std::sync::Arc<Engine>) {
     let usec = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1000
     });
