@@ -15,6 +15,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit::LogOptions;
+use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
@@ -39,6 +40,8 @@ pub struct Config {
     pub btf: Option<PathBuf>,
     /// What becomes of agents that are left at the end.
     pub on_stop: Leave,
+    /// The model gateway.
+    pub gateway: GatewayConfig,
 }
 
 impl Default for Config {
@@ -51,6 +54,7 @@ impl Default for Config {
             policies: vec![PathBuf::from(crate::cli::POLICIES)],
             btf: None,
             on_stop: Leave::default(),
+            gateway: GatewayConfig::default(),
         }
     }
 }
@@ -65,6 +69,7 @@ impl Config {
             search: self.policies.clone(),
             also_own: vec![self.run_dir.clone()],
             state: self.state_dir.clone(),
+            gateway: self.gateway.clone(),
             pins: Some(Pins::of_host()),
             self_test,
         }
@@ -154,7 +159,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-async fn reload(engine: &Engine) {
+async fn reload(engine: &std::sync::Arc<Engine>) {
     let usec = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1000
     });

@@ -6,9 +6,11 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
+pub mod budget;
 pub mod cli;
 pub mod daemon;
 pub mod event;
+pub mod gateway;
 pub mod kernel;
 pub mod policy;
 pub mod resolver;

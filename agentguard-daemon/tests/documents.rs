@@ -44,7 +44,7 @@ fn policies_in_documents_hold_what_they_promise() {
         ..LoadOptions::default()
     };
     let mut tried = 0;
-    for name in ["README.md", "docs/policy.md"] {
+    for name in ["README.md", "docs/policy.md", "docs/budgets.md"] {
         for (line, text) in policies(&document(name)) {
             let path = folder.path().join("example.yaml");
             let policy = policy::load_text(&path, &text, &options)

@@ -64,7 +64,7 @@ fn bad_policies_end_with_status_2() {
         "alias-bomb",
         "invalid-utf8",
         "empty",
-        "not-supported",
+        "budget-without-per",
     ];
     for name in bad {
         let path = format!("agentguard-daemon/tests/policies-bad/{name}.yaml");
@@ -116,6 +116,20 @@ fn explanations_read_well() {
         arguments.extend(*action);
         insta::assert_snapshot!(format!("explain-{name}"), output(&arguments, *status));
     }
+    let limits = "agentguard-daemon/tests/policies-good/limits.yaml";
+    let rows: &[(&str, &[&str], i32)] = &[
+        ("model", &["--model", "claude-sonnet-4-5"], 0),
+        ("other-model", &["--model", "gpt-4o"], 0),
+        ("time-open", &["--time", "2026-07-15T12:00:00Z"], 0),
+        ("time-closed", &["--time", "2026-07-18T12:00:00+01:00"], 1),
+    ];
+    for (name, action, status) in rows {
+        let mut arguments = vec!["policy", "explain", limits];
+        arguments.extend(*action);
+        insta::assert_snapshot!(format!("explain-{name}"), output(&arguments, *status));
+    }
+    output(&["policy", "explain", "base", "--model", "gpt-4o"], 1);
+    output(&["policy", "explain", limits, "--time", "tomorrow"], 2);
     let json = output(
         &[
             "policy",
@@ -184,6 +198,12 @@ fn the_schema_accepts_the_shipped_policies_and_refuses_what_the_loader_refuses()
         count += 1;
     }
     assert!(count >= 7);
+    let limits = value(&root.join("tests/policies-good/limits.yaml"));
+    let errors: Vec<String> = validator
+        .iter_errors(&limits)
+        .map(|it| it.to_string())
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
     let bad = [
         "unknown-key",
         "unknown-key-in-rule",
@@ -192,7 +212,10 @@ fn the_schema_accepts_the_shipped_policies_and_refuses_what_the_loader_refuses()
         "wrong-type",
         "wrong-choice",
         "not-a-mapping",
-        "not-supported",
+        "budgets-not-a-list",
+        "budget-unknown-key",
+        "budget-duration",
+        "schedule-not-a-mapping",
         "unknown-protocol",
         "empty-pattern",
     ];

@@ -201,6 +201,24 @@ impl Cgroup {
         self.write("cgroup.procs", &pid.to_string(), "move a process into")
     }
 
+    /// Its number and those of all below.
+    pub fn ids(&self) -> Result<Vec<u64>, CgroupError> {
+        let folders = self.tree()?;
+        Ok(folders
+            .into_iter()
+            .filter_map(|it| Self::at(it).id().ok())
+            .collect())
+    }
+
+    /// Processor time of all that is or was in it and below, in microseconds.
+    pub fn cpu_usage(&self) -> Result<u64, CgroupError> {
+        let file = self.path.join("cpu.stat");
+        let text = fs::read_to_string(&file).map_err(failed("read", &file))?;
+        text.lines()
+            .find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok())
+            .ok_or_else(|| failed("understand", &file)(io::ErrorKind::InvalidData.into()))
+    }
+
     /// Processes in it and below.
     pub fn processes(&self) -> Result<Vec<u32>, CgroupError> {
         let mut pids = Vec::new();

@@ -113,6 +113,8 @@ pub struct Agent {
     pub since: SystemTime,
     /// Whether it belongs to an `agentguard run`, and ends with that.
     pub owned: bool,
+    /// Whose budgets it spends: its name, or what an agent without a name of its own is called.
+    pub account: Name,
 }
 
 impl Agent {
@@ -280,6 +282,7 @@ mod tests {
             came_from: None,
             since: SystemTime::UNIX_EPOCH,
             owned: false,
+            account: "a".parse().unwrap(),
         }
     }
 

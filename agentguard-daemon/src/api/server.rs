@@ -15,7 +15,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, mpsc};
 
-use super::wire::{AttachRequest, BODY_MAX, PREFIX, Problem, Reloaded, Status, TargetRequest, Why};
+use super::wire::{
+    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Status,
+    TargetRequest, Why,
+};
 use super::{Access, Peer};
 use crate::audit::Notice;
 use crate::cli::exit::Exit;
@@ -166,6 +169,9 @@ async fn route(
             let session = session.ok_or_else(|| Refusal::Bad("name the session".to_owned()))?;
             Ok(json(StatusCode::OK, &engine.end(name, session).await?))
         }
+        (_, ["budgets", ..] | ["agents", _, "grant"] | ["environment"]) => {
+            limits(&method, &parts, &query, request, engine, access).await
+        }
         (&Method::POST, ["agents", name, act]) => {
             may_change(access)?;
             match *act {
@@ -191,6 +197,56 @@ async fn route(
         }
         _ => Err(Refusal::NotFound),
     }
+}
+
+/// Requests about budgets and the gateway.
+async fn limits(
+    method: &Method,
+    parts: &[&str],
+    query: &str,
+    request: Request<Incoming>,
+    engine: &Arc<Engine>,
+    access: &Access,
+) -> Result<Answer, Refusal> {
+    match (method, parts) {
+        (&Method::GET, ["budgets"]) => {
+            may_look(access)?;
+            let status = engine.budgets(parameter(query, "agent"))?;
+            Ok(json(StatusCode::OK, &status))
+        }
+        (&Method::POST, ["budgets", "reset"]) => {
+            may_change(access)?;
+            let request: ResetRequest = body(request).await?;
+            let engine = engine.clone();
+            blocking(move || match request {
+                ResetRequest { clock: true, .. } => engine.believe_clock(),
+                ResetRequest { account, .. } => engine.reset_budgets(account.as_deref()),
+            })
+            .await
+        }
+        (&Method::POST, ["agents", name, "grant"]) => {
+            may_change(access)?;
+            let GrantRequest { budget, amount } = body(request).await?;
+            let (engine, name) = (engine.clone(), (*name).to_owned());
+            blocking(move || engine.grant(&name, &budget, &amount)).await
+        }
+        (&Method::POST, ["environment"]) => {
+            may_change(access)?;
+            let request: PolicyRequest = body(request).await?;
+            Ok(json(StatusCode::OK, &engine.environment(&request).await?))
+        }
+        _ => Err(Refusal::NotFound),
+    }
+}
+
+/// Waits for the disk on a thread of its own.
+async fn blocking(
+    work: impl FnOnce() -> Result<(), SessionError> + Send + 'static,
+) -> Result<Answer, Refusal> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Refusal::Bad(error.to_string()))??;
+    Ok(json(StatusCode::OK, &()))
 }
 
 fn may_look(access: &Access) -> Result<(), Refusal> {
@@ -259,9 +315,12 @@ fn status(engine: &Engine) -> Status {
 
 fn attach_of(request: AttachRequest) -> Result<Attach, Refusal> {
     let name = request.name.map(|name| name.parse()).transpose();
+    let account = request.account.map(|name| name.parse()).transpose();
     Ok(Attach {
         name: name.map_err(|error: crate::agent::NameError| Refusal::Bad(error.to_string()))?,
         policy: request.policy,
+        account: account
+            .map_err(|error: crate::agent::NameError| Refusal::Bad(error.to_string()))?,
         target: match request.target {
             TargetRequest::Pid(pid) => Target::Process(pid),
             TargetRequest::Cgroup(path) => Target::Cgroup(path),

@@ -21,6 +21,9 @@ pub struct AttachRequest {
     pub name: Option<String>,
     /// Its policy.
     pub policy: PolicyRequest,
+    /// Whose budgets it spends; by default those of its name.
+    #[serde(default)]
+    pub account: Option<String>,
     /// Who.
     pub target: TargetRequest,
     /// Kill it, and not only freeze it, if the daemon dies.
@@ -62,6 +65,28 @@ pub struct Why {
     pub session: u32,
     /// Its last refusals, oldest first.
     pub refusals: Vec<Record<'static>>,
+}
+
+/// `POST /v1/agents/NAME/grant`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantRequest {
+    /// The budget's id.
+    pub budget: String,
+    /// How much more, as a policy would write it.
+    pub amount: String,
+}
+
+/// `POST /v1/budgets/reset`: one account, the clock, or else everything.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResetRequest {
+    /// An agent, or the account of one that is gone.
+    #[serde(default)]
+    pub account: Option<String>,
+    /// Believe the clock as it is, and reset nothing.
+    #[serde(default)]
+    pub clock: bool,
 }
 
 /// What came of reading one agent's policy again.

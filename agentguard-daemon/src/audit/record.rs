@@ -36,6 +36,10 @@ pub mod op {
     pub const MALFORMED: &str = "malformed";
     /// Kernel and reference matcher disagree, or another thing that must never happen.
     pub const ALARM: &str = "alarm";
+    /// A model was called through the gateway, or was refused.
+    pub const MODEL: &str = "model";
+    /// Something about a budget or a schedule: a warning, an act, a grant, a reset.
+    pub const BUDGET: &str = "budget";
     /// A line that was cut off (power loss, full disk) was removed from the log's end.
     pub const LOG_REPAIR: &str = "log-repair";
     /// From here on marks of the log are signed by this key.
@@ -160,6 +164,9 @@ pub struct Record<'a> {
     /// gap: number of records lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lost: Option<u64>,
+    /// model: what the call took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<crate::gateway::Used>,
     /// More, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<Cow<'a, str>>,

@@ -268,6 +268,16 @@ impl Recorder {
         self.write(&mut record, session, false);
     }
 
+    /// Records that user space refused something; the time is now.
+    pub fn refuse(&mut self, mut record: Record<'_>) {
+        record.time = Cow::Owned(self.clock.now().to_owned());
+        let session = record.session.unwrap_or(0);
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.tally.denied += 1;
+        }
+        self.write(&mut record, session, true);
+    }
+
     /// Writes the lines to the file; whether it has them all. Then those who listen are told: of denials only
     /// when they are on the disk. An error is counted and told; the lines wait.
     pub fn flush(&mut self) -> bool {

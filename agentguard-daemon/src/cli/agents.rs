@@ -1,5 +1,6 @@
 //! Commands about agents of a running daemon: attach, detach, ps, freeze, thaw, kill, reload.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -139,6 +140,7 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode, CliError> {
     };
     let request = AttachRequest {
         name: args.name,
+        account: None,
         policy: args.policy.request([]),
         target,
         dies_with_daemon: false,
@@ -160,6 +162,16 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode, CliError> {
             "{} (session {}) is governed by `{}`, mode {}, {} processes.\n",
             agent.name, agent.session, agent.policy, agent.mode, agent.processes
         ))?;
+        if !agent.environment.is_empty() {
+            let mut text =
+                "Models are called through the gateway; the agent's environment must have:\n"
+                    .to_owned();
+            for (name, value) in &agent.environment {
+                // Writing to a `String` cannot fail.
+                let _ = writeln!(text, "  {name}={value}");
+            }
+            super::print(&text)?;
+        }
     }
     Ok(Exit::Ok.into())
 }
@@ -249,6 +261,7 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
         "STATE",
         "ALLOWED",
         "DENIED",
+        "BUDGET",
         "CGROUP",
     ];
     let mut table = super::table(&header);
@@ -267,6 +280,10 @@ pub fn ps(args: &PsArgs) -> Result<ExitCode, CliError> {
             if agent.frozen { "frozen" } else { "running" }.to_owned(),
             count(agent.tally.allowed),
             count(agent.tally.denied + agent.tally.would_deny),
+            agent
+                .budget
+                .as_ref()
+                .map_or("-".to_owned(), |it| format!("{} % {}", it.percent, it.id)),
             agent.cgroup.display().to_string(),
         ]);
     }

@@ -3,6 +3,8 @@
 use crate::agent::{CgroupError, RegistryError};
 use crate::api::ClientError;
 use crate::audit::LogError;
+use crate::budget::StateError;
+use crate::gateway::GatewayError;
 use crate::kernel::KernelError;
 use crate::session::SessionError;
 
@@ -51,6 +53,8 @@ impl From<&SessionError> for Exit {
                 Self::NotPermitted
             }
             SessionError::Log(LogError::Busy(_))
+            | SessionError::Gateway(GatewayError::Listen { .. })
+            | SessionError::Ledger(StateError::Busy(_))
             | SessionError::Pinned
             | SessionError::Kernel(
                 KernelError::Abi { .. } | KernelError::Shape { .. } | KernelError::PinsRemoved,
@@ -61,7 +65,9 @@ impl From<&SessionError> for Exit {
                 | RegistryError::CgroupTaken { .. }
                 | RegistryError::Full,
             ) => Self::Busy,
-            SessionError::Policy(_)
+            SessionError::Budget(_)
+            | SessionError::Gateway(GatewayError::Config(_))
+            | SessionError::Policy(_)
             | SessionError::Place(_)
             | SessionError::Name(_)
             | SessionError::Identity(_) => Self::Usage,
@@ -69,9 +75,11 @@ impl From<&SessionError> for Exit {
             | SessionError::Registry(RegistryError::Unknown(_))
             | SessionError::NoProcess(_) => Self::Missing,
             SessionError::Cgroup(CgroupError::NoHierarchy)
+            | SessionError::Gateway(GatewayError::Callers(_))
             | SessionError::Canary(_)
             | SessionError::NotConfirmed(_) => Self::NoKernelSupport,
             SessionError::Log(_)
+            | SessionError::Ledger(_)
             | SessionError::Cgroup(_)
             | SessionError::Io { .. }
             | SessionError::State { .. }

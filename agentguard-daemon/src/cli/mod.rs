@@ -4,12 +4,14 @@
 
 mod agents;
 mod audit;
+mod budget;
 mod daemon;
 pub mod denial;
 mod doctor;
 pub mod exit;
 mod generate;
 mod internal;
+mod limits;
 mod policy;
 pub mod report;
 mod run;
@@ -62,6 +64,8 @@ enum Command {
     Kill(agents::NameArgs),
     /// Give an agent another policy, or read all policies again.
     Reload(agents::ReloadArgs),
+    /// Show budgets, and give agents more of them.
+    Budget(budget::BudgetArgs),
     /// Say what was refused last, by which rule and why, and what would permit it.
     Why(why::WhyArgs),
     /// Say what this machine can enforce.
@@ -102,6 +106,7 @@ pub fn main() -> ExitCode {
         Command::Thaw(args) => agents::act(&args, "thaw"),
         Command::Kill(args) => agents::act(&args, "kill"),
         Command::Reload(args) => agents::reload(args),
+        Command::Budget(args) => budget::run(args),
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),

@@ -50,6 +50,8 @@ Examples:
   agentguard policy explain coding-agent --write /etc/hosts
   agentguard policy explain coding-agent --connect 169.254.169.254:80/tcp
   agentguard policy explain coding-agent --exec git push --force
+  agentguard policy explain my-policy.yaml --model claude-sonnet-4-5
+  agentguard policy explain my-policy.yaml --time now
 
 Paths are what the kernel resolves: absolute, without links. A bare program name stands for
 /usr/bin/NAME. `--exec` takes all that follows it.
@@ -133,6 +135,12 @@ struct ActionArgs {
     /// Connect to `ADDRESS:PORT/PROTOCOL`, or to `unix`.
     #[arg(long, value_name = "ADDR")]
     connect: Option<String>,
+    /// Call this model through the gateway: which budgets it is charged to.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Work at this moment (`now`, or `2026-12-31T18:00:00Z`): what the schedule says.
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
 }
 
 /// Runs the command.
@@ -220,6 +228,7 @@ struct Checked {
     name: Option<String>,
     files: Vec<String>,
     rules: usize,
+    budgets: usize,
     tests: usize,
     failures: Vec<Failure>,
     table: Option<TableStats>,
@@ -292,6 +301,7 @@ fn passed(file: &str, policy: &Policy, stats: TableStats) -> Checked {
             .map(|path| path.display().to_string())
             .collect(),
         rules: policy.rules().len(),
+        budgets: policy.limits().budgets.len(),
         tests: outcomes.len(),
         failures: outcomes
             .iter()
@@ -309,6 +319,7 @@ fn refused(file: &str, error: &PolicyError) -> Checked {
         name: None,
         files: Vec::new(),
         rules: 0,
+        budgets: 0,
         tests: 0,
         failures: Vec::new(),
         table: None,
@@ -332,9 +343,14 @@ fn summary(result: &Checked) -> String {
     };
     let _ = writeln!(
         text,
-        "{word} {}: {} rules, {} tests{}, {} states, {} KiB",
+        "{word} {}: {} rules, {}{} tests{}, {} states, {} KiB",
         result.policy,
         result.rules,
+        match result.budgets {
+            0 => String::new(),
+            1 => "1 budget, ".to_owned(),
+            count => format!("{count} budgets, "),
+        },
         result.tests,
         if result.failures.is_empty() {
             String::new()
@@ -410,10 +426,23 @@ fn unusable(common: &Common, error: &PolicyError) -> Result<ExitCode, CliError> 
 }
 
 fn explain(args: ExplainArgs) -> Result<ExitCode, CliError> {
-    let action = action(args.action)?;
+    let time = args.action.time.as_deref().map(moment).transpose()?;
+    let model = args.action.model.clone();
+    let action = match (&time, &model) {
+        (None, None) => Some(action(args.action)?),
+        _ => None,
+    };
     let policy = match policy::load(&args.file, &args.common.options()) {
         Ok(policy) => policy,
         Err(error) => return unusable(&args.common, &error),
+    };
+    let json = args.common.json;
+    let Some(action) = action else {
+        return Ok(match (time, model) {
+            (Some(time), _) => super::limits::time(&policy, time, json)?,
+            (None, model) => super::limits::model(&policy, &model.unwrap_or_default(), json)?,
+        }
+        .into());
     };
     let explanation = policy.explain(&action);
     if args.common.json {
@@ -427,6 +456,19 @@ fn explain(args: ExplainArgs) -> Result<ExitCode, CliError> {
         Exit::Failure
     }
     .into())
+}
+
+fn moment(text: &str) -> Result<jiff::Timestamp, CliError> {
+    if text == "now" {
+        return Ok(jiff::Timestamp::now());
+    }
+    policy::limits::moment(text).ok_or_else(|| {
+        let what = format!(
+            "`{}` is no moment; write `now`, or `2026-12-31T18:00:00Z`",
+            text.escape_debug()
+        );
+        CliError::Other(Exit::Usage, what)
+    })
 }
 
 fn action(args: ActionArgs) -> Result<OwnedAction, CliError> {

@@ -138,13 +138,18 @@ async fn govern(args: RunArgs, mut signals: mpsc::Receiver<siginfo>) -> Result<u
         .request(variables(&workspace, identity.as_ref())?);
     let name = name(&args)?;
     let mut host = Host::find(&args).await?;
+    let environment = host.environment(&request).await?;
     let mut launched = Launch {
         command: args.command.clone(),
         directory: workspace,
         identity,
+        environment,
     }
     .stopped()?;
-    let agent = host.attach(name, request, launched.pid()).await?;
+    let account = account(&args)?;
+    let agent = host
+        .attach((name, account), request, launched.pid())
+        .await?;
     let mut denials = host.denials(&args, agent.session).await?;
     let mut summary = Summary::new(agent.session, args.quiet, has_colour(&std::io::stderr()));
     if let Some(signal) = ended_early(&mut signals) {
@@ -239,6 +244,20 @@ fn name(args: &RunArgs) -> Result<Name, CliError> {
     )))
 }
 
+/// Whose budgets are spent: those of the name given, or of the command, however often it runs.
+fn account(args: &RunArgs) -> Result<Name, CliError> {
+    if let Some(name) = &args.name {
+        return Ok(name.parse().map_err(SessionError::from)?);
+    }
+    let program = args.command.first().map(PathBuf::from).unwrap_or_default();
+    let program = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    Ok(Name::nearest(&program))
+}
+
 /// Who governs.
 enum Host {
     Here(Arc<Engine>),
@@ -259,17 +278,13 @@ impl Host {
                 return Err(SessionError::Pinned.into());
             }
         }
-        let engine = match Engine::start(&options(
-            args,
-            args.audit.as_deref().unwrap_or(Path::new(LOG)),
-        ))
-        .await
-        {
+        let log = args.audit.as_deref().unwrap_or(Path::new(LOG));
+        let engine = match Engine::start(&options(args, log)?).await {
             Err(SessionError::Log(LogError::Busy(_))) if args.audit.is_none() => {
                 // Another `run` writes the usual log.
                 let own = PathBuf::from(LOG)
                     .with_file_name(format!("audit-{}.jsonl", std::process::id()));
-                Engine::start(&options(args, &own)).await?
+                Engine::start(&options(args, &own)?).await?
             }
             outcome => outcome?,
         };
@@ -277,9 +292,22 @@ impl Host {
         Ok(Self::Here(engine))
     }
 
+    /// Variables that lead the command to the model gateway, where its policy has models.
+    async fn environment(
+        &mut self,
+        request: &PolicyRequest,
+    ) -> Result<Vec<(String, String)>, CliError> {
+        match self {
+            Self::Here(engine) => Ok(engine.environment(request).await?),
+            Self::Daemon { client, .. } => Ok(client
+                .ask_with(Method::POST, "/environment", request)
+                .await?),
+        }
+    }
+
     async fn attach(
         &mut self,
-        name: Name,
+        (name, account): (Name, Name),
         policy: PolicyRequest,
         pid: u32,
     ) -> Result<AgentInfo, CliError> {
@@ -290,6 +318,7 @@ impl Host {
                     name: Some(name),
                     policy,
                     target,
+                    account: Some(account),
                     on_death: GuardianAction::Kill,
                 };
                 Ok(engine.attach(request).await?)
@@ -297,6 +326,7 @@ impl Host {
             Self::Daemon { client, .. } => {
                 let request = AttachRequest {
                     name: Some(name.into()),
+                    account: Some(account.into()),
                     policy,
                     target: TargetRequest::Pid(pid),
                     dies_with_daemon: true,
@@ -386,8 +416,9 @@ impl Host {
     }
 }
 
-fn options(args: &RunArgs, log: &Path) -> EngineOptions {
-    EngineOptions {
+fn options(args: &RunArgs, log: &Path) -> Result<EngineOptions, CliError> {
+    Ok(EngineOptions {
+        gateway: super::daemon::read(None)?.gateway,
         btf: args.btf.clone(),
         log: log.to_owned(),
         keeping: crate::audit::LogOptions::default(),
@@ -396,7 +427,7 @@ fn options(args: &RunArgs, log: &Path) -> EngineOptions {
         state: PathBuf::from(STATE),
         pins: None,
         self_test: true,
-    }
+    })
 }
 
 /// Listens to the refusals of a session, which ends with us.

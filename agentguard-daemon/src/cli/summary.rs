@@ -152,6 +152,8 @@ mod tests {
                 denied: 52,
                 would_deny: 0,
             },
+            budget: None,
+            environment: vec![],
         };
         let text = summary.text(&agent, Path::new("/log"));
         assert!(text.starts_with(

@@ -10,6 +10,7 @@ use agentguard_common::verdict::Verdict;
 
 use super::diagnostic::{PolicyError, Source, Span};
 use super::examples::{self, Example};
+use super::limits::Limits;
 use super::load::Parts;
 use super::locks::Locks;
 use super::rule::Rule;
@@ -91,6 +92,7 @@ fn build(
         defaults: defaults(documents),
         unix_allowed: unix_allowed(documents),
         kernel: Locks::join(documents)?,
+        limits: Arc::new(Limits::join(documents)?),
         rules,
         sources,
         files,
@@ -134,21 +136,6 @@ fn check_head(source: &Source, document: &Document) -> Result<(), PolicyError> {
             "use up to 64 letters, digits, `-`, `_` and `.`",
         ));
     }
-    let reserved = [
-        ("budgets", &document.budgets),
-        ("schedule", &document.schedule),
-    ];
-    for (section, value) in reserved {
-        if let Some(value) = value {
-            return Err(PolicyError::at(
-                source,
-                key_before(source, value.span, section),
-                format!("the section `{section}` is not supported by this version"),
-                "remove it; a section that is not enforced must not look as if it were",
-            )
-            .label("not enforced by this version"));
-        }
-    }
     Ok(())
 }
 
@@ -167,15 +154,6 @@ fn first_key(text: &str) -> usize {
         offset += line.len();
     }
     offset
-}
-
-/// The place of a top-level key, given that of its value.
-fn key_before(source: &Source, value: Span, key: &str) -> Span {
-    let before = &source.text()[..value.offset.min(source.text().len())];
-    before.rfind(key).map_or(value, |offset| Span {
-        offset,
-        len: key.len(),
-    })
 }
 
 fn check_var(source: &Source, name: &str, value: &At<String>) -> Result<(), PolicyError> {

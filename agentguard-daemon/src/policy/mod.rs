@@ -18,6 +18,7 @@ mod flatten;
 pub mod generate;
 pub mod glob;
 mod judge;
+pub mod limits;
 mod load;
 mod locks;
 mod lower;
@@ -49,6 +50,7 @@ pub use builtin::NAMES as BUILT_IN_NAMES;
 pub use compile::{Table, TableStats, Walks};
 pub use diagnostic::{PatternError, PolicyError, Source, Span};
 pub use examples::{Example, OwnedAction, TestOutcome};
+pub use limits::Limits;
 pub use load::{LoadOptions, MAX_FILE};
 pub use locks::Locks;
 pub use rule::{Action, Judgement, Matcher, Rule, RuleExample, RuleRef};
@@ -80,6 +82,7 @@ pub struct Policy {
     defaults: Defaults,
     unix_allowed: bool,
     kernel: Locks,
+    limits: Arc<Limits>,
     rules: Vec<Rule>,
     sources: Vec<Arc<Source>>,
     files: Vec<PathBuf>,
@@ -159,6 +162,11 @@ impl Policy {
     /// What the `kernel` section permits, as the table has it.
     pub(crate) fn kernel_permits(&self) -> u32 {
         self.kernel.bits()
+    }
+
+    /// How much, and when: what user space holds.
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
     }
 
     /// The rules: the outermost file's first.

@@ -16,6 +16,7 @@ pub fn usual() -> Vec<PathBuf> {
         "/var/lib/agentguard",
         "/var/log/agentguard",
         "/run/agentguard",
+        "/run/credentials/agentguard.service",
         "/sys/fs/bpf/agentguard",
     ]
     .map(PathBuf::from)

@@ -11,9 +11,10 @@ use agentguard_common::verdict::Lock;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer, StrDeserializer};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::diagnostic::Span;
+use super::limits::schema::{BudgetRule, ModelsRule, ScheduleRule};
 
 /// A value and where it stands.
 #[derive(Clone, Debug)]
@@ -216,12 +217,12 @@ pub struct Document {
     #[serde(default)]
     #[schemars(schema_with = "kernel_schema")]
     pub kernel: Option<BTreeMap<String, At<Switch>>>,
-    /// Reserved.
-    #[schemars(skip)]
-    pub budgets: Option<At<Ignored>>,
-    /// Reserved.
-    #[schemars(skip)]
-    pub schedule: Option<At<Ignored>>,
+    /// How much: budgets of calls, tokens, money and time.
+    pub budgets: Option<Vec<At<BudgetRule>>>,
+    /// When the agent may work.
+    pub schedule: Option<At<ScheduleRule>>,
+    /// Which models may be called, through the gateway.
+    pub models: Option<At<ModelsRule>>,
 }
 
 /// The switches by name.
@@ -237,26 +238,6 @@ fn kernel_schema(generator: &mut SchemaGenerator) -> Schema {
         "properties": switches,
         "additionalProperties": false,
     })
-}
-
-/// A value that is skipped.
-#[derive(Clone, Copy, Debug)]
-pub struct Ignored;
-
-impl<'de> Deserialize<'de> for Ignored {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        IgnoredAny::deserialize(deserializer).map(|_| Self)
-    }
-}
-
-impl JsonSchema for Ignored {
-    fn schema_name() -> Cow<'static, str> {
-        "Ignored".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!(false)
-    }
 }
 
 /// Whether denials are carried out.

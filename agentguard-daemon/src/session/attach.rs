@@ -22,17 +22,23 @@ use crate::policy::{Policy, places};
 
 impl Engine {
     /// Brings a process or cgroup under a policy. When it returns, every task of it is labelled.
-    pub async fn attach(&self, mut request: Attach) -> Result<AgentInfo, SessionError> {
+    pub async fn attach(self: &Arc<Self>, mut request: Attach) -> Result<AgentInfo, SessionError> {
         places::resolve(&mut request.policy.vars)?;
         let _alone = self.one_at_a_time.lock().await;
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let (policy, table) = self.compile(&request.policy, generation).await?;
+        self.prepare_limits(&policy).await?;
         let searched = self.search_apart(&policy, &request.policy).await?;
         let name = request
             .name
             .clone()
             .unwrap_or_else(|| Name::nearest(policy.name()));
-        let agent = self.prepare(&request.target, &name, request.on_death)?;
+        let agent = self.prepare(
+            &request.target,
+            &name,
+            request.account.as_ref(),
+            request.on_death,
+        )?;
         let slot = agent.slot;
         let generations = self.generations();
         {
@@ -97,6 +103,7 @@ impl Engine {
         &self,
         target: &Target,
         name: &Name,
+        account: Option<&Name>,
         on_death: GuardianAction,
     ) -> Result<Agent, SessionError> {
         let existing = match target {
@@ -138,6 +145,7 @@ impl Engine {
             came_from,
             since: SystemTime::now(),
             owned: on_death == GuardianAction::Kill,
+            account: account.unwrap_or(name).clone(),
         })
     }
 

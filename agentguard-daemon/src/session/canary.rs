@@ -46,7 +46,7 @@ pub fn probe() -> i32 {
 }
 
 /// Runs the self-test through the kernel and the whole way of a record.
-pub(super) async fn sing(engine: &Engine) -> Result<(), SessionError> {
+pub(super) async fn sing(engine: &std::sync::Arc<Engine>) -> Result<(), SessionError> {
     let spawn = |source| SessionError::Spawn {
         what: "the self-test",
         source,
@@ -69,6 +69,7 @@ pub(super) async fn sing(engine: &Engine) -> Result<(), SessionError> {
                     name: Some(name.clone()),
                     policy: PolicyRequest::deny_everything(),
                     target: Target::Process(child.id()),
+                    account: None,
                     on_death: GuardianAction::Kill,
                 })
                 .await

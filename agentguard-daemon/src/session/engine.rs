@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::limits::Limits;
 use super::pump::Well;
 use super::scout::Scout;
 use super::store::{self, Generation, Saved, SavedAgent, Store};
@@ -19,6 +20,7 @@ use super::{
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
 use crate::audit::{Log, LogError, Record, Recorder, key::Key, record::op};
 use crate::event::escape::escape;
+use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
 use crate::policy::{Mode, Policy};
 
@@ -70,6 +72,7 @@ pub struct Engine {
     pub(super) store: Option<Mutex<Store>>,
     /// Sessions that end with somebody who is there.
     pub(super) owners: Mutex<HashSet<u32>>,
+    pub(super) limits: Limits,
 }
 
 /// What an engine is made of.
@@ -83,6 +86,7 @@ pub(super) struct Parts {
     pub own: Vec<PathBuf>,
     pub sessions: PathBuf,
     pub store: Option<Store>,
+    pub gateway: GatewayConfig,
 }
 
 pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -154,6 +158,7 @@ impl Engine {
             own: options.own(),
             sessions: options.state.join("session"),
             store: is_pinned.then(|| Store::at(&options.state)),
+            gateway: options.gateway.clone(),
         }));
         // The order counts: records of the one before us need its agents, and come before our own lines.
         let notes = engine.restore()?;
@@ -181,6 +186,7 @@ impl Engine {
             canary::sing(&engine).await?;
             engine.refresh().await;
             engine.await_owners();
+            engine.keep_time().await;
         }
         Ok(engine)
     }
@@ -205,6 +211,9 @@ impl Engine {
     }
 
     pub(super) fn assemble(parts: Parts) -> Self {
+        let folder = parts.sessions.parent().unwrap_or(Path::new("/")).to_owned();
+        // Only what is pinned has agents that outlive it, and need the same port again.
+        let limits = Limits::new(folder, parts.gateway, parts.store.is_none());
         Self {
             enforcer: parts.enforcer,
             recorder: parts.recorder,
@@ -221,6 +230,7 @@ impl Engine {
             sessions: parts.sessions,
             store: parts.store.map(Mutex::new),
             owners: Mutex::default(),
+            limits,
         }
     }
 
@@ -380,7 +390,7 @@ impl Engine {
     }
 
     /// The end of this engine, and of its agents if it says so; the log is closed.
-    pub async fn stop(&self, leave: Leave) {
+    pub async fn stop(self: &Arc<Self>, leave: Leave) {
         for agent in self.list() {
             let outcome = match leave {
                 Leave::Keep => Ok(()),
@@ -395,6 +405,7 @@ impl Engine {
                 tracing::error!("failed to take leave of `{}`: {error}", agent.name);
             }
         }
+        self.close_limits().await;
         self.pump.drain().await;
         let left = self.list().len();
         let detail = self
@@ -435,6 +446,8 @@ impl Engine {
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
             tally: self.recorder().tally(agent.session),
+            budget: self.nearest(agent, &in_force.policy),
+            environment: self.environment_of(&in_force.policy),
         })
     }
 }
@@ -452,6 +465,7 @@ fn saved(agent: &Agent, in_force: &InForce) -> SavedAgent {
         came_from: agent.came_from.clone(),
         since: since.map_or(0, |since| since.as_millis() as u64),
         owned: agent.owned,
+        account: Some(agent.account.clone()),
         request: in_force.request.clone(),
         generation: in_force.generation,
     }

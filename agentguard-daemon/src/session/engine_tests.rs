@@ -150,6 +150,7 @@ fn parts(root: &std::path::Path, kernel: &Memory) -> Parts {
         own: Vec::new(),
         sessions: root.join("state/session"),
         store: Some(super::store::Store::at(&root.join("state"))),
+        gateway: crate::gateway::GatewayConfig::default(),
     }
 }
 
@@ -215,6 +216,7 @@ impl Bench {
                     vars: BTreeMap::new(),
                 },
                 target: Target::Cgroup(PathBuf::from(cgroup)),
+                account: None,
                 on_death: GuardianAction::Kill,
             })
             .await
@@ -413,6 +415,7 @@ async fn the_first_process_and_ourselves_cannot_be_governed() {
                     vars: BTreeMap::new(),
                 },
                 target: Target::Process(pid),
+                account: None,
                 on_death: GuardianAction::Kill,
             })
             .await;
@@ -467,6 +470,7 @@ async fn a_workspace_that_is_not_there_governs_nobody() {
             vars: BTreeMap::from([("workspace".to_owned(), "/missing".to_owned())]),
         },
         target: Target::Cgroup(PathBuf::from("/one")),
+        account: None,
         on_death: GuardianAction::Kill,
     };
     let outcome = bench.engine.attach(request).await;

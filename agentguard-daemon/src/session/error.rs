@@ -67,6 +67,15 @@ pub enum SessionError {
         /// The processes.
         pids: Vec<u32>,
     },
+    /// The ledger cannot be used.
+    #[error(transparent)]
+    Ledger(#[from] crate::budget::StateError),
+    /// The model gateway cannot be used.
+    #[error(transparent)]
+    Gateway(#[from] crate::gateway::GatewayError),
+    /// A request about a budget that makes no sense.
+    #[error("{0}")]
+    Budget(String),
     /// No such process.
     #[error("there is no process {0}")]
     NoProcess(u32),

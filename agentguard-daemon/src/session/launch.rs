@@ -33,6 +33,8 @@ pub struct Launch {
     pub directory: PathBuf,
     /// As whom; `None` for the current user.
     pub identity: Option<Identity>,
+    /// Variables that it gets besides its own.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A command that is stopped before its first instruction, or running.
@@ -73,6 +75,7 @@ impl Launch {
                 command.env_remove(variable);
             }
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let child = command
             .arg("--")
             .args(&self.command)

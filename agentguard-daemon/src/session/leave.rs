@@ -4,6 +4,7 @@
 //! a process that left the cgroup would be free.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use super::engine::{Engine, PATIENCE, escape_path, lock};
 use super::hunt::{Hunt, WALKS, hunt};
@@ -101,6 +102,7 @@ impl Engine {
         self.let_go(&agent, parting)?;
         self.pump.drain().await;
         self.strike(agent.slot);
+        self.end_limits(&agent);
         lock(&self.owners).remove(&agent.session);
         let mut recorder = self.recorder();
         let tally = recorder.tally(agent.session);
@@ -127,7 +129,11 @@ impl Engine {
 
     /// The end of an agent: all of it is killed, wherever it went, and its policy goes when nothing is left.
     /// What cannot be killed keeps its label and is denied everything.
-    pub async fn end(&self, name: &str, session: u32) -> Result<AgentInfo, SessionError> {
+    pub async fn end(
+        self: &Arc<Self>,
+        name: &str,
+        session: u32,
+    ) -> Result<AgentInfo, SessionError> {
         let agent = lock(&self.state).registry.find(name)?.clone();
         if agent.session != session {
             return Err(RegistryError::Unknown(name.to_owned()).into());

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{GuardianAction, SessionError};
 use crate::agent::Name;
 use crate::audit::{LogOptions, Tally};
+use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
 use crate::policy::{self, LoadOptions, Policy};
 
@@ -28,6 +29,8 @@ pub struct EngineOptions {
     pub state: PathBuf,
     /// Where enforcement is pinned, if it is to outlive the engine.
     pub pins: Option<Pins>,
+    /// The model gateway.
+    pub gateway: GatewayConfig,
     /// Whether it is to govern: then it passes the self-test, and reads the policies of its agents again.
     pub self_test: bool,
 }
@@ -123,11 +126,22 @@ pub struct Attach {
     pub name: Option<Name>,
     /// Its policy.
     pub policy: PolicyRequest,
+    /// Whose budgets it spends; by default those of its name.
+    pub account: Option<Name>,
     /// Who.
     pub target: Target,
     /// What becomes of it if an engine dies whose enforcement is not pinned. With pins, an agent that is to be
     /// killed belongs to somebody who subscribes to it, and ends with that one.
     pub on_death: GuardianAction,
+}
+
+/// The budget that is nearest to its end.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Nearest {
+    /// Its id.
+    pub id: String,
+    /// Spent and reserved, of its limit.
+    pub percent: u64,
 }
 
 /// One agent, for people and programs.
@@ -155,4 +169,10 @@ pub struct AgentInfo {
     pub since: u64,
     /// What it did so far.
     pub tally: Tally,
+    /// The budget that is nearest to its end.
+    #[serde(default)]
+    pub budget: Option<Nearest>,
+    /// Variables that lead it to the model gateway.
+    #[serde(default)]
+    pub environment: Vec<(String, String)>,
 }

@@ -114,6 +114,7 @@ impl Engine {
             came_from: saved.came_from.clone(),
             since: SystemTime::UNIX_EPOCH + Duration::from_millis(saved.since),
             owned: saved.owned,
+            account: saved.account.clone().unwrap_or_else(|| saved.name.clone()),
         };
         self.recorder()
             .begin_session(agent.session, agent.name.as_str());
@@ -289,7 +290,7 @@ impl Engine {
     }
 
     /// Reads the policies again of all agents, and swaps those whose files say something else now.
-    pub(super) async fn refresh(&self) {
+    pub(super) async fn refresh(self: &Arc<Self>) {
         let agents: Vec<(String, PolicyRequest, Arc<Policy>)> = {
             let state = lock(&self.state);
             let of = |agent: &Agent| {
@@ -376,6 +377,8 @@ pub fn agents_in(folder: &Path) -> Result<Vec<AgentInfo>, SessionError> {
             cgroup: saved.cgroup,
             since: saved.since / 1000,
             tally: Tally::default(),
+            budget: None,
+            environment: Vec::new(),
         }
     };
     Ok(saved_agents(folder)?.into_iter().map(info).collect())

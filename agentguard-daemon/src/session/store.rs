@@ -63,6 +63,9 @@ pub struct SavedAgent {
     pub since: u64,
     /// Whether it goes with the `agentguard run` that it belongs to.
     pub owned: bool,
+    /// Whose budgets it spends; its name's if absent.
+    #[serde(default)]
+    pub account: Option<Name>,
     /// Its policy, as it was asked for.
     pub request: PolicyRequest,
     /// The generation in force.
@@ -252,6 +255,7 @@ mod tests {
             came_from: None,
             since: 5,
             owned: false,
+            account: None,
             request: PolicyRequest::default(),
             generation,
         }

@@ -17,7 +17,7 @@ use crate::policy::{Policy, places};
 impl Engine {
     /// Gives an agent another policy, or reads its policy again. On an error the one before stays.
     pub async fn swap(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         mut request: Option<PolicyRequest>,
     ) -> Result<AgentInfo, SessionError> {
@@ -35,7 +35,7 @@ impl Engine {
         };
         let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let swapped = match self.compile(&request, generation).await {
-            Ok((policy, table)) => match self.search_apart(&policy, &request).await {
+            Ok((policy, table)) => match self.search_for(&policy, &request).await {
                 Ok(searched) => {
                     let swapped = self.replace(&agent, request, &policy, &table, generation);
                     self.protect_swapped(&agent, swapped, searched)
@@ -62,6 +62,16 @@ impl Engine {
             });
         }
         swapped
+    }
+
+    /// What a policy needs before it can be in force.
+    async fn search_for(
+        self: &Arc<Self>,
+        policy: &Arc<Policy>,
+        request: &PolicyRequest,
+    ) -> Result<Searched, SessionError> {
+        self.prepare_limits(policy).await?;
+        self.search_apart(policy, request).await
     }
 
     /// After a swap: the objects of the new policy. Where the kernel does not take them the new policy stands,
@@ -143,7 +153,7 @@ impl Engine {
     /// Reads the policies again of all agents, or of those to which one of the files belongs.
     /// Gives for each agent what came of it.
     pub async fn reload(
-        &self,
+        self: &Arc<Self>,
         files: Option<&HashSet<PathBuf>>,
     ) -> Vec<(String, Result<AgentInfo, SessionError>)> {
         let names: Vec<String> = {

@@ -1,0 +1,226 @@
+//! The sections `budgets`, `schedule` and `models`: how much, and when.
+//!
+//! What they say is held by user space (the ledger, the timekeeper and the model gateway), not by the table in
+//! the kernel. Sections of several files add up: every budget and every schedule holds, so that a file that
+//! extends another can only tighten it. Budgets that kernel programs charge would be further kinds of
+//! [`Quantity`].
+
+mod amount;
+mod budgets;
+mod hours;
+mod models;
+pub mod schema;
+
+use regex_automata::meta::Regex;
+
+pub use amount::{MICROS, PICO, duration_text, parse_amount, parse_usd, usd_text};
+pub use hours::{Hours, Schedule, Verdict as ScheduleVerdict, moment};
+pub use models::{Models, glob_regex};
+pub use schema::{AtLimit, Outside, Per, UnknownPrice};
+
+use super::diagnostic::{PolicyError, Source};
+use super::schema::Document;
+
+/// What a budget counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Quantity {
+    /// Calls of models.
+    Requests,
+    /// Tokens that models read, cached ones included.
+    InputTokens,
+    /// Tokens that models wrote.
+    OutputTokens,
+    /// Tokens that models read from their cache.
+    CachedTokens,
+    /// Tokens read and written.
+    Tokens,
+    /// Money, in millionths of millionths of a US dollar ([`PICO`]).
+    Money,
+    /// Time under governance, in microseconds.
+    WallTime,
+    /// Processor time of all processes, in microseconds.
+    CpuTime,
+    /// Time since anything was done, in microseconds.
+    IdleTime,
+}
+
+impl Quantity {
+    /// Every one, in the order of the format's description.
+    pub const ALL: [Self; 9] = [
+        Self::Requests,
+        Self::InputTokens,
+        Self::OutputTokens,
+        Self::CachedTokens,
+        Self::Tokens,
+        Self::Money,
+        Self::WallTime,
+        Self::CpuTime,
+        Self::IdleTime,
+    ];
+
+    /// Its key in a policy.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::InputTokens => "input_tokens",
+            Self::OutputTokens => "output_tokens",
+            Self::CachedTokens => "cached_tokens",
+            Self::Tokens => "tokens",
+            Self::Money => "usd",
+            Self::WallTime => "wall_time",
+            Self::CpuTime => "cpu_time",
+            Self::IdleTime => "idle_time",
+        }
+    }
+
+    /// Whether the timekeeper charges it, and not the gateway.
+    pub fn is_time(self) -> bool {
+        matches!(self, Self::WallTime | Self::CpuTime | Self::IdleTime)
+    }
+
+    /// An amount as people write it.
+    pub fn text(self, amount: u64) -> String {
+        match self {
+            Self::Money => usd_text(amount),
+            _ if self.is_time() => duration_text(amount),
+            _ => amount.to_string(),
+        }
+    }
+}
+
+/// One budget.
+#[derive(Clone, Debug)]
+pub struct Budget {
+    /// Its id, unique in the policy.
+    pub id: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// What is counted.
+    pub quantity: Quantity,
+    /// How much of it there is, in the quantity's unit.
+    pub limit: u64,
+    /// For how long.
+    pub per: Per,
+    /// Whether the window moves with the time, instead of beginning anew at fixed times.
+    pub sliding: bool,
+    /// The models that it speaks of, as written; empty for all.
+    pub models: Vec<String>,
+    matcher: Option<Regex>,
+    /// Percentages at which a warning is given, rising.
+    pub warn: Vec<u8>,
+    /// What happens when it is spent.
+    pub at_limit: AtLimit,
+    /// File and line.
+    pub place: String,
+}
+
+impl Budget {
+    /// Whether it speaks of a model.
+    pub fn covers(&self, model: &str) -> bool {
+        self.matcher
+            .as_ref()
+            .is_none_or(|matcher| matcher.is_match(model))
+    }
+
+    /// What is counted for which models in which window: budgets of the same meter share one count, and a
+    /// changed limit keeps it.
+    pub fn meter(&self) -> String {
+        let kind = if self.sliding { "sliding" } else { "fixed" };
+        let mut models = self.models.clone();
+        models.sort();
+        format!(
+            "{}/{}/{kind}/{}",
+            self.quantity.name(),
+            self.per.name(),
+            models.join(",")
+        )
+    }
+
+    /// In words: `100000 tokens per day of claude-*`.
+    pub fn text(&self) -> String {
+        let amount = self.quantity.text(self.limit);
+        let mut text = match self.quantity {
+            Quantity::Money => format!("{amount} USD"),
+            quantity => format!("{amount} {}", quantity.name().replace('_', " ")),
+        };
+        if self.quantity != Quantity::IdleTime {
+            text.push_str(match self.per {
+                Per::Total => " in all",
+                _ => " per ",
+            });
+            if self.per != Per::Total {
+                text.push_str(self.per.name());
+            }
+            if self.sliding {
+                text.push_str(" (sliding)");
+            }
+        }
+        if !self.models.is_empty() {
+            text.push_str(" of ");
+            text.push_str(&self.models.join(", "));
+        }
+        text
+    }
+}
+
+/// What the three sections say together.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// All budgets, those of the outermost file first.
+    pub budgets: Vec<Budget>,
+    /// All schedules; each must hold.
+    pub schedules: Vec<Schedule>,
+    /// Which models may be called through the gateway; `None` where no file has the section.
+    pub models: Option<Models>,
+}
+
+impl Limits {
+    /// Whether there is anything for user space to hold.
+    pub fn is_empty(&self) -> bool {
+        self.budgets.is_empty() && self.schedules.is_empty() && self.models.is_none()
+    }
+
+    /// Reads the sections of all files.
+    pub(super) fn join(documents: &[(&Source, &Document)]) -> Result<Self, PolicyError> {
+        let mut limits = Self::default();
+        for (source, document) in documents {
+            for (index, rule) in document.budgets.iter().flatten().enumerate() {
+                let budget = budgets::lower(source, rule, index + 1)?;
+                if let Some(first) = limits.budgets.iter().find(|other| other.id == budget.id) {
+                    return Err(PolicyError::at(
+                        source,
+                        rule.value.id.as_ref().map_or(rule.span, |id| id.span),
+                        format!("the budget id `{}` is used twice", budget.id),
+                        format!(
+                            "records name budgets by id; the other one is at {}",
+                            first.place
+                        ),
+                    ));
+                }
+                limits.budgets.push(budget);
+            }
+            if let Some(schedule) = &document.schedule {
+                limits.schedules.push(hours::lower(source, schedule)?);
+            }
+        }
+        limits.models = models::join(documents)?;
+        if limits.models.is_none()
+            && let Some(budget) = limits.budgets.iter().find(|it| !it.quantity.is_time())
+        {
+            let (source, rule) = documents
+                .iter()
+                .find_map(|(source, document)| Some((source, document.budgets.as_ref()?.first()?)))
+                .ok_or_else(|| PolicyError::general("a budget without a file", "report this"))?;
+            return Err(PolicyError::at(
+                source,
+                rule.span,
+                format!(
+                    "`{}` counts calls of models, but the policy has no section `models`",
+                    budget.id
+                ),
+                "add `models: {providers: [...]}`: only calls through the gateway can be counted",
+            ));
+        }
+        Ok(limits)
+    }
+}

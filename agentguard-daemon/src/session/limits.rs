@@ -1,0 +1,510 @@
+//! Budgets, schedules and the model gateway of this engine's agents.
+//!
+//! The ledger is opened, and the gateway started, when the first policy needs them. A timekeeper looks at every
+//! such agent once a second, charges its times, and freezes or kills where a budget or a schedule says so. What
+//! it cannot find out counts against the agent.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, mpsc};
+
+use super::engine::{Engine, lock};
+use super::{Nearest, PolicyRequest, SessionError};
+use crate::agent::Agent;
+use crate::audit::{Record, record::op};
+use crate::budget::{AccountStatus, Event, HostClock, Ledger, Overrun};
+use crate::event::escape::escape;
+use crate::gateway::{Caller, Gateway, GatewayConfig, Host};
+use crate::policy::Policy;
+use crate::policy::limits::{AtLimit, Outside, Schedule, parse_amount};
+
+/// How often the timekeeper looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// After so many looks what changed is written down.
+const LOOKS: u32 = 5;
+
+/// What an engine has of them.
+pub(super) struct Limits {
+    folder: PathBuf,
+    config: GatewayConfig,
+    /// Listen at a free port: this engine lives no longer than its one agent.
+    any_port: bool,
+    ledger: OnceLock<Arc<Ledger>>,
+    gateway: tokio::sync::Mutex<Option<Arc<Gateway>>>,
+    /// For those who only look.
+    running: Mutex<Option<Arc<Gateway>>>,
+    alert: Arc<Notify>,
+    events: mpsc::UnboundedSender<Event>,
+    listener: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
+}
+
+impl Limits {
+    pub(super) fn new(folder: PathBuf, config: GatewayConfig, any_port: bool) -> Self {
+        let (events, listener) = mpsc::unbounded_channel();
+        Self {
+            folder,
+            config,
+            any_port,
+            ledger: OnceLock::new(),
+            gateway: tokio::sync::Mutex::default(),
+            running: Mutex::default(),
+            alert: Arc::default(),
+            events,
+            listener: Mutex::new(Some(listener)),
+        }
+    }
+}
+
+/// The gateway's view of an engine.
+struct Agents {
+    engine: Weak<Engine>,
+    alert: Arc<Notify>,
+}
+
+impl Host for Agents {
+    fn agent_of(&self, cgroup: u64) -> Option<Caller> {
+        self.engine.upgrade()?.caller(cgroup)
+    }
+
+    fn record(&self, record: Record<'_>, refused: bool) {
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
+        let mut recorder = engine.recorder();
+        if refused {
+            recorder.refuse(record);
+        } else {
+            recorder.note(record);
+        }
+        recorder.flush();
+    }
+
+    fn alert(&self) {
+        self.alert.notify_one();
+    }
+}
+
+impl Engine {
+    /// The agent to which a cgroup belongs: its own, or one below it.
+    fn caller(&self, cgroup: u64) -> Option<Caller> {
+        let limited = self.limited();
+        let own = limited.iter().find(|(agent, _)| agent.cgroup_id == cgroup);
+        let below = |(agent, _): &&(Agent, Arc<Policy>)| {
+            agent.cgroup.ids().is_ok_and(|ids| ids.contains(&cgroup))
+        };
+        let (agent, policy) = own.or_else(|| limited.iter().find(below))?;
+        Some(Caller {
+            name: agent.name.to_string(),
+            account: agent.account.to_string(),
+            session: agent.session,
+            policy: policy.clone(),
+        })
+    }
+
+    /// The ledger, opened when it is first needed.
+    pub(super) fn ledger(&self) -> &Arc<Ledger> {
+        self.limits.ledger.get_or_init(|| {
+            let ledger = Ledger::open(
+                &self.limits.folder,
+                Box::new(HostClock),
+                self.limits.events.clone(),
+            );
+            let live: Vec<u32> = lock(&self.state)
+                .registry
+                .iter()
+                .map(|it| it.session)
+                .collect();
+            ledger.keep_sessions(&live);
+            if let Some(error) = ledger.broken() {
+                tracing::error!("{error}");
+            }
+            ledger
+        })
+    }
+
+    /// What a policy needs before it can be in force. Without it, it is refused.
+    pub(super) async fn prepare_limits(
+        self: &Arc<Self>,
+        policy: &Policy,
+    ) -> Result<(), SessionError> {
+        let limits = policy.limits();
+        if limits.is_empty() {
+            return Ok(());
+        }
+        if let Some(error) = self.ledger().broken() {
+            return Err(error.into());
+        }
+        if limits.models.is_some() {
+            let gateway = self.gateway().await?;
+            for what in gateway.lacks(policy) {
+                tracing::warn!(
+                    "calls of models will fail under `{}`: {what}",
+                    policy.name()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The gateway, started when it is first needed.
+    async fn gateway(self: &Arc<Self>) -> Result<Arc<Gateway>, SessionError> {
+        let mut slot = self.limits.gateway.lock().await;
+        if let Some(gateway) = &*slot {
+            return Ok(gateway.clone());
+        }
+        let host = Agents {
+            engine: Arc::downgrade(self),
+            alert: self.limits.alert.clone(),
+        };
+        let config = self.limits.config.clone();
+        let ledger = self.ledger().clone();
+        let gateway = Gateway::start(config, self.limits.any_port, ledger, Arc::new(host)).await?;
+        let gateway = Arc::new(gateway);
+        tracing::info!("the model gateway listens at {}", gateway.address());
+        *lock(&self.limits.running) = Some(gateway.clone());
+        *slot = Some(gateway.clone());
+        Ok(gateway)
+    }
+
+    /// The variables that lead an agent of this policy to the gateway. Starts it where the policy needs it.
+    pub async fn environment(
+        self: &Arc<Self>,
+        request: &PolicyRequest,
+    ) -> Result<Vec<(String, String)>, SessionError> {
+        let (request, search, own) = (request.clone(), self.search.clone(), self.own.clone());
+        let mut vars = request.vars.clone();
+        crate::policy::places::resolve(&mut vars)?;
+        let work = move || PolicyRequest { vars, ..request }.load(&search, &own);
+        let policy = tokio::task::spawn_blocking(work)
+            .await
+            .unwrap_or_else(|error| {
+                Err(SessionError::Spawn {
+                    what: "the reading of the policy",
+                    source: std::io::Error::other(error),
+                })
+            })?;
+        self.prepare_limits(&policy).await?;
+        Ok(self.environment_of(&policy))
+    }
+
+    /// The same for a policy in force, if the gateway runs.
+    pub(super) fn environment_of(&self, policy: &Policy) -> Vec<(String, String)> {
+        lock(&self.limits.running)
+            .as_ref()
+            .map(|gateway| gateway.environment(policy))
+            .unwrap_or_default()
+    }
+
+    /// Agents with something to hold.
+    fn limited(&self) -> Vec<(Agent, Arc<Policy>)> {
+        let state = lock(&self.state);
+        let pairs = state.registry.iter().filter_map(|agent| {
+            let policy = state.in_force.get(&agent.slot)?.policy.clone();
+            (!policy.limits().is_empty()).then(|| (agent.clone(), policy))
+        });
+        pairs.collect()
+    }
+
+    /// Begins to hold budgets and schedules; ends with the engine.
+    pub(super) async fn keep_time(self: &Arc<Self>) {
+        for (agent, policy) in self.limited() {
+            if let Err(error) = self.prepare_limits(&policy).await {
+                let what =
+                    format!("calls of models fail, and what needs the ledger is denied: {error}");
+                tracing::error!("`{}`: {what}", agent.name);
+                self.note_of(&agent, op::ALARM, None, None, &what);
+            }
+        }
+        let Some(mut events) = lock(&self.limits.listener).take() else {
+            return;
+        };
+        let (engine, alert) = (Arc::downgrade(self), self.limits.alert.clone());
+        tokio::spawn(async move {
+            for looks in 1.. {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = alert.notified() => {}
+                }
+                let Some(engine) = engine.upgrade() else {
+                    return;
+                };
+                while let Ok(event) = events.try_recv() {
+                    engine.note_event(&event);
+                }
+                let look = tokio::task::spawn_blocking(move || engine.look(looks % LOOKS == 0));
+                if let Err(error) = look.await {
+                    tracing::error!("ALARM: the timekeeper failed: {error}");
+                }
+            }
+        });
+    }
+
+    /// One look at every agent.
+    fn look(&self, write: bool) {
+        for (agent, policy) in self.limited() {
+            let running = lock(&self.limits.running).clone();
+            let active = running.is_some_and(|it| it.is_active(agent.session));
+            // What cannot be read is not less than before.
+            let cpu = agent.cgroup.cpu_usage().unwrap_or(u64::MAX);
+            let overruns = self.ledger().observe(
+                agent.account.as_str(),
+                agent.session,
+                &policy.limits().budgets,
+                cpu,
+                active,
+            );
+            for overrun in overruns {
+                self.overrun(&agent, &overrun);
+            }
+            self.hold_schedules(&agent, &policy.limits().schedules);
+        }
+        if write
+            && let Some(ledger) = self.limits.ledger.get()
+            && ledger.has_changed()
+            && let Err(error) = ledger.checkpoint()
+        {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn overrun(&self, agent: &Agent, overrun: &Overrun) {
+        let what = match overrun.at_limit {
+            AtLimit::Kill => self.end_by_limit(agent, &overrun.what),
+            // A budget that only denies has no other act.
+            AtLimit::Deny => return,
+            AtLimit::Freeze => self.freeze_by_limit(agent, &overrun.what),
+        };
+        if let Some(what) = what {
+            let reason = overrun.reason.as_deref();
+            self.note_of(agent, op::BUDGET, Some(&overrun.budget), reason, &what);
+        }
+    }
+
+    /// Freezes; says so, or nothing where it stood still already.
+    fn freeze_by_limit(&self, agent: &Agent, why: &str) -> Option<String> {
+        if agent.cgroup.is_frozen() {
+            return None;
+        }
+        Some(match self.freeze(agent.name.as_str()) {
+            Ok(()) => format!("frozen: {why}"),
+            Err(error) => format!("not frozen ({error}): {why}"),
+        })
+    }
+
+    fn end_by_limit(&self, agent: &Agent, why: &str) -> Option<String> {
+        if agent.cgroup.is_empty() {
+            return None;
+        }
+        Some(match self.kill(agent.name.as_str()) {
+            Ok(()) => format!("killed: {why}"),
+            Err(error) => format!("not killed ({error}): {why}"),
+        })
+    }
+
+    /// All schedules must hold, by the clock as it is and by the latest that it ever was.
+    fn hold_schedules(&self, agent: &Agent, schedules: &[Schedule]) {
+        if schedules.is_empty() {
+            return;
+        }
+        let (latest, now) = self.ledger().wall();
+        let moment = |nanoseconds: u64| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok();
+        let moments = [moment(latest), moment(now)];
+        // A clock that cannot be read is no working hour.
+        let is_open = |schedule: &&Schedule| {
+            moments
+                .iter()
+                .all(|it| it.is_some_and(|it| schedule.at(it).open))
+        };
+        let account = agent.account.as_str();
+        let rests = self.ledger().rests(account, agent.session);
+        let Some(closed) = schedules.iter().find(|it| !is_open(it)) else {
+            if rests {
+                self.ledger().set_rests(account, agent.session, false);
+                if agent.cgroup.is_frozen() {
+                    let what = match self.thaw(agent.name.as_str()) {
+                        Ok(()) => "thawed: its hours have begun".to_owned(),
+                        Err(error) => format!("not thawed: {error}"),
+                    };
+                    self.note_of(agent, op::BUDGET, Some("schedule"), None, &what);
+                }
+            }
+            return;
+        };
+        let why = format!("outside of {} ({})", closed.text(), closed.place);
+        let what = match closed.outside {
+            Outside::Kill => self.end_by_limit(agent, &why),
+            Outside::Freeze => {
+                let what = self.freeze_by_limit(agent, &why);
+                if what.is_some() {
+                    self.ledger().set_rests(account, agent.session, true);
+                }
+                what
+            }
+        };
+        if let Some(what) = what {
+            self.note_of(
+                agent,
+                op::BUDGET,
+                Some("schedule"),
+                closed.reason.as_deref(),
+                &what,
+            );
+        }
+    }
+
+    fn note_event(&self, event: &Event) {
+        let name = self.agent_of_session(event.session);
+        self.note(Record {
+            agent: name.map(Cow::Owned),
+            session: Some(event.session),
+            rule: Some(escape(event.budget.as_bytes())),
+            detail: Some(escape(event.what.as_bytes())),
+            ..Record::new(op::BUDGET)
+        });
+    }
+
+    fn note_of(
+        &self,
+        agent: &Agent,
+        op: &'static str,
+        budget: Option<&str>,
+        reason: Option<&str>,
+        what: &str,
+    ) {
+        tracing::warn!("`{}`: {what}", agent.name);
+        self.note(Record {
+            agent: Some(Cow::Borrowed(agent.name.as_str())),
+            session: Some(agent.session),
+            rule: budget.map(|it| escape(it.as_bytes())),
+            reason: reason.map(|it| escape(it.as_bytes())),
+            detail: Some(escape(what.as_bytes())),
+            ..Record::new(op)
+        });
+    }
+
+    /// An agent is gone: what was counted for its session goes too.
+    pub(super) fn end_limits(&self, agent: &Agent) {
+        if let Some(ledger) = self.limits.ledger.get() {
+            ledger.end_session(agent.account.as_str(), agent.session);
+        }
+    }
+
+    /// The end of this engine: what is spent is exact for the next.
+    pub(super) async fn close_limits(&self) {
+        *lock(&self.limits.running) = None;
+        self.limits.gateway.lock().await.take();
+        if let Some(ledger) = self.limits.ledger.get()
+            && let Err(error) = ledger.close()
+        {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// Where the budgets of agents stand: of one, or of all that have some.
+    pub fn budgets(&self, name: Option<&str>) -> Result<Vec<AccountStatus>, SessionError> {
+        if let Some(name) = name {
+            lock(&self.state).registry.find(name)?;
+        }
+        let limited = self.limited();
+        let wanted = limited
+            .iter()
+            .filter(|(agent, _)| name.is_none_or(|name| agent.name.as_str() == name));
+        let status = |(agent, policy): &(Agent, Arc<Policy>)| AccountStatus {
+            agent: agent.name.to_string(),
+            account: agent.account.to_string(),
+            session: agent.session,
+            frozen: agent.cgroup.is_frozen(),
+            budgets: self.ledger().report(
+                agent.account.as_str(),
+                agent.session,
+                &policy.limits().budgets,
+            ),
+            schedule: policy
+                .limits()
+                .schedules
+                .iter()
+                .map(Schedule::text)
+                .collect(),
+            broken: self.ledger().broken().map(|it| it.to_string()),
+        };
+        Ok(wanted.map(status).collect())
+    }
+
+    /// The budget of an agent that is nearest to its end; none where it has none, or nobody opened the ledger.
+    pub(super) fn nearest(&self, agent: &Agent, policy: &Policy) -> Option<Nearest> {
+        let ledger = self.limits.ledger.get()?;
+        let budgets = &policy.limits().budgets;
+        let status = ledger.report(agent.account.as_str(), agent.session, budgets);
+        let most = status.into_iter().max_by_key(|it| it.percent)?;
+        Some(Nearest {
+            id: most.id,
+            percent: most.percent,
+        })
+    }
+
+    /// An operator gives more of a budget.
+    pub fn grant(&self, name: &str, budget: &str, amount: &str) -> Result<(), SessionError> {
+        let agent = lock(&self.state).registry.find(name)?.clone();
+        let limited = self.limited();
+        let policy = limited
+            .iter()
+            .find(|it| it.0.slot == agent.slot)
+            .map(|it| it.1.clone());
+        let budgets = policy.as_ref().map_or(&[][..], |it| &it.limits().budgets);
+        let known = || {
+            budgets
+                .iter()
+                .map(|it| it.id.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let found = budgets.iter().find(|it| it.id == budget).ok_or_else(|| {
+            SessionError::Budget(format!(
+                "`{name}` has no budget `{}`; it has: {}",
+                budget.escape_debug(),
+                known()
+            ))
+        })?;
+        let more = parse_amount(found.quantity, amount).map_err(SessionError::Budget)?;
+        self.ledger()
+            .grant(agent.account.as_str(), agent.session, found, more)?;
+        let what = format!("an operator granted {} more", found.quantity.text(more));
+        self.note_of(&agent, op::BUDGET, Some(budget), None, &what);
+        Ok(())
+    }
+
+    /// An operator forgets what was spent: of an agent or an account that had one, or of all.
+    pub fn reset_budgets(&self, name: Option<&str>) -> Result<(), SessionError> {
+        let account = name.map(|name| {
+            let state = lock(&self.state);
+            let agent = state.registry.find(name).map(|it| it.account.to_string());
+            agent.unwrap_or_else(|_| name.to_owned())
+        });
+        self.ledger().reset(account.as_deref())?;
+        let what = match &account {
+            Some(account) => format!("an operator reset the account `{}`", account.escape_debug()),
+            None => "an operator reset all accounts".to_owned(),
+        };
+        tracing::warn!("{what}");
+        self.note(Record {
+            agent: name.map(|it| escape(it.as_bytes())),
+            detail: Some(escape(what.as_bytes())),
+            ..Record::new(op::BUDGET)
+        });
+        Ok(())
+    }
+
+    /// An operator says that the clock is right.
+    pub fn believe_clock(&self) -> Result<(), SessionError> {
+        self.ledger().believe_clock()?;
+        self.note(Record {
+            detail: Some("an operator said that the clock is right".into()),
+            ..Record::new(op::BUDGET)
+        });
+        Ok(())
+    }
+}
