@@ -75,9 +75,10 @@ fn open(number: usize, time: u64, to: &mut Vec<u8>) {
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = PathBuf::from(arguments.next().context("name a folder for the log")?);
-    let count: usize = arguments
+    let total: u32 = arguments
         .next()
         .map_or(Ok(2_000_000), |text| text.parse())?;
+    let count = total as usize;
     let path = folder.join("audit.jsonl");
     let (key, _) = Key::of_state(&folder)?;
     let log = Log::open_after(&path, 0..0, LogOptions::default(), Some(key))?;
