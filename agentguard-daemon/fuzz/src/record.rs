@@ -83,6 +83,8 @@ fn one(data: &[u8]) {
         stage.records += 1;
         let alarms = stage.recorder.totals().alarms;
         stage.recorder.record(data);
+        // Lines are told when the file has them.
+        assert!(stage.recorder.flush(), "the log was not written");
         let event = decode(data).ok();
         let first = stage.line();
         match &event {

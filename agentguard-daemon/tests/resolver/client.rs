@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 /// Longer than any answer takes.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 
 pub fn asker(agent: u32) -> Asker {
     Asker { agent, session: 7 }
@@ -59,14 +59,16 @@ pub async fn send(at: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     };
     let socket = UdpSocket::bind(local).await.unwrap();
     socket.connect(at).await.unwrap();
-    socket.send(bytes).await.unwrap();
     let mut reply = vec![0; 65_535];
-    let length = timeout(LONG, socket.recv(&mut reply))
-        .await
-        .expect("an answer")
-        .unwrap();
-    reply.truncate(length);
-    reply
+    // As clients do: a packet may be lost where others fill the listener's buffer.
+    for _ in 0..LONG.as_secs() {
+        socket.send(bytes).await.unwrap();
+        if let Ok(length) = timeout(Duration::from_secs(1), socket.recv(&mut reply)).await {
+            reply.truncate(length.unwrap());
+            return reply;
+        }
+    }
+    panic!("no answer within {LONG:?}");
 }
 
 pub async fn ask(at: SocketAddr, message: &Message) -> Message {
