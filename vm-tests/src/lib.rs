@@ -7,6 +7,7 @@ pub mod attempt;
 pub mod demo;
 pub mod fixture;
 pub mod guard;
+pub mod limits;
 pub mod listen;
 pub mod races;
 pub mod row;

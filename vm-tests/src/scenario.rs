@@ -70,6 +70,14 @@ pub const SCENARIOS: &[Scenario] = &[
     ("run: exit status and denial", run_command),
     ("run: under sudo it drops to the invoking user", run_drops),
     ("agent: frozen, thawed, killed", freeze),
+    (
+        "budget: processor time is spent, and the agent killed, and no other",
+        |stage| crate::limits::processor_time(&mut stage.trail),
+    ),
+    (
+        "budget: wall-clock time is spent, the agent frozen until it is granted more",
+        |stage| crate::limits::wall_time(&mut stage.trail),
+    ),
     ("guard: a second daemon is refused", second_daemon),
     (
         "guard: a governed root process may not command the daemon",

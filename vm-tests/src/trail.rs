@@ -108,10 +108,11 @@ impl Trail {
         }
     }
 
-    /// Forgets what was read; earlier marks are of no use any more.
-    pub fn forget(&mut self) {
+    /// Forgets what was read; earlier marks are of no use any more. Gives the place behind it.
+    pub fn forget(&mut self) -> usize {
         self.before += self.records.len();
         self.records.clear();
+        self.before
     }
 
     /// The place that later records come after.

@@ -1,0 +1,114 @@
+//! Time budgets, held by the daemon against the agent's own processes: what is spent freezes or kills the
+//! agent's cgroup, an operator grants more, and each step is in the trail.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::fixture;
+use crate::guard::{Agent, agentguard, agentguard_ok, write_policy};
+use crate::trail::{Trail, Wanted};
+
+/// A policy that permits everything and counts one thing.
+fn policy(budget: &str) -> String {
+    format!(
+        "version: 1\nfiles: {{default: allow}}\nexec: {{default: allow}}\n\
+         network: {{default: allow, unix: allow}}\nbudgets:\n  - {{id: limit, {budget}, per: session}}\n"
+    )
+}
+
+/// A process of the agent; ended when dropped.
+struct Inside(Child);
+
+impl Inside {
+    fn start(agent: &Agent, script: &str) -> Result<Self> {
+        let child = Command::new("/usr/bin/dash")
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .spawn()
+            .context("failed to start dash")?;
+        agent.group.take(child.id())?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn event(agent: &str, op: &str) -> Wanted {
+    Wanted {
+        agent: Some(agent.into()),
+        op: Some(op.into()),
+        ..Wanted::default()
+    }
+}
+
+/// A busy loop is killed when its processor time is spent; an agent beside it goes on.
+pub fn processor_time(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    write_policy("busy", &policy("cpu_time: 2s, at_limit: kill"))?;
+    write_policy("beside", &policy("cpu_time: 24h, at_limit: kill"))?;
+    let (busy, beside) = (
+        Agent::attach("busy", "busy")?,
+        Agent::attach("beside", "beside")?,
+    );
+    let mut other = Inside::start(&beside, "exec sleep 3600")?;
+    let mark = trail.mark()?;
+    let mut inside = Inside::start(&busy, "while :; do :; done")?;
+    trail.wait(mark, &event("busy", "kill"))?;
+    let status = inside.0.wait()?;
+    ensure!(!status.success(), "the busy loop ended well: {status}");
+    ensure!(
+        matches!(other.0.try_wait(), Ok(None)),
+        "an agent with a budget of its own was stopped"
+    );
+    let spent = trail.since(mark)?.iter().any(|record| {
+        record["op"] == "budget"
+            && record["rule"] == "limit"
+            && record["detail"]
+                .as_str()
+                .is_some_and(|detail| detail.starts_with("killed"))
+    });
+    ensure!(spent, "no record says which budget killed the agent");
+    Ok(())
+}
+
+/// An agent whose time is spent is frozen; it goes on when it is granted more, and only then.
+pub fn wall_time(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    write_policy("slow", &policy("wall_time: 3s, at_limit: freeze"))?;
+    let mark = trail.mark()?;
+    let agent = Agent::attach("slow", "slow")?;
+    let _inside = Inside::start(&agent, "exec sleep 3600")?;
+    trail.wait(mark, &event("slow", "freeze"))?;
+    let frozen = || -> Result<bool> {
+        let events = std::fs::read_to_string(agent.group.path().join("cgroup.events"))?;
+        Ok(events.contains("frozen 1"))
+    };
+    ensure!(frozen()?, "the agent is not frozen");
+    let shown = agentguard_ok(&["budget", "show", "slow", "--json"])?;
+    let shown: serde_json::Value =
+        serde_json::from_str(&shown).context("`budget show --json` is no JSON")?;
+    ensure!(
+        shown.to_string().contains("limit"),
+        "the budget is not shown: {shown}"
+    );
+    // Thawed without more time, it would be frozen again.
+    let again = trail.mark()?;
+    if agentguard(&["thaw", "slow"])?.status.success() {
+        trail.wait(again, &event("slow", "freeze"))?;
+    }
+    ensure!(frozen()?, "a thaw gave the agent time");
+    let mark = trail.mark()?;
+    agentguard_ok(&["budget", "grant", "slow", "limit", "1h"])?;
+    trail.wait(mark, &event("slow", "budget"))?;
+    agentguard_ok(&["thaw", "slow"])?;
+    trail.wait(mark, &event("slow", "thaw"))?;
+    ensure!(!frozen()?, "the agent is frozen though it has time");
+    Ok(())
+}
