@@ -91,6 +91,8 @@ pub struct Trail {
     path: PathBuf,
     /// Bytes of the file that have been read.
     read: u64,
+    /// How long a record may take.
+    pub patience: Duration,
     /// Records that have been forgotten.
     before: usize,
     records: Vec<Value>,
@@ -103,6 +105,7 @@ impl Trail {
         Self {
             read: std::fs::metadata(&path).map_or(0, |data| data.len()),
             path,
+            patience: PATIENCE,
             before: 0,
             records: Vec::new(),
         }
@@ -156,7 +159,7 @@ impl Trail {
             if let Some(record) = self.since(mark)?.iter().find(|record| wanted.fits(record)) {
                 return Ok(record.clone());
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > self.patience {
                 bail!(
                     "no audit record fits {wanted:?}; there are: {}",
                     self.near(mark, wanted)
