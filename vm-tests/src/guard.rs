@@ -248,3 +248,32 @@ impl Drop for Agent {
         let _ = agentguard(&["detach", &self.name]);
     }
 }
+
+/// A process of an agent; ended when dropped.
+pub struct Inside(pub Child);
+
+impl Inside {
+    /// Starts a program and puts it into the agent's cgroup.
+    pub fn start(agent: &Agent, command: &mut Command) -> Result<Self> {
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("failed to start {}", command.get_program().display()))?;
+        let inside = Self(child);
+        agent.group.take(inside.0.id())?;
+        Ok(inside)
+    }
+
+    /// The same for a script of the shell.
+    pub fn script(agent: &Agent, script: &str) -> Result<Self> {
+        Self::start(agent, Command::new("/usr/bin/dash").args(["-c", script]))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

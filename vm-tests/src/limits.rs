@@ -1,43 +1,16 @@
 //! Time budgets, held by the daemon against the agent's own processes: what is spent freezes or kills the
 //! agent's cgroup, an operator grants more, and each step is in the trail.
 
-use std::process::{Child, Command, Stdio};
-
 use anyhow::{Context as _, Result, ensure};
 
 use crate::fixture;
-use crate::guard::{Agent, agentguard, agentguard_ok, write_policy};
+use crate::guard::{Agent, Inside, agentguard, agentguard_ok, write_policy};
+use crate::run::PERMISSIVE;
 use crate::trail::{Trail, Wanted};
 
 /// A policy that permits everything and counts one thing.
 fn policy(budget: &str) -> String {
-    format!(
-        "version: 1\nfiles: {{default: allow}}\nexec: {{default: allow}}\n\
-         network: {{default: allow, unix: allow}}\nbudgets:\n  - {{id: limit, {budget}, per: session}}\n"
-    )
-}
-
-/// A process of the agent; ended when dropped.
-struct Inside(Child);
-
-impl Inside {
-    fn start(agent: &Agent, script: &str) -> Result<Self> {
-        let child = Command::new("/usr/bin/dash")
-            .args(["-c", script])
-            .stdin(Stdio::null())
-            .spawn()
-            .context("failed to start dash")?;
-        agent.group.take(child.id())?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    format!("{PERMISSIVE}budgets:\n  - {{id: limit, {budget}, per: session}}\n")
 }
 
 fn event(agent: &str, op: &str) -> Wanted {
@@ -57,9 +30,9 @@ pub fn processor_time(trail: &mut Trail) -> Result<()> {
         Agent::attach("busy", "busy")?,
         Agent::attach("beside", "beside")?,
     );
-    let mut other = Inside::start(&beside, "exec sleep 3600")?;
+    let mut other = Inside::script(&beside, "exec sleep 3600")?;
     let mark = trail.mark()?;
-    let mut inside = Inside::start(&busy, "while :; do :; done")?;
+    let mut inside = Inside::script(&busy, "while :; do :; done")?;
     trail.wait(mark, &event("busy", "kill"))?;
     let status = inside.0.wait()?;
     ensure!(!status.success(), "the busy loop ended well: {status}");
@@ -84,7 +57,7 @@ pub fn wall_time(trail: &mut Trail) -> Result<()> {
     write_policy("slow", &policy("wall_time: 3s, at_limit: freeze"))?;
     let mark = trail.mark()?;
     let agent = Agent::attach("slow", "slow")?;
-    let _inside = Inside::start(&agent, "exec sleep 3600")?;
+    let _inside = Inside::script(&agent, "exec sleep 3600")?;
     trail.wait(mark, &event("slow", "freeze"))?;
     let frozen = || -> Result<bool> {
         let events = std::fs::read_to_string(agent.group.path().join("cgroup.events"))?;

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::fixture;
-use crate::guard::{Agent, write_policy};
+use crate::guard::{Agent, Inside, write_policy};
 use crate::trail::{Trail, Wanted};
 
 const NAME: &str = "swapped";
@@ -50,33 +50,16 @@ fn policy(permitted: usize) -> String {
     text
 }
 
-struct Workers(Vec<Child>);
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // They run until they are killed.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 /// The scenario.
 pub fn under_load(trail: &mut Trail) -> Result<()> {
     fixture::make(&[])?;
     write_policy(NAME, &policy(0))?;
     let agent = Agent::attach(NAME, NAME)?;
-    let mut workers = Workers(Vec::new());
+    let mut workers = Vec::new();
     for _ in 0..WORKERS {
-        let child = Command::new("/usr/bin/python3")
-            .args(["-c", WORK])
-            .args(FILES)
-            .stdin(Stdio::null())
-            .spawn()
-            .context("failed to start python3")?;
-        agent.group.take(child.id())?;
-        workers.0.push(child);
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", WORK]).args(FILES);
+        workers.push(Inside::start(&agent, &mut command)?);
     }
     let (mut installs, mut opens) = (Vec::new(), Vec::new());
     let mut mark = trail.mark()?;

@@ -5,17 +5,17 @@
 //! Bloom) may say "perhaps" for nothing, and never "no" wrongly. An index that is missing, damaged or of another
 //! file is made again from the segment.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::record::Record;
 use super::segment;
+use crate::disk;
 
 /// Raised on every change of the format or of what is a word.
 const VERSION: u32 = 1;
@@ -241,13 +241,7 @@ impl Index {
         let body = zstd::bulk::compress(&text, 1)?;
         let path = Self::path(packed);
         let part = segment::beside(&path, ".part");
-        let _ = fs::remove_file(&part);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(O_NOFOLLOW | O_CLOEXEC)
-            .open(&part)?;
+        let mut file = disk::begin(&part)?;
         file.write_all(&Sha256::digest(&body))?;
         file.write_all(&body)?;
         fs::rename(&part, &path)
@@ -264,7 +258,7 @@ fn identity(file: &File) -> io::Result<(u64, i128, u64)> {
 mod base {
     use serde::{Deserialize, Deserializer, Serializer};
 
-    use crate::audit::key::hex;
+    use crate::hex::hex;
 
     pub fn serialize<S: Serializer>(words: &[u64], to: S) -> Result<S::Ok, S::Error> {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();

@@ -2,15 +2,18 @@
 //!
 //! The secret never leaves its file; what is shown and exported is the public half.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+
+use crate::disk;
+use crate::hex::{from_hex, hex};
 
 /// Name of the secret half in the state folder.
 pub const FILE: &str = "audit.key";
@@ -95,11 +98,10 @@ impl Key {
                 (Self::from_seed(seed), false)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut builder = DirBuilder::new();
-                let made = builder.recursive(true).mode(0o700).create(folder);
-                made.map_err(failed("make the folder of"))?;
+                disk::make_folder(folder).map_err(failed("make the folder of"))?;
                 let key = Self::generate().map_err(failed("make"))?;
-                key.write_to(&path).map_err(failed("write"))?;
+                let text = hex(&key.secret.to_bytes()) + "\n";
+                disk::replace(&path, text.as_bytes()).map_err(|it| failed(it.call)(it.source))?;
                 (key, true)
             }
             Err(error) => return Err(failed("read")(error)),
@@ -123,22 +125,6 @@ impl Key {
             tracing::warn!("{} was not written: {error}", public.display());
         }
         Ok((key, made))
-    }
-
-    /// A half-written key is never seen: it gets its name when it is on the disk.
-    fn write_to(&self, path: &Path) -> io::Result<()> {
-        let part = path.with_extension("part");
-        let _ = fs::remove_file(&part);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(O_NOFOLLOW | O_CLOEXEC)
-            .open(&part)?;
-        file.write_all(hex(&self.secret.to_bytes()).as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_all()?;
-        fs::rename(&part, path)
     }
 
     /// The public half.
@@ -191,35 +177,6 @@ impl PublicKey {
                 .is_ok()
         })
     }
-}
-
-/// Bytes in hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    text
-}
-
-/// Exactly `N` bytes of lower-case hexadecimal digits: a text has one form only.
-fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N {
-        return None;
-    }
-    let digit = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use crate::disk;
+
 /// Digits of a record's number in the name of a segment.
 const DIGITS: usize = 16;
 /// What packed segments end in.
@@ -56,10 +58,7 @@ fn parse(log: &str, name: &str) -> Option<(u64, bool)> {
 
 /// The closed segments of a log, oldest first.
 pub fn closed_of(log: &Path) -> io::Result<Vec<Segment>> {
-    let folder = match log.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = disk::folder_of(log);
     let name = log.file_name().unwrap_or_default().to_string_lossy();
     let mut segments = Vec::new();
     for entry in fs::read_dir(folder)? {

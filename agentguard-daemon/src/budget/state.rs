@@ -3,9 +3,9 @@
 //! A file that cannot be understood is never taken for an empty one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -15,6 +15,8 @@ use thiserror::Error;
 
 use super::account::Account;
 use super::clock::Time;
+use crate::disk;
+use crate::hex::hex;
 
 /// Version of the format.
 const VERSION: u32 = 1;
@@ -83,23 +85,10 @@ fn failed(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateErr
     }
 }
 
-/// Two digits for each byte.
-fn digits(bytes: &[u8]) -> String {
-    let digit = |it: u8| char::from(b"0123456789abcdef"[usize::from(it & 15)]);
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(*byte)])
-        .collect()
-}
-
 /// Keeps everybody else from the ledger for as long as it is held.
 pub fn hold(path: &Path) -> Result<Flock<File>, StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(failed("make the folder of", folder))?;
+    disk::make_folder(folder).map_err(failed("make the folder of", folder))?;
     let lock = path.with_extension("lock");
     let file = OpenOptions::new()
         .write(true)
@@ -127,7 +116,7 @@ pub fn load(path: &Path) -> Result<Option<Saved>, StateError> {
     };
     let end = text.iter().position(|byte| *byte == b'\n');
     let (body, rest) = text.split_at(end.ok_or_else(|| damaged("it is cut off"))?);
-    if rest[1..].trim_ascii() != digits(&Sha256::digest(body)).as_bytes() {
+    if rest[1..].trim_ascii() != hex(&Sha256::digest(body)).as_bytes() {
         return Err(damaged("its check sum is wrong"));
     }
     let saved: Saved = serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))?;
@@ -141,33 +130,13 @@ pub fn load(path: &Path) -> Result<Option<Saved>, StateError> {
 pub fn save(path: &Path, saved: &Saved) -> Result<(), StateError> {
     let mut text =
         serde_json::to_vec(saved).map_err(|error| failed("write", path)(error.into()))?;
-    let sum = digits(&Sha256::digest(&text));
+    let sum = hex(&Sha256::digest(&text));
     text.push(b'\n');
     text.extend_from_slice(sum.as_bytes());
     text.push(b'\n');
     let folder = path.parent().unwrap_or(Path::new("/"));
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(failed("make the folder of", folder))?;
-    let partial = path.with_extension("partial");
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&partial)
-        .and_then(|mut file| {
-            file.write_all(&text)?;
-            file.sync_all()
-        })
-        .map_err(failed("write", &partial))?;
-    fs::rename(&partial, path).map_err(failed("replace", path))?;
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("sync the folder of", folder))
+    disk::make_folder(folder).map_err(failed("make the folder of", folder))?;
+    disk::replace(path, &text).map_err(|it| failed(it.call, &it.path)(it.source))
 }
 
 /// Puts a damaged file aside, and gives where to.

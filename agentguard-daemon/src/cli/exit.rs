@@ -46,6 +46,13 @@ or file, 69 no daemon, 74 input or output failed, 75 in use, 77 not permitted, 7
 enforce. `run` ends as its command does; 126 and 127 if that could not be run or was not found, 128 + N \
 if signal N ended it.";
 
+impl Exit {
+    /// For a question that was answered: whether the answer is yes.
+    pub const fn of(yes: bool) -> Self {
+        if yes { Self::Ok } else { Self::Failure }
+    }
+}
+
 impl From<&SessionError> for Exit {
     fn from(error: &SessionError) -> Self {
         match error {

@@ -75,11 +75,7 @@ pub fn model(policy: &Policy, model: &str, json: bool) -> Result<Exit, CliError>
             .map(Explained::of)
             .collect(),
     };
-    let exit = if explained.permitted {
-        Exit::Ok
-    } else {
-        Exit::Failure
-    };
+    let exit = Exit::of(explained.permitted);
     if json {
         super::print_json(&explained)?;
         return Ok(exit);
@@ -130,11 +126,7 @@ pub fn time(policy: &Policy, now: Timestamp, json: bool) -> Result<Exit, CliErro
             })
             .collect(),
     };
-    let exit = if explained.open {
-        Exit::Ok
-    } else {
-        Exit::Failure
-    };
+    let exit = Exit::of(explained.open);
     if json {
         super::print_json(&explained)?;
         return Ok(exit);

@@ -408,12 +408,7 @@ fn test(args: &TestArgs) -> Result<ExitCode, CliError> {
         let _ = writeln!(text, "{} tests, {failures} fail", outcomes.len());
         print(&text)?;
     }
-    Ok(if failures == 0 {
-        Exit::Ok
-    } else {
-        Exit::Failure
-    }
-    .into())
+    Ok(Exit::of(failures == 0).into())
 }
 
 fn unusable(common: &Common, error: &PolicyError) -> Result<ExitCode, CliError> {
@@ -450,12 +445,7 @@ fn explain(args: ExplainArgs) -> Result<ExitCode, CliError> {
     } else {
         print(&in_words(&explanation, policy.name()))?;
     }
-    Ok(if explanation.verdict == "allow" {
-        Exit::Ok
-    } else {
-        Exit::Failure
-    }
-    .into())
+    Ok(Exit::of(explanation.verdict == "allow").into())
 }
 
 fn moment(text: &str) -> Result<jiff::Timestamp, CliError> {

@@ -228,20 +228,11 @@ fn variables(
 
 /// The name given, or the command's with our process id: several of one kind may run.
 fn name(args: &RunArgs) -> Result<Name, CliError> {
-    if let Some(name) = &args.name {
-        return Ok(name.parse().map_err(SessionError::from)?);
-    }
-    let program = args.command.first().map(PathBuf::from).unwrap_or_default();
-    let program = program
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    Ok(Name::nearest(&format!(
-        "{}-{}",
-        Name::nearest(&program),
-        std::process::id()
-    )))
+    let account = account(args)?;
+    Ok(match args.name {
+        Some(_) => account,
+        None => Name::nearest(&format!("{account}-{}", std::process::id())),
+    })
 }
 
 /// Whose budgets are spent: those of the name given, or of the command, however often it runs.

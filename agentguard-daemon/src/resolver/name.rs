@@ -7,20 +7,9 @@ use hickory_proto::rr::Name;
 /// The name in lower case, without a dot at the end, or `None` if it holds a byte that names of hosts do not have.
 /// Names in other scripts are `xn--…` on the wire; raw bytes above 127 are no such name.
 pub(super) fn plain(name: &Name) -> Option<String> {
-    let mut text = String::with_capacity(name.len());
-    for label in name {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        for byte in label {
-            let byte = byte.to_ascii_lowercase();
-            if !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_') {
-                return None;
-            }
-            text.push(char::from(byte));
-        }
-    }
-    (!text.is_empty()).then_some(text)
+    // What is written otherwise has a `\`, which such names have not.
+    let text = shown(name);
+    (text != "." && !text.contains('\\')).then_some(text)
 }
 
 /// The name for a record, whatever is in it: what [`plain`] does not take is written as `\DDD`. The root is `.`.

@@ -84,7 +84,7 @@ pub(super) struct Parts {
     pub pump: Pump,
     pub search: Vec<PathBuf>,
     pub own: Vec<PathBuf>,
-    pub sessions: PathBuf,
+    pub state: PathBuf,
     pub store: Option<Store>,
     pub gateway: GatewayConfig,
 }
@@ -156,7 +156,7 @@ impl Engine {
             pump,
             search: options.search.clone(),
             own: options.own(),
-            sessions: options.state.join("session"),
+            state: options.state.clone(),
             store: is_pinned.then(|| Store::at(&options.state)),
             gateway: options.gateway.clone(),
         }));
@@ -211,9 +211,8 @@ impl Engine {
     }
 
     pub(super) fn assemble(parts: Parts) -> Self {
-        let folder = parts.sessions.parent().unwrap_or(Path::new("/")).to_owned();
         // Only what is pinned has agents that outlive it, and need the same port again.
-        let limits = Limits::new(folder, parts.gateway, parts.store.is_none());
+        let limits = Limits::new(parts.state.clone(), parts.gateway, parts.store.is_none());
         Self {
             enforcer: parts.enforcer,
             recorder: parts.recorder,
@@ -227,7 +226,7 @@ impl Engine {
             pump: parts.pump,
             search: parts.search,
             own: parts.own,
-            sessions: parts.sessions,
+            sessions: parts.state.join("session"),
             store: parts.store.map(Mutex::new),
             owners: Mutex::default(),
             limits,

@@ -148,7 +148,7 @@ fn parts(root: &std::path::Path, kernel: &Memory) -> Parts {
         pump: Pump::idle(),
         search: vec![root.join("policies")],
         own: Vec::new(),
-        sessions: root.join("state/session"),
+        state: root.join("state"),
         store: Some(super::store::Store::at(&root.join("state"))),
         gateway: crate::gateway::GatewayConfig::default(),
     }

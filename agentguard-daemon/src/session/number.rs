@@ -1,7 +1,7 @@
 //! Numbers of sessions: unique among all engines of a host, past and present.
 
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::SessionError;
@@ -16,11 +16,7 @@ pub(super) fn next_session(path: &Path) -> Result<u32, SessionError> {
         }
     };
     if let Some(folder) = path.parent() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(failed("make the folder of"))?;
+        crate::disk::make_folder(folder).map_err(failed("make the folder of"))?;
     }
     let file = std::fs::OpenOptions::new()
         .read(true)

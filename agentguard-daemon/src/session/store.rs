@@ -4,9 +4,8 @@
 //! never less than what is governed. Each file is whole or not there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self};
+use std::io::{self};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PolicyRequest, SessionError};
 use crate::agent::Name;
+use crate::disk;
 use crate::policy::{self, Policy};
 
 /// Version of the file's format.
@@ -158,11 +158,7 @@ impl Store {
         generations: &[Generation<'_>],
     ) -> Result<(), SessionError> {
         let folder = self.folder.join(POLICIES);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(failed("make the folder", &folder))?;
+        disk::make_folder(&folder).map_err(failed("make the folder", &folder))?;
         for (generation, policy, vars) in generations {
             if self.written.contains(generation) {
                 continue;
@@ -212,24 +208,7 @@ pub fn clear(folder: &Path) -> Result<(), SessionError> {
 /// Replaces a file in one step; when this returns, the disk has it.
 fn replace(path: &Path, value: &impl Serialize) -> Result<(), SessionError> {
     let text = serde_json::to_vec(value).map_err(|error| failed("write", path)(error.into()))?;
-    let partial = path.with_extension("partial");
-    let written = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&partial)
-        .and_then(|mut file| {
-            file.write_all(&text)?;
-            file.sync_all()
-        });
-    written.map_err(failed("write", &partial))?;
-    fs::rename(&partial, path).map_err(failed("replace", path))?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed("sync", folder))
+    disk::replace(path, &text).map_err(|it| failed(it.call, &it.path)(it.source))
 }
 
 /// The number of this boot.

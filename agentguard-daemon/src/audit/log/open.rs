@@ -1,10 +1,10 @@
 //! Opening a log: the one that is there is gone on with, or one is begun.
 
 use std::borrow::Cow;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
@@ -19,6 +19,7 @@ use crate::audit::key::Key;
 use crate::audit::mark::Head;
 use crate::audit::record::{Record, op};
 use crate::audit::segment;
+use crate::disk;
 
 impl Log {
     /// Opens or begins a log that is not signed. Missing folders are made (mode 0700), the file has mode 0600.
@@ -34,16 +35,8 @@ impl Log {
         options: LogOptions,
         key: Option<Key>,
     ) -> Result<Self, LogError> {
-        if let Some(folder) = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-        {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)
-                .map_err(failed("make the folder", folder))?;
-        }
+        let folder = disk::folder_of(path);
+        disk::make_folder(folder).map_err(failed("make the folder", folder))?;
         let file = take(path)?;
         let marks = key.map(|key| {
             let head = Head::open(path).map_err(failed("open the head of", path))?;
@@ -188,13 +181,4 @@ pub(super) fn make(path: &Path) -> io::Result<Flock<File>> {
 pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
-}
-
-/// Waits until the disk has the names in a file's folder.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
 }

@@ -3,18 +3,17 @@
 //! A packed segment gets its name only when it is whole and on the disk; the plain one goes only when the log
 //! has the digest of the packed one. A packing that was cut off is begun again at the next start.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
 use sha2::{Digest, Sha256};
 
 use crate::audit::index::Index;
-use crate::audit::key::hex;
 use crate::audit::segment::{self, PACKED};
+use crate::disk;
+use crate::hex::hex;
 
 /// Bytes of lines in one frame. Frames can be read by themselves, so a reader need not unpack all before it.
 pub const FRAME: usize = 512 << 10;
@@ -89,13 +88,7 @@ fn start() -> (Sender<PathBuf>, Receiver<Packed>) {
 pub fn pack(plain: &Path) -> io::Result<Packed> {
     let path = segment::beside(plain, PACKED);
     let part = segment::beside(&path, ".part");
-    let _ = fs::remove_file(&part);
-    let mut output = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .custom_flags(O_NOFOLLOW | O_CLOEXEC)
-        .open(&part)?;
+    let mut output = disk::begin(&part)?;
     let mut input = BufReader::with_capacity(256 << 10, File::open(plain)?);
     let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
     compressor.include_checksum(true)?;
@@ -119,7 +112,7 @@ pub fn pack(plain: &Path) -> io::Result<Packed> {
     }
     output.sync_all()?;
     fs::rename(&part, &path)?;
-    super::open::sync_folder(&path)?;
+    disk::sync_folder(&path)?;
     // Whoever searches makes it otherwise.
     let indexed = File::open(&path)
         .and_then(|file| Index::make(&file))

@@ -13,6 +13,7 @@ use crate::audit::clock::Clock;
 use crate::audit::mark::Mark;
 use crate::audit::record::{Record, op};
 use crate::audit::segment;
+use crate::disk;
 
 /// How long after closing a segment failed it is tried again.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -94,7 +95,7 @@ impl Log {
         let closed = segment::closed(&self.path, self.first);
         // From here on the next segment is the log, whatever fails; a start finishes it.
         let renamed = open::rename_new(&leaving, &closed)
-            .and_then(|()| open::sync_folder(&self.path))
+            .and_then(|()| disk::sync_folder(&self.path))
             .map_err(failed("name the closed segment of"));
         self.file = next;
         self.size = 0;

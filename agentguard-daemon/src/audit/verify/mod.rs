@@ -18,9 +18,10 @@ use sha2::{Digest, Sha256};
 
 pub use self::report::{Finding, Kind, Loss, Report};
 pub use self::walk::{Piece, Walk};
-use super::key::{PublicKey, hex};
+use super::key::PublicKey;
 use super::mark::{Head, Mark};
 use super::segment::{self, Segment};
+use crate::hex::hex;
 
 /// Checks all of a log. `progress` is given the bytes of lines as they are checked.
 pub fn verify(
