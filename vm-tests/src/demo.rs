@@ -247,7 +247,8 @@ impl Scene {
         println!(
             "{}",
             if held {
-                "Every action went as expected."
+                "Every action went as expected. Next: `agentguard doctor` says whether this machine can enforce, \
+                 and the README's \"A first policy\" goes on from there."
             } else {
                 "Some expectations did NOT hold."
             }

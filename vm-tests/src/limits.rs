@@ -40,14 +40,19 @@ pub fn processor_time(trail: &mut Trail) -> Result<()> {
         matches!(other.0.try_wait(), Ok(None)),
         "an agent with a budget of its own was stopped"
     );
-    let spent = trail.since(mark)?.iter().any(|record| {
-        record["op"] == "budget"
-            && record["rule"] == "limit"
-            && record["detail"]
-                .as_str()
-                .is_some_and(|detail| detail.starts_with("killed"))
-    });
-    ensure!(spent, "no record says which budget killed the agent");
+    // The budget's own record comes behind that of the kill.
+    let spent = trail.wait(
+        mark,
+        &Wanted {
+            rule: Some("limit".into()),
+            ..event("busy", "budget")
+        },
+    )?;
+    let detail = spent["detail"].as_str().unwrap_or_default();
+    ensure!(
+        detail.starts_with("killed"),
+        "the budget's record does not say what was done: {spent}"
+    );
     Ok(())
 }
 
