@@ -11,7 +11,7 @@
 /// Maps outlive the daemon that made them. A build with another number refuses to take them over: raise it
 /// with every change of a layout in this crate, of a map's definition, or of the meaning of either. A new
 /// operation, reason or map needs none.
-pub const ABI: u32 = 2;
+pub const ABI: u32 = 3;
 
 pub mod identity;
 pub mod label;

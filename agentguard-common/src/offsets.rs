@@ -85,6 +85,17 @@ macro_rules! kernel_offsets {
             OFF_SOCK_DADDR: "sock_common" . "skc_daddr",
             OFF_SOCK_V6_DADDR: "sock_common" . "skc_v6_daddr",
             OFF_SOCK_DPORT: "sock_common" . "skc_dport",
+            OFF_SOCK_RCV_SADDR: "sock_common" . "skc_rcv_saddr",
+            OFF_SOCK_V6_RCV_SADDR: "sock_common" . "skc_v6_rcv_saddr",
+            OFF_SOCK_NUM: "sock_common" . "skc_num",
+            OFF_SOCK_TYPE: "sock" . "sk_type",
+            OFF_SOCK_CGROUP: "sock" . "sk_cgrp_data",
+            OFF_SOCK_CGROUP_DATA: "sock_cgroup_data" . "cgroup",
+            OFF_UNIX_ADDR: "unix_sock" . "addr",
+            OFF_UNIX_PATH: "unix_sock" . "path",
+            OFF_UNIX_PEER: "unix_sock" . "peer",
+            OFF_UNIX_ADDRESS_LEN: "unix_address" . "len",
+            OFF_UNIX_ADDRESS_NAME: "unix_address" . "name",
         }
     };
 }

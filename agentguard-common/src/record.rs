@@ -1,7 +1,8 @@
 //! The record that a hook leaves in a ring buffer: a fixed header and a tail of bytes.
 //!
 //! Tail: `target_len` bytes of target, then `args_len` bytes of arguments. Target is the resolved
-//! path (no NUL) or a [`Destination`] (connect, send). Arguments are `argv` as the new program sees it,
+//! path (no NUL) or a [`Destination`] (connect, send, listen), behind which the name of a Unix-domain socket stands:
+//! its path, or a NUL and its abstract name. Arguments are `argv` as the new program sees it,
 //! each string with its NUL (exec), or the new path, without NUL (rename, link). Nothing in the tail may be trusted to be
 //! UTF-8 or printable.
 
@@ -123,12 +124,7 @@ impl Destination {
     /// which is where Linux sends it.
     #[inline(always)]
     pub const fn key(&self) -> [u8; DESTINATION_KEY] {
-        let mut key = [0u8; DESTINATION_KEY];
-        let mut i = 0;
-        while i < 16 {
-            key[i] = self.address[i];
-            i += 1;
-        }
+        let mut key = self.listen_key();
         let mut zero = true;
         let mut i = 0;
         while i < 10 {
@@ -143,6 +139,19 @@ impl Destination {
             } else if key[10] == 0 && key[11] == 0 {
                 key[15] = 1;
             }
+        }
+        key
+    }
+
+    /// The automaton's input for listening: the unspecified address stands for itself, which is every
+    /// address of the host.
+    #[inline(always)]
+    pub const fn listen_key(&self) -> [u8; DESTINATION_KEY] {
+        let mut key = [0u8; DESTINATION_KEY];
+        let mut i = 0;
+        while i < 16 {
+            key[i] = self.address[i];
+            i += 1;
         }
         key[16] = self.protocol as u8;
         key[17] = (self.port >> 8) as u8;

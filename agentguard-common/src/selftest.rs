@@ -16,6 +16,12 @@ pub mod kind {
     pub const LOCK: u32 = 5;
     /// Giving a folder another name: the old path, and behind it the new one.
     pub const MOVE: u32 = 6;
+    /// Connecting to the Unix-domain socket of a name.
+    pub const UNIX: u32 = 7;
+    /// Taking an abstract name.
+    pub const ABSTRACT: u32 = 8;
+    /// Listening at a [`crate::record::Destination`].
+    pub const LISTEN: u32 = 9;
 }
 
 /// One case.

@@ -74,7 +74,7 @@ pub struct TableHeader {
     pub flags: u32,
     /// Verdicts where no rule matches, packed like a path label (read, write, exec).
     pub path_default: u32,
-    /// Verdict where no network rule matches, in bits 0–1.
+    /// Verdicts where no network rule matches, packed as [`network_label`] says.
     pub network_default: u32,
     /// What the `kernel` section permits: bit `n` for [`crate::verdict::Lock`] number `n`.
     pub kernel: u32,
@@ -94,8 +94,6 @@ pub struct TableHeader {
 pub mod flags {
     /// Decide and record, but let everything go ahead (`mode: shadow`).
     pub const SHADOW: u32 = 1;
-    /// Unix-domain sockets may be connected to and sent to.
-    pub const UNIX_ALLOWED: u32 = 2;
     /// Do not record allowed opens (`audit: denied`).
     pub const QUIET_OPENS: u32 = 4;
     /// `anchored` alone decides on paths: it is the product of both, and `floating` has nothing to say.
@@ -135,6 +133,22 @@ pub mod path_label {
     /// A command rule may permit this program: where the path alone says nothing (not: denies),
     /// wait for the arguments before applying the default.
     pub const EXEC_BY_COMMAND: u32 = 1 << 6;
+    /// Bit position of the verdict for connecting to the Unix-domain socket of that name.
+    pub const CONNECT: u32 = 8;
+    /// Bit position of the verdict for taking that abstract name. The input of an abstract name is a NUL, which
+    /// no path has, and the name.
+    pub const LISTEN: u32 = 10;
+}
+
+/// A label of the network automaton packs one verdict for connecting and one for listening; the header's
+/// defaults have the same two, and those for Unix-domain sockets behind them.
+pub mod network_label {
+    /// Bit position of the verdict for connecting and sending.
+    pub const CONNECT: u32 = 0;
+    /// Bit position of the verdict for listening.
+    pub const LISTEN: u32 = 2;
+    /// In the defaults: connecting to Unix-domain sockets.
+    pub const UNIX_CONNECT: u32 = 4;
 }
 
 /// Unpacks the 2-bit verdict at `shift` of a label. `Verdict::WouldDeny` never occurs in labels.

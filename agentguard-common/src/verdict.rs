@@ -100,6 +100,8 @@ stable! {
         RulesDiffer = 18 => "rules-differ",
         /// The new name would permit what the old one does not.
         NameWidens = 19 => "name-widens",
+        /// No rule speaks of this Unix-domain socket, and it was made by the agent itself.
+        OwnSocket = 20 => "own-socket",
     }
 }
 
@@ -152,6 +154,8 @@ stable! {
         Kernel = 22 => "kernel",
         /// Make a socket.
         Socket = 23 => "socket",
+        /// Take an address, or an abstract name, on which others can be heard.
+        Listen = 24 => "listen",
     }
 }
 
@@ -200,4 +204,8 @@ pub mod access {
     pub const WRITE: u8 = 2;
     /// The file is executed.
     pub const EXEC: u8 = 4;
+    /// The Unix-domain socket is connected to, or sent to. Never in the record of a file.
+    pub const CONNECT: u8 = 8;
+    /// The abstract name is taken. Never in the record of a file.
+    pub const LISTEN: u8 = 16;
 }

@@ -17,10 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::audit::LogOptions;
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
+use crate::policy::own::SOCKET;
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
-
-/// Name of the socket in the run folder.
-const SOCKET: &str = "control.sock";
 
 /// The daemon's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -3,7 +3,7 @@
 
 use agentguard_common::record::Destination;
 use agentguard_common::table::{
-    LARGE_TABLE, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, path_label,
+    LARGE_TABLE, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, network_label, path_label,
 };
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
@@ -158,6 +158,12 @@ const fn combined((a, b): (u32, u32)) -> u32 {
         | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
             << path_label::WRITE
         | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
+        | stricter(
+            opinion(a, path_label::CONNECT),
+            opinion(b, path_label::CONNECT),
+        ) << path_label::CONNECT
+        // Abstract names are all anchored.
+        | a & 3 << path_label::LISTEN
         | (a | b) & path_label::EXEC_BY_COMMAND
 }
 
@@ -440,13 +446,24 @@ pub fn mapped<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Option<Dec
     Some(settle(decision, 0, default_of(table, path_label::EXEC)))
 }
 
+/// What gets another name, as far as it makes a difference.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// A folder, with all that is in it.
+    Folder,
+    /// A Unix-domain socket, which is reached by its name.
+    Socket,
+    /// Anything else.
+    Other,
+}
+
 /// Decides on giving an object at `from` the name `to`.
 #[inline(always)]
 pub fn moved<const BYTES: usize>(
     table: Table<BYTES>,
     from: Place,
     to: Place,
-    folder: bool,
+    what: Moved,
 ) -> Decision {
     let (old, new) = (from.label(table), to.label(table));
     let leaves = file_labelled(table, old, u32::from(access::WRITE));
@@ -459,13 +476,19 @@ pub fn moved<const BYTES: usize>(
     if !worse.is_allowed() {
         return worse;
     }
-    if folder && !from.same_below(to, table) {
+    if matches!(what, Moved::Folder) && !from.same_below(to, table) {
         return worse.with(Verdict::Deny, Reason::RulesDiffer);
     }
     // What could be read could be copied to the new name all the same.
     if !file_labelled(table, old, u32::from(access::READ)).is_allowed()
         && (file_labelled(table, new, u32::from(access::READ)).is_allowed()
             || program_labelled(table, new).is_allowed())
+    {
+        return worse.with(Verdict::Deny, Reason::NameWidens);
+    }
+    if matches!(what, Moved::Socket)
+        && !unix(table, old).is_allowed()
+        && unix(table, new).is_allowed()
     {
         return worse.with(Verdict::Deny, Reason::NameWidens);
     }
@@ -490,26 +513,64 @@ pub fn destination<const BYTES: usize>(table: Table<BYTES>, destination: &Destin
     if destination.protocol > 255 {
         return decision.with(Verdict::Deny, Reason::ProtocolNotPermitted);
     }
-    let state = table.walk_destination(
-        &destination.key(),
-        table.field(offset_of!(TableHeader, network)),
-    );
+    // VERIFIER: 6.12: by way of memory, so that each byte is read as one: the upper half of a port that was swapped
+    // in a register has no bounds there.
+    let key = core::hint::black_box(destination.key());
+    let state = table.walk_destination(&key, table.field(offset_of!(TableHeader, network)));
     settle(
         decision,
-        opinion(state, 0),
-        opinion(table.field(offset_of!(TableHeader, network_default)), 0),
+        opinion(state, network_label::CONNECT),
+        network_default(table, network_label::CONNECT),
     )
 }
 
-/// Decides on Unix-domain sockets.
+/// Decides on listening at an address of an internet family.
 #[inline(always)]
-pub fn unix<const BYTES: usize>(table: Table<BYTES>) -> Decision {
+pub fn listen<const BYTES: usize>(table: Table<BYTES>, at: &Destination) -> Decision {
     let decision = begin(table);
-    if decision.flags & flags::UNIX_ALLOWED != 0 {
-        decision.with(Verdict::Allow, Reason::Default)
-    } else {
-        decision.with(Verdict::Deny, Reason::UnixSocket)
+    if at.protocol > 255 {
+        return decision.with(Verdict::Deny, Reason::ProtocolNotPermitted);
     }
+    // VERIFIER: 6.12: by way of memory, as above.
+    let key = core::hint::black_box(at.listen_key());
+    let state = table.walk_destination(&key, table.field(offset_of!(TableHeader, network)));
+    settle(
+        decision,
+        opinion(state, network_label::LISTEN),
+        network_default(table, network_label::LISTEN),
+    )
+}
+
+#[inline(always)]
+fn network_default<const BYTES: usize>(table: Table<BYTES>, shift: u32) -> u32 {
+    opinion(table.field(offset_of!(TableHeader, network_default)), shift)
+}
+
+/// Decides on reaching the Unix-domain socket whose name has this label.
+#[inline(always)]
+pub fn unix<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Decision {
+    let decision = settle(
+        begin(table),
+        opinion(label, path_label::CONNECT),
+        network_default(table, network_label::UNIX_CONNECT),
+    );
+    if decision.reason == Reason::Default as u32 && !decision.is_allowed() {
+        return Decision {
+            reason: Reason::UnixSocket as u32,
+            ..decision
+        };
+    }
+    decision
+}
+
+/// Decides on taking the abstract name that has this label.
+#[inline(always)]
+pub fn abstract_name<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Decision {
+    settle(
+        begin(table),
+        opinion(label, path_label::LISTEN),
+        network_default(table, network_label::LISTEN),
+    )
 }
 
 /// Decides on something that depends on no rule, so that generation and mode are right.

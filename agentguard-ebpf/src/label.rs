@@ -183,6 +183,17 @@ pub fn governs(cgroup: u64, task: *const u8) -> bool {
     peek::<u64>(cgroup + root, 0) == peek::<u64>(cgroup_of(task) + root, 0)
 }
 
+/// Whether a socket was made in the cgroup of the same agent and session. The kernel notes that when a socket is
+/// made, and it stays.
+#[inline(always)]
+pub fn made_by(subject: Subject, sk: u64) -> bool {
+    let data = sk + get(&off::OFF_SOCK_CGROUP) as u64 + get(&off::OFF_SOCK_CGROUP_DATA) as u64;
+    // SAFETY: the label is a live map value.
+    let label = unsafe { *subject.label };
+    membership_of(peek(data, 0))
+        .is_some_and(|maker| maker.agent == label.agent && maker.session == label.session)
+}
+
 /// The agent that governs a cgroup or one of its ancestors.
 #[inline(always)]
 pub fn membership_of(mut cgroup: u64) -> Option<Membership> {

@@ -8,7 +8,7 @@ use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 
 use crate::bound::{at_most, at_most_64};
-use crate::decide::{self, Command, Place, with_table};
+use crate::decide::{self, Command, Moved, Place, with_table};
 use crate::maps::{ExecScratch, SHORT_PATH};
 use crate::scratch;
 
@@ -61,13 +61,23 @@ pub fn selftest(_ctx: TcContext) -> i32 {
                 let destination = *buffer.cast::<Destination>();
                 with_table!(policy, t => decide::destination(t, &destination))
             }
+            kind::UNIX => {
+                with_table!(policy, t => decide::unix(t, decide::label_of(t, buffer, path_len)))
+            }
+            kind::ABSTRACT => {
+                with_table!(policy, t => decide::abstract_name(t, decide::label_of(t, buffer, path_len)))
+            }
+            kind::LISTEN => {
+                let destination = *buffer.cast::<Destination>();
+                with_table!(policy, t => decide::listen(t, &destination))
+            }
             kind::LOCK => with_table!(policy, t => decide::lock(t, (*case).access)),
             kind::MOVE => {
                 let second = buffer.add(path_len as usize);
                 let second_len = at_most((*case).args_len, 4095);
                 let from = with_table!(policy, t => decide::place_of(t, buffer, path_len));
                 let to = with_table!(policy, t => decide::place_of(t, second, second_len));
-                with_table!(policy, t => decide::moved(t, Place::new(t, from), Place::new(t, to), true))
+                with_table!(policy, t => decide::moved(t, Place::new(t, from), Place::new(t, to), Moved::Folder))
             }
             _ => return 0,
         }

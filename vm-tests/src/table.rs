@@ -88,7 +88,15 @@ fn stopper(row: &Row) -> String {
     if let Some(hook) = &row.hook {
         return format!("`{hook}`");
     }
+    let unix = row
+        .target
+        .as_deref()
+        .is_some_and(|target| target.starts_with("unix:"));
     let hook = match row.operation() {
+        "connect" if unix => "unix_stream_connect",
+        "send" if unix => "unix_may_send",
+        "listen" if unix => "socket_bind",
+        "listen" => "socket_listen, socket_bind",
         "exec" => "file_open, bprm_check_security",
         "open" => "file_open",
         "connect" => "socket_connect",

@@ -72,17 +72,17 @@ pub fn agree_on(policy: &Policy, table: &[u8], kind: u8, input: &[u8]) {
                 *to = *from;
             }
             if let Ok(destination) = Destination::read_from_bytes(&bytes) {
-                same(
-                    policy,
-                    table,
-                    &Action::Network {
-                        destination: &destination,
-                    },
-                );
+                let destination = &destination;
+                same(policy, table, &Action::Network { destination });
+                same(policy, table, &Action::Listen { at: destination });
             }
         }
         _ => {
-            same(policy, table, &Action::Unix);
+            // An abstract name may hold NULs.
+            let name = [b"\0", input].concat();
+            for (name, listen) in [(path, false), (&name[..], false), (&name[..], true)] {
+                same(policy, table, &Action::Unix { name, listen });
+            }
             for lock in 0..40 {
                 same(policy, table, &Action::Kernel { lock });
             }

@@ -105,7 +105,11 @@ impl Judge {
     pub fn review(&mut self, event: &Event<'_>) -> Review {
         if !matches!(
             event.reason,
-            Reason::Rule | Reason::Default | Reason::UnixSocket | Reason::Locked
+            Reason::Rule
+                | Reason::Default
+                | Reason::UnixSocket
+                | Reason::OwnSocket
+                | Reason::Locked
         ) {
             return Review::NotJudged;
         }
@@ -123,6 +127,10 @@ impl Judge {
         }
         let opinion = self.opinion(&policy, event);
         let expected = match opinion.verdict {
+            // Whose socket it is only the kernel sees. A rule would have won.
+            _ if event.reason == Reason::OwnSocket && opinion.reason == Reason::UnixSocket => {
+                Verdict::Allow
+            }
             // Before the arguments are known, "go on" is all that can be said.
             Verdict::None | Verdict::Allow => Verdict::Allow,
             _ if policy.mode() == Mode::Shadow => Verdict::WouldDeny,
@@ -152,9 +160,10 @@ impl Judge {
                 self.key.push(0);
                 self.key.extend_from_slice(event.arguments);
             }
-            Target::Socket(destination) => self.key.extend_from_slice(&destination.key()),
+            Target::Socket(destination) => self.key.extend_from_slice(&destination.listen_key()),
             Target::Unnamed if event.operation != Operation::Kernel => return false,
-            Target::Unix(..) | Target::Unnamed => {}
+            Target::Unix(_, name) => self.key.extend_from_slice(name),
+            Target::Unnamed => {}
         }
         if event.operation == Operation::Kernel {
             self.key.extend_from_slice(&event.aux.to_ne_bytes());
@@ -182,7 +191,6 @@ impl Judge {
     }
 }
 
-const UNIX: u8 = 1;
 const PROGRAM_ONLY: u8 = 2;
 const OTHER: u8 = 0;
 
@@ -190,9 +198,6 @@ const OTHER: u8 = 0;
 fn form(event: &Event<'_>) -> u8 {
     let unread = event.arguments.is_empty() && event.aux == 0;
     match event.operation {
-        _ if event.reason == Reason::UnixSocket => UNIX,
-        // An allowed one carries the reason of the switch's own default.
-        Operation::Connect | Operation::Send if is_unix(&event.target) => UNIX,
         // Where no rule speaks of starting it, the kernel judges it as read, and says so.
         Operation::Open
             if event.has(agentguard_common::record::record_flags::FOR_EXEC)
@@ -202,15 +207,6 @@ fn form(event: &Event<'_>) -> u8 {
         }
         Operation::Exec if unread => PROGRAM_ONLY,
         _ => OTHER,
-    }
-}
-
-/// Whether a target is a Unix-domain socket, named or not.
-fn is_unix(target: &Target<'_>) -> bool {
-    match target {
-        Target::Unix(..) => true,
-        Target::Socket(destination) => destination.family == 1,
-        Target::Unnamed | Target::Path(_) => false,
     }
 }
 
@@ -254,12 +250,16 @@ fn judge(policy: &Policy, event: &Event<'_>) -> Judgement {
             path,
             access: event.access,
         }),
-        Target::Socket(_) | Target::Unix(..) if form == UNIX => policy.judge(&Action::Unix),
-        Target::Socket(destination) | Target::Unix(destination, _) => {
-            policy.judge(&Action::Network {
-                destination: &destination,
-            })
+        Target::Unix(_, name) => policy.judge(&Action::Unix {
+            name,
+            listen: event.operation == Operation::Listen,
+        }),
+        Target::Socket(destination) if event.operation == Operation::Listen => {
+            policy.judge(&Action::Listen { at: &destination })
         }
+        Target::Socket(destination) => policy.judge(&Action::Network {
+            destination: &destination,
+        }),
         Target::Unnamed => Judgement {
             verdict: Verdict::Deny,
             reason: Reason::None,

@@ -529,6 +529,7 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
         }
         Operation::Connect
         | Operation::Send
+        | Operation::Listen
         | Operation::Attach
         | Operation::Rename
         | Operation::Link

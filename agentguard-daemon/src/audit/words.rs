@@ -31,6 +31,7 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
         Reason::Default => match event.operation {
             Operation::Exec => "no rule permits this program",
             Operation::Connect | Operation::Send => "no rule permits this destination",
+            Operation::Listen => "no rule permits listening there",
             Operation::Map => "no rule permits executing what the agent can write",
             _ if event.access & access::EXEC != 0 => "no rule permits this program",
             _ if event.access & access::WRITE != 0 => "no rule permits writing this path",
@@ -51,8 +52,9 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
         }
         Reason::Anonymous => "an object without a name, open to its holder",
         Reason::LabelUnavailable => "the new task could not be labelled",
-        Reason::UnixSocket if event.is_denied() => "the policy does not permit Unix-domain sockets",
+        Reason::UnixSocket if event.is_denied() => "no rule permits this Unix-domain socket",
         Reason::UnixSocket => "the policy permits Unix-domain sockets",
+        Reason::OwnSocket => "the socket is the agent's own",
         Reason::Locked => "the section `kernel` of the policy does not permit it",
         Reason::ProtectedObject => "the policy protects this file, whatever its name",
         Reason::RulesDiffer => "a folder may not move to where other rules apply to what is in it",

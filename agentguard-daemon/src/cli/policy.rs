@@ -15,9 +15,7 @@ use super::exit::Exit;
 use super::report::{CliError, has_colour, red};
 use super::{POLICIES, print, print_json, variable};
 use crate::policy::explain::Explanation;
-use crate::policy::{
-    self, LoadOptions, OwnedAction, Policy, PolicyError, TableStats, TestOutcome, address,
-};
+use crate::policy::{self, LoadOptions, OwnedAction, Policy, PolicyError, TableStats, TestOutcome};
 
 const HELP: &str = "\
 Examples:
@@ -132,7 +130,7 @@ struct ActionArgs {
     /// Run this command.
     #[arg(long, value_name = "CMD", num_args = 1.., allow_hyphen_values = true)]
     exec: Option<Vec<std::ffi::OsString>>,
-    /// Connect to `ADDRESS:PORT/PROTOCOL`, or to `unix`.
+    /// Connect to `ADDRESS:PORT/PROTOCOL`, `unix:/PATH` or `unix:@NAME`.
     #[arg(long, value_name = "ADDR")]
     connect: Option<String>,
     /// Call this model through the gateway: which budgets it is charged to.
@@ -141,6 +139,9 @@ struct ActionArgs {
     /// Work at this moment (`now`, or `2026-12-31T18:00:00Z`): what the schedule says.
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
+    /// Listen at `ADDRESS:PORT/PROTOCOL`, or take the abstract name `unix:@NAME`.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
 }
 
 /// Runs the command.
@@ -502,12 +503,11 @@ fn action(args: ActionArgs) -> Result<OwnedAction, CliError> {
         ActionArgs {
             connect: Some(text),
             ..
-        } if text == "unix" => Ok(OwnedAction::Unix),
+        } => OwnedAction::of_network(&text, false)
+            .map_err(|error| wrong(format!("{text}: {}; {}", error.message, error.help))),
         ActionArgs {
-            connect: Some(text),
-            ..
-        } => address::parse_destination(&text)
-            .map(OwnedAction::Network)
+            listen: Some(text), ..
+        } => OwnedAction::of_network(&text, true)
             .map_err(|error| wrong(format!("{text}: {}; {}", error.message, error.help))),
         ActionArgs { .. } => Err(wrong("no action is given".to_owned())),
     }

@@ -8,9 +8,6 @@ use zerocopy::FromBytes;
 
 use super::{Event, Target};
 
-/// Longest name of a Unix-domain socket (`sun_path`).
-const UNIX_NAME_MAX: usize = 108;
-
 /// Why bytes are not a record.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
@@ -130,6 +127,15 @@ fn check_arguments(operation: Operation, bytes: &[u8]) -> Result<(), Malformed> 
     Ok(())
 }
 
+/// A destination, and perhaps the name of a Unix-domain socket behind it.
+fn socket_of(bytes: &[u8]) -> Option<Target<'_>> {
+    match Destination::read_from_prefix(bytes) {
+        Ok((destination, [])) => Some(Target::Socket(destination)),
+        Ok((destination, name)) if name.len() <= MAX_PATH => Some(Target::Unix(destination, name)),
+        _ => None,
+    }
+}
+
 /// The target in the form that its operation has.
 fn target_of(operation: Operation, socket: bool, bytes: &[u8]) -> Result<Target<'_>, Malformed> {
     let impossible = Malformed::Target {
@@ -140,10 +146,7 @@ fn target_of(operation: Operation, socket: bool, bytes: &[u8]) -> Result<Target<
         return Ok(Target::Unnamed);
     }
     match operation {
-        Operation::Receive if socket => match Destination::read_from_bytes(bytes) {
-            Ok(destination) => Ok(Target::Socket(destination)),
-            Err(_) => Err(impossible),
-        },
+        Operation::Receive if socket => socket_of(bytes).ok_or(impossible),
         Operation::Exec
         | Operation::Open
         | Operation::Rename
@@ -169,13 +172,9 @@ fn target_of(operation: Operation, socket: bool, bytes: &[u8]) -> Result<Target<
                 None => Ok(Target::Path(bytes)),
             }
         }
-        Operation::Connect | Operation::Send => match Destination::read_from_prefix(bytes) {
-            Ok((destination, [])) => Ok(Target::Socket(destination)),
-            Ok((destination, name)) if name.len() <= UNIX_NAME_MAX => {
-                Ok(Target::Unix(destination, name))
-            }
-            _ => Err(impossible),
-        },
+        Operation::Connect | Operation::Send | Operation::Listen => {
+            socket_of(bytes).ok_or(impossible)
+        }
         Operation::Fork | Operation::Exit | Operation::Attach | Operation::Socket => {
             Err(impossible)
         }
@@ -269,7 +268,7 @@ mod tests {
         let (_, bytes) = record(Operation::Connect, &target, b"");
         let expected = Target::Unix(destination, b"\0abstract");
         assert_eq!(decode(&bytes).unwrap().target, expected);
-        target.resize(24 + UNIX_NAME_MAX + 1, b'x');
+        target.resize(24 + MAX_PATH + 1, b'x');
         let (_, bytes) = record(Operation::Connect, &target, b"");
         assert!(matches!(decode(&bytes), Err(Malformed::Target { .. })));
     }

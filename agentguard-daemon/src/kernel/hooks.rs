@@ -10,8 +10,13 @@ const REQUIRED: &[&str] = &[
     "bprm_check_security",
     "bprm_committed_creds",
     "file_open",
+    // Before those that leave Unix-domain sockets to them.
+    "unix_stream_connect",
+    "unix_may_send",
     "socket_connect",
     "socket_sendmsg",
+    "socket_bind",
+    "socket_listen",
     "socket_create",
     "path_rename",
     "path_link",

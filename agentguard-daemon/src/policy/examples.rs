@@ -40,8 +40,15 @@ pub enum OwnedAction {
     },
     /// Connect to an address.
     Network(Destination),
-    /// Connect to a Unix-domain socket.
-    Unix,
+    /// Listen at an address.
+    Listen(Destination),
+    /// Connect to a Unix-domain socket, or take an abstract name.
+    Unix {
+        /// Its path, or a NUL and its abstract name.
+        name: Vec<u8>,
+        /// Take the name.
+        listen: bool,
+    },
 }
 
 impl OwnedAction {
@@ -61,8 +68,34 @@ impl OwnedAction {
             }
             Self::Program { path } => f(&Action::Exec { path, argv: None }),
             Self::Network(destination) => f(&Action::Network { destination }),
-            Self::Unix => f(&Action::Unix),
+            Self::Listen(at) => f(&Action::Listen { at }),
+            Self::Unix { name, listen } => f(&Action::Unix {
+                name,
+                listen: *listen,
+            }),
         }
+    }
+
+    /// A Unix-domain socket as records write it (`unix:/path`, `unix:@name`), or `unix` for one that no rule knows.
+    pub fn unix(text: &str, listen: bool) -> Option<Self> {
+        let name = match text.strip_prefix("unix")? {
+            "" => Vec::new(),
+            rest => socket_name(rest.strip_prefix(':')?)?,
+        };
+        Some(Self::Unix { name, listen })
+    }
+
+    /// An action of the kinds `connect` and `listen`.
+    pub fn of_network(text: &str, listen: bool) -> Result<Self, PatternError> {
+        if let Some(action) = Self::unix(text, listen) {
+            return Ok(action);
+        }
+        let destination = parse_destination(text)?;
+        Ok(if listen {
+            Self::Listen(destination)
+        } else {
+            Self::Network(destination)
+        })
     }
 
     /// A command line as a person writes it: a bare program name stands for `/usr/bin/NAME`.
@@ -82,6 +115,15 @@ impl OwnedAction {
             path.splice(0..0, *b"/usr/bin/");
         }
         Some(Self::Exec { path, argv })
+    }
+}
+
+/// The kernel's form of a socket's name: a path, or a NUL and what follows the `@`.
+fn socket_name(text: &str) -> Option<Vec<u8>> {
+    match text.as_bytes() {
+        [b'@', rest @ ..] => Some([b"\0", rest].concat()),
+        path @ [b'/', ..] => Some(path.to_vec()),
+        _ => None,
     }
 }
 
@@ -191,6 +233,7 @@ pub fn lower(
             ("write", &test.value.write),
             ("exec", &test.value.exec),
             ("connect", &test.value.connect),
+            ("listen", &test.value.listen),
         ];
         let mut written = fields
             .iter()
@@ -199,7 +242,7 @@ pub fn lower(
             return Err(PolicyError::at(
                 source,
                 test.span,
-                "a test has exactly one of `read`, `write`, `exec` and `connect`",
+                "a test has exactly one of `read`, `write`, `exec`, `connect` and `listen`",
                 "write one test for each action",
             ));
         };
@@ -258,9 +301,7 @@ fn one(
                 "write a program and its arguments",
             )
         })?,
-        _ if text == "unix" => OwnedAction::Unix,
-        _ => parse_destination(&text)
-            .map(OwnedAction::Network)
+        _ => OwnedAction::of_network(&text, kind == "listen")
             .map_err(|error| pattern_error(source, item.span, &item.value, error))?,
     };
     Ok(Example {
@@ -329,14 +370,25 @@ impl Policy {
 fn try_rule(rule: &Rule, example: &RuleExample) -> Option<String> {
     let bytes = example.text.as_bytes();
     let action = match &rule.matcher {
+        Matcher::Path { access, .. } if *access & (access::CONNECT | access::LISTEN) != 0 => {
+            socket_name(&example.text).map(|name| OwnedAction::Unix {
+                name,
+                listen: *access == access::LISTEN,
+            })
+        }
         Matcher::Path { access, .. } if *access != access::EXEC => Some(OwnedAction::Path {
             path: bytes.to_vec(),
             access: *access,
         }),
         Matcher::Path { .. } | Matcher::Command { .. } => OwnedAction::command(&example.text),
-        Matcher::Network { .. } => parse_destination(&example.text)
-            .ok()
-            .map(OwnedAction::Network),
+        Matcher::Network { listen, .. } => {
+            let of = if *listen {
+                OwnedAction::Listen
+            } else {
+                OwnedAction::Network
+            };
+            parse_destination(&example.text).ok().map(of)
+        }
     };
     let Some(action) = action else {
         return Some("the example is not an action that the rule could speak of".into());

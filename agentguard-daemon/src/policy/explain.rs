@@ -92,7 +92,9 @@ impl Policy {
         reason: Reason,
         matching: &[&Rule],
     ) -> Vec<String> {
-        if reason == Reason::UnixSocket {
+        if reason == Reason::UnixSocket
+            && matches!(action, OwnedAction::Unix { name, .. } if name.is_empty())
+        {
             return vec!["write `network: unix: allow`".into()];
         }
         let pattern = pattern_for(action);
@@ -139,7 +141,11 @@ impl Policy {
             .collect(),
             Action::Exec { .. } => vec![("exec", defaults.exec, None)],
             Action::Network { .. } => vec![("network", defaults.network, None)],
-            Action::Unix | Action::Kernel { .. } => Vec::new(),
+            Action::Listen { .. } | Action::Unix { listen: true, .. } => {
+                vec![("network: listen", defaults.listen, None)]
+            }
+            Action::Unix { .. } => vec![("network: unix", defaults.unix, None)],
+            Action::Kernel { .. } => Vec::new(),
         }
     }
 }
@@ -171,7 +177,12 @@ fn describe(action: &OwnedAction) -> String {
         OwnedAction::Network(destination) => {
             format!("connect to {}", show_destination(destination))
         }
-        OwnedAction::Unix => "connect to a Unix socket".into(),
+        OwnedAction::Listen(at) => format!("listen at {}", show_destination(at)),
+        OwnedAction::Unix { name, .. } if name.is_empty() => "connect to a Unix socket".into(),
+        OwnedAction::Unix { name, listen } => {
+            let verb = if *listen { "listen at" } else { "connect to" };
+            format!("{verb} unix:{}", show_socket(name).escape_ascii())
+        }
     }
 }
 
@@ -189,6 +200,14 @@ pub fn show_destination(destination: &Destination) -> String {
     }
 }
 
+/// The name of a socket as policies write it.
+fn show_socket(name: &[u8]) -> Vec<u8> {
+    match name.split_first() {
+        Some((0, rest)) => [b"@", rest].concat(),
+        _ => name.to_vec(),
+    }
+}
+
 /// A quoted pattern that matches this action and no other.
 fn pattern_for(action: &OwnedAction) -> String {
     let text = match action {
@@ -198,8 +217,13 @@ fn pattern_for(action: &OwnedAction) -> String {
             .map(|word| literal(word))
             .collect::<Vec<_>>()
             .join(" "),
-        OwnedAction::Network(destination) => show_destination(destination),
-        OwnedAction::Unix => String::new(),
+        OwnedAction::Network(destination) | OwnedAction::Listen(destination) => {
+            show_destination(destination)
+        }
+        OwnedAction::Unix { name, .. } => match name.split_first() {
+            Some((0, rest)) => format!("@{}", literal(rest)),
+            _ => literal(name),
+        },
     };
     serde_json::Value::from(text).to_string()
 }

@@ -38,6 +38,8 @@ pub enum Subject {
     Program,
     /// One argument: `/` is an ordinary byte.
     Argument,
+    /// A Unix-domain socket: a path, or `@` and an abstract name, in which `/` is an ordinary byte.
+    Socket,
 }
 
 /// A parsed pattern.
@@ -66,10 +68,15 @@ impl Glob {
                 "no path that can be judged is that long; split the rule",
             ));
         }
+        let is_abstract = subject == Subject::Socket && text.starts_with('@');
         let mut parser = Parser {
             text,
-            at: 0,
-            subject,
+            at: usize::from(is_abstract),
+            subject: match subject {
+                Subject::Socket if is_abstract => Subject::Argument,
+                Subject::Socket => Subject::Path,
+                other => other,
+            },
             vars,
         };
         let nodes = parser.sequence(0)?;
@@ -77,7 +84,12 @@ impl Glob {
             .iter()
             .map(|flat| match subject {
                 Subject::Argument => argument(flat),
-                Subject::Path => path(flat, text, false),
+                // The kernel's form of an abstract name begins with a NUL, which no path has.
+                Subject::Socket if is_abstract => argument(flat).map(|mut tokens| {
+                    tokens.insert(0, Token::Byte(0));
+                    tokens
+                }),
+                Subject::Path | Subject::Socket => path(flat, text, false),
                 Subject::Program => path(flat, text, true),
             })
             .collect::<Result<_, _>>()?;
@@ -101,6 +113,11 @@ impl Glob {
 /// Whether a flat path pattern may match at any depth (`**/…`).
 pub fn is_floating(tokens: &[Token]) -> bool {
     matches!(tokens, [Token::Byte(b'/'), Token::Deep, ..])
+}
+
+/// Whether a flat pattern speaks of an abstract name and not of a path.
+pub fn is_abstract(tokens: &[Token]) -> bool {
+    tokens.first() == Some(&Token::Byte(0))
 }
 
 /// A part of a pattern without alternatives.

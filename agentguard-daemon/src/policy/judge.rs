@@ -3,6 +3,7 @@
 //! Nothing here knows of compiled tables. This is the meaning of a policy; the kernel's verdict is
 //! compared with it for every record.
 
+use agentguard_common::record::DESTINATION_KEY;
 use agentguard_common::verdict::{Reason, Verdict, access};
 
 use super::Policy;
@@ -70,35 +71,20 @@ impl Policy {
                     };
                 }
             },
-            Action::Network { destination } => {
-                let key = destination.key();
-                let mut best = Best::NOTHING;
-                for rule in &self.rules {
-                    if let Matcher::Network { patterns, except } = &rule.matcher
-                        && patterns.iter().any(|p| p.matches(&key))
-                        && !except.iter().any(|p| p.matches(&key))
-                    {
-                        best.offer(rule);
-                    }
-                }
-                best.or_default(self.defaults.network)
+            Action::Network { .. } => self.best_of(action).or_default(self.defaults.network),
+            Action::Listen { .. } | Action::Unix { listen: true, .. } => {
+                self.best_of(action).or_default(self.defaults.listen)
             }
-            Action::Unix => {
-                let verdict = if self.unix_allowed {
-                    Verdict::Allow
-                } else {
-                    Verdict::Deny
-                };
-                let reason = if self.unix_allowed {
-                    Reason::Default
-                } else {
-                    Reason::UnixSocket
-                };
-                return Judgement {
-                    verdict,
-                    reason,
-                    rule: None,
-                };
+            Action::Unix { listen: false, .. } => {
+                let best = self.best_of(action).or_default(self.defaults.unix);
+                if best.rule.is_none() && best.verdict != Verdict::Allow {
+                    return Judgement {
+                        verdict: best.verdict,
+                        reason: Reason::UnixSocket,
+                        rule: None,
+                    };
+                }
+                best
             }
             Action::Kernel { lock } => {
                 let permitted = self.kernel.get(lock);
@@ -145,6 +131,17 @@ impl Policy {
             file: source.path().to_path_buf(),
             line: source.line(rule.span.offset),
         }
+    }
+
+    /// The strictest of the rules that match.
+    fn best_of(&self, action: &Action<'_>) -> Best<'_> {
+        let mut best = Best::NOTHING;
+        for rule in &self.rules {
+            if rule.verdict > best.verdict && rule_matches(rule, action) {
+                best.offer(rule);
+            }
+        }
+        best
     }
 
     fn judge_path(&self, path: &[u8], wanted: u8) -> Best<'_> {
@@ -236,6 +233,21 @@ fn command_rule_matches(rule: &Rule, path: &[u8], argv: &[&[u8]]) -> bool {
     }
 }
 
+fn address_rule_matches(rule: &Rule, listening: bool, key: &[u8; DESTINATION_KEY]) -> bool {
+    match &rule.matcher {
+        Matcher::Network {
+            listen,
+            patterns,
+            except,
+        } => {
+            *listen == listening
+                && patterns.iter().any(|p| p.matches(key))
+                && !except.iter().any(|p| p.matches(key))
+        }
+        _ => false,
+    }
+}
+
 /// Whether one rule matches an action.
 pub fn rule_matches(rule: &Rule, action: &Action<'_>) -> bool {
     match *action {
@@ -251,13 +263,16 @@ pub fn rule_matches(rule: &Rule, action: &Action<'_>) -> bool {
             path_rule_matches(rule, path, access::EXEC)
                 || argv.is_some_and(|argv| command_rule_matches(rule, path, argv))
         }
-        Action::Network { destination } => match &rule.matcher {
-            Matcher::Network { patterns, except } => {
-                let key = destination.key();
-                patterns.iter().any(|p| p.matches(&key)) && !except.iter().any(|p| p.matches(&key))
-            }
-            _ => false,
-        },
-        Action::Unix | Action::Kernel { .. } => false,
+        Action::Network { destination } => address_rule_matches(rule, false, &destination.key()),
+        Action::Listen { at } => address_rule_matches(rule, true, &at.listen_key()),
+        Action::Unix { name, listen } => {
+            let access = if listen {
+                access::LISTEN
+            } else {
+                access::CONNECT
+            };
+            path_rule_matches(rule, name, access)
+        }
+        Action::Kernel { .. } => false,
     }
 }

@@ -3,19 +3,21 @@
 //! What is not understood is refused; no rule is ever dropped.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agentguard_common::verdict::Verdict;
+use agentguard_common::verdict::{Verdict, access};
 
 use super::diagnostic::{PolicyError, Source, Span};
 use super::examples::{self, Example};
+use super::glob::Glob;
 use super::limits::Limits;
 use super::load::Parts;
 use super::locks::Locks;
-use super::rule::Rule;
+use super::own;
+use super::rule::{Matcher, Rule};
 use super::rules::Lowering;
-use super::schema::{At, Audit, Choice, Document, FileRules, Mode, Switch};
+use super::schema::{At, Audit, Choice, Document, FileRules, Mode, Switch, UnixSetting};
 use super::vars::Vars;
 use super::{Defaults, Policy};
 
@@ -54,6 +56,7 @@ pub fn lower(
     }
     let sources: Vec<Arc<Source>> = parts.iter().map(|part| part.source.clone()).collect();
     check_ids(&rules, &sources)?;
+    spare_own_socket(&mut rules, &sources);
     let documents: Vec<(&Source, &Document)> =
         parts.iter().map(|p| (&*p.source, &p.document)).collect();
     build(
@@ -90,7 +93,6 @@ fn build(
         mode: mode(documents)?,
         audit: audit.or(inherited).unwrap_or(Audit::All),
         defaults: defaults(documents),
-        unix_allowed: unix_allowed(documents),
         kernel: Locks::join(documents)?,
         limits: Arc::new(Limits::join(documents)?),
         rules,
@@ -256,16 +258,49 @@ fn defaults(documents: &[(&Source, &Document)]) -> Defaults {
         network: or_deny(strictest(&|d| {
             d.network.as_ref().and_then(|n| value(&n.default))
         })),
+        listen: or_deny(strictest(&|d| {
+            let network = d.network.as_ref()?;
+            let own = network.listen.as_ref().and_then(|l| value(&l.default));
+            own.or(value(&network.default))
+        })),
+        unix: or_deny(strictest(
+            &|d| match &d.network.as_ref()?.unix.as_ref()?.value {
+                UnixSetting::Switch(Switch::Allow) => Some(Choice::Allow),
+                UnixSetting::Switch(Switch::Deny) => Some(Choice::Deny),
+                UnixSetting::Rules(rules) => value(&rules.default),
+            },
+        )),
     }
 }
 
-/// Only where it is written, and nowhere denied.
-fn unix_allowed(documents: &[(&Source, &Document)]) -> bool {
-    let mut written = documents
+/// AgentGuard's own socket stays within reach, whatever a policy denies: the daemon answers an agent's
+/// questions about itself, and no others.
+fn spare_own_socket(rules: &mut [Rule], sources: &[Arc<Source>]) {
+    let own: Vec<Glob> = rules
         .iter()
-        .filter_map(|(_, d)| d.network.as_ref()?.unix.as_ref())
-        .peekable();
-    written.peek().is_some() && written.all(|switch| switch.value == Switch::Allow)
+        .filter(|rule| sources[rule.source].path() == Path::new(own::PATH))
+        .filter(|rule| rule.verdict == Verdict::Allow)
+        .filter_map(|rule| match &rule.matcher {
+            Matcher::Path {
+                access: access::CONNECT,
+                patterns,
+                ..
+            } => Some(patterns.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    for rule in rules {
+        if rule.verdict != Verdict::Allow
+            && let Matcher::Path {
+                access: access::CONNECT,
+                except,
+                ..
+            } = &mut rule.matcher
+        {
+            except.extend(own.iter().cloned());
+        }
+    }
 }
 
 /// The verdict of a choice.

@@ -3,13 +3,13 @@
 //! Every record is judged again with this code, and tests compare the compiled tables with it. It
 //! must stay independent of `compile`: it knows tokens, and nothing of automata.
 
-use super::glob::{Glob, Token};
+use super::glob::{Glob, Token, is_abstract};
 
-/// Whether a path pattern matches a path.
+/// Whether a path pattern matches a path, or the pattern of an abstract name that name (with its NUL in front).
 pub fn matches_path(glob: &Glob, path: &[u8]) -> bool {
     glob.alternatives()
         .iter()
-        .any(|tokens| Attempt::new(tokens, path, true).run())
+        .any(|tokens| Attempt::new(tokens, path, !is_abstract(tokens)).run())
 }
 
 /// Whether an argument pattern matches one argument.

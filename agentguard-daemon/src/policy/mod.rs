@@ -70,6 +70,10 @@ pub struct Defaults {
     pub exec: Verdict,
     /// Connecting.
     pub network: Verdict,
+    /// Listening, also at abstract names.
+    pub listen: Verdict,
+    /// Connecting to Unix-domain sockets.
+    pub unix: Verdict,
 }
 
 /// A policy that was read, understood and checked.
@@ -80,7 +84,6 @@ pub struct Policy {
     mode: Mode,
     audit: Audit,
     defaults: Defaults,
-    unix_allowed: bool,
     kernel: Locks,
     limits: Arc<Limits>,
     rules: Vec<Rule>,
@@ -152,11 +155,6 @@ impl Policy {
     /// Verdicts where no rule matches.
     pub fn defaults(&self) -> Defaults {
         self.defaults
-    }
-
-    /// Whether Unix-domain sockets may be connected to.
-    pub fn unix_allowed(&self) -> bool {
-        self.unix_allowed
     }
 
     /// What the `kernel` section permits, as the table has it.

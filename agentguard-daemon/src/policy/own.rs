@@ -36,6 +36,9 @@ pub fn program() -> PathBuf {
     }
 }
 
+/// Name of the control socket, in whichever folder it is.
+pub const SOCKET: &str = "control.sock";
+
 /// What the rules speak of.
 #[derive(Debug, Default)]
 pub struct Own {
@@ -87,8 +90,19 @@ impl Own {
             "AgentGuard itself, and the policy that this agent is under.",
             &kept,
         )?;
+        let sockets = (0..self.closed.len())
+            .map(|index| format!("\"${{agentguard_files_{index}}}/{SOCKET}\""))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let network = if sockets.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "network:\n  unix:\n    allow:\n      - id: agentguard-socket\n        path: [{sockets}]\n        reason: An agent may ask why it was refused; the daemon answers nothing else.\n"
+            )
+        };
         Ok(format!(
-            "version: 1\nname: agentguard-files\nvars:\n{vars}files:\n{rules}"
+            "version: 1\nname: agentguard-files\nvars:\n{vars}files:\n{rules}{network}"
         ))
     }
 }
@@ -129,6 +143,35 @@ mod tests {
         let program = program.to_str().expect("UTF-8");
         assert_eq!(verdict(program, access::READ), Verdict::Allow);
         assert_eq!(verdict(program, access::WRITE), Verdict::Deny);
+    }
+
+    #[test]
+    fn the_control_socket_is_in_reach_whatever_a_policy_says() {
+        let options = LoadOptions {
+            own: vec!["/run/agentguard".into()],
+            ..LoadOptions::default()
+        };
+        for text in [
+            "version: 1\n",
+            "version: 1\nnetwork: {unix: deny}\n",
+            "version: 1\nnetwork: {unix: {deny: [\"/run/**\", \"**/*.sock\"]}}\n",
+        ] {
+            let policy = load_text(Path::new("/p.yaml"), text, &options).expect("a policy");
+            let table = policy.compile(1).expect("a table").bytes;
+            for (name, expected) in [
+                ("/run/agentguard/control.sock", Verdict::Allow),
+                ("/run/agentguard/other.sock", Verdict::Deny),
+                ("/run/docker.sock", Verdict::Deny),
+            ] {
+                let action = Action::Unix {
+                    name: name.as_bytes(),
+                    listen: false,
+                };
+                assert_eq!(policy.judge(&action).verdict, expected, "{name}: {text}");
+                let (verdict, _) = crate::policy::table::walk(&table, &action);
+                assert_eq!(verdict, expected, "{name}: {text}");
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,9 @@ use super::search::Search;
 /// Accesses that are judged apart, in the order of [`Object::rules`].
 pub const ACCESSES: [u8; 3] = [access::READ, access::WRITE, access::EXEC];
 
+/// Accesses to files.
+const FILES: u8 = access::READ | access::WRITE | access::EXEC;
+
 /// The part of the entries that is left to rules of any depth: they are looked for by the way.
 const FLOATING: usize = 4;
 
@@ -124,7 +127,10 @@ impl Policy {
         rules
             .filter(|(_, rule)| refuses(rule))
             .filter_map(|(index, rule)| match &rule.matcher {
-                Matcher::Path { patterns, .. } => Some((index, patterns)),
+                // Sockets are reached by the name that they are bound to, and by no other.
+                Matcher::Path {
+                    access, patterns, ..
+                } if access & FILES != 0 => Some((index, patterns)),
                 _ => None,
             })
             .flat_map(|(index, patterns)| {

@@ -13,7 +13,8 @@ use super::glob::Glob;
 /// What a rule speaks of. A rule matches where one of its patterns does and none of its exceptions.
 #[derive(Clone, Debug)]
 pub enum Matcher {
-    /// Resolved paths, for the accesses in `access` (bits of [`agentguard_common::verdict::access`]).
+    /// Resolved paths, for the accesses in `access` (bits of [`agentguard_common::verdict::access`]), and names of
+    /// Unix-domain sockets.
     Path {
         /// Which accesses.
         access: u8,
@@ -29,8 +30,10 @@ pub enum Matcher {
         /// What does not, all the same.
         except: Vec<CommandPattern>,
     },
-    /// Destinations.
+    /// Destinations, or addresses to listen at.
     Network {
+        /// Listening, not connecting.
+        listen: bool,
         /// What matches.
         patterns: Vec<NetworkPattern>,
         /// What does not, all the same.
@@ -94,8 +97,18 @@ pub enum Action<'a> {
         /// Where to.
         destination: &'a Destination,
     },
-    /// Connect or send to a Unix-domain socket.
-    Unix,
+    /// Listen at an address.
+    Listen {
+        /// Where.
+        at: &'a Destination,
+    },
+    /// Connect or send to a Unix-domain socket, or take an abstract name.
+    Unix {
+        /// Its path, or a NUL and its abstract name. Empty for a socket that no rule knows.
+        name: &'a [u8],
+        /// Take the name.
+        listen: bool,
+    },
     /// Something that the `kernel` section speaks of.
     Kernel {
         /// Number of the [`agentguard_common::verdict::Lock`].

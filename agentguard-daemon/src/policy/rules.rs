@@ -11,7 +11,7 @@ use super::lower::is_name_byte;
 use super::rule::{Matcher, Rule, RuleExample};
 use super::schema::{
     At, Document, Exec, ExecRule, FileRules, Item, Items, Network, NetworkRule, OneOrMany,
-    PathRule, RuleTests,
+    PathRule, RuleTests, UnixSetting,
 };
 use super::vars::Vars;
 
@@ -56,7 +56,7 @@ impl Lowering<'_> {
                 ("files.read_write", &files.read_write, both),
             ] {
                 if let Some(rules) = rules {
-                    self.files(section, rules, access)?;
+                    self.files(section, rules, access, Subject::Path)?;
                 }
             }
         }
@@ -69,7 +69,13 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    fn files(&mut self, section: &str, rules: &FileRules, access: u8) -> Result<(), PolicyError> {
+    fn files(
+        &mut self,
+        section: &str,
+        rules: &FileRules,
+        access: u8,
+        subject: Subject,
+    ) -> Result<(), PolicyError> {
         let lists = [
             (&rules.allow, Verdict::Allow),
             (&rules.ask, Verdict::Ask),
@@ -92,8 +98,8 @@ impl Lowering<'_> {
             };
             let matcher = Matcher::Path {
                 access,
-                patterns: this.globs(&rule.path, Subject::Path)?,
-                except: this.globs_opt(rule.except.as_ref(), Subject::Path)?,
+                patterns: this.globs(&rule.path, subject)?,
+                except: this.globs_opt(rule.except.as_ref(), subject)?,
             };
             this.push(head, &rule.path, rule.id, rule.reason, rule.tests, matcher)
         })
@@ -159,7 +165,35 @@ impl Lowering<'_> {
             (&network.ask, Verdict::Ask),
             (&network.deny, Verdict::Deny),
         ];
-        self.each("network", lists, |this, head, item| {
+        self.addresses("network", lists, false)?;
+        if let Some(At {
+            value: UnixSetting::Rules(rules),
+            ..
+        }) = &network.unix
+        {
+            self.files("network.unix", rules, access::CONNECT, Subject::Socket)?;
+        }
+        if let Some(listen) = &network.listen {
+            let lists = [
+                (&listen.allow, Verdict::Allow),
+                (&listen.ask, Verdict::Ask),
+                (&listen.deny, Verdict::Deny),
+            ];
+            self.addresses("network.listen", lists, true)?;
+        }
+        Ok(())
+    }
+
+    fn addresses(
+        &mut self,
+        section: &str,
+        lists: [(&Items<NetworkRule>, Verdict); 3],
+        listen: bool,
+    ) -> Result<(), PolicyError> {
+        self.each(section, lists, |this, head, item| {
+            if this.abstract_names(head, item, listen)? {
+                return Ok(());
+            }
             let (patterns, rule) = match &item.value {
                 Item::Pattern(text) => (
                     vec![this.pattern(text, item.span, NetworkPattern::parse)?],
@@ -184,12 +218,69 @@ impl Lowering<'_> {
                     .flat_map(|list| list.0.clone())
                     .collect(),
             };
-            let matcher = Matcher::Network { patterns, except };
+            let matcher = Matcher::Network {
+                listen,
+                patterns,
+                except,
+            };
             let (id, reason, tests) = rule.map_or((None, None, None), |rule| {
                 (rule.id.clone(), rule.reason.clone(), rule.tests.clone())
             });
             this.push(head, &OneOrMany(text), id, reason, tests, matcher)
         })
+    }
+
+    /// A rule about taking abstract names; false if it is another one.
+    fn abstract_names(
+        &mut self,
+        head: &Head<'_>,
+        item: &At<Item<NetworkRule>>,
+        listen: bool,
+    ) -> Result<bool, PolicyError> {
+        let short = NetworkRule::default();
+        let (names, rule) = match &item.value {
+            Item::Pattern(text) if text.starts_with('@') => {
+                let one = At {
+                    value: text.clone(),
+                    span: item.span,
+                };
+                (OneOrMany(vec![one]), &short)
+            }
+            Item::Rule(rule) if rule.unix.is_some() => {
+                (rule.unix.clone().unwrap_or(OneOrMany(Vec::new())), &**rule)
+            }
+            _ => return Ok(false),
+        };
+        if !listen {
+            return Err(self.error(
+                head.span,
+                "Unix-domain sockets have a section of their own",
+                "write it under `network: unix: allow:` or `deny:`",
+            ));
+        }
+        let alone = rule.cidr.is_none() && rule.address.is_none() && rule.port.is_none();
+        if let Some(path) = names.0.iter().find(|name| !name.value.starts_with('@')) {
+            return Err(self.error(
+                path.span,
+                "only abstract names (`@name`) are listened at by a rule",
+                "a socket with a path is a file that is made: write its path under `files: write:`",
+            ));
+        }
+        if !alone || rule.protocol.is_some() {
+            return Err(self.error(
+                head.span,
+                "a rule about abstract names has no address, port or protocol",
+                "write two rules",
+            ));
+        }
+        let matcher = Matcher::Path {
+            access: access::LISTEN,
+            patterns: self.globs(&names, Subject::Socket)?,
+            except: self.globs_opt(rule.except.as_ref(), Subject::Socket)?,
+        };
+        let (id, reason, tests) = (rule.id.clone(), rule.reason.clone(), rule.tests.clone());
+        self.push(head, &names, id, reason, tests, matcher)?;
+        Ok(true)
     }
 
     /// The patterns of a long rule: each range, with the rule's ports and protocol.

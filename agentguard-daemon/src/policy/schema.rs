@@ -366,8 +366,75 @@ pub struct ExecRule {
 pub struct Network {
     /// Verdict where no rule matches; `deny` if it is written nowhere.
     pub default: Option<At<Choice>>,
-    /// Whether Unix-domain sockets may be connected to; `deny` if it is written nowhere.
-    pub unix: Option<At<Switch>>,
+    /// Which Unix-domain sockets may be connected and sent to: `allow`, `deny`, or rules with a default of their
+    /// own; `deny` if it is written nowhere.
+    pub unix: Option<At<UnixSetting>>,
+    /// Where others may be let in; the default is that of `network` if none is written here.
+    pub listen: Option<ListenRules>,
+    /// What is permitted.
+    pub allow: Items<NetworkRule>,
+    /// What needs an operator; denied in this version.
+    pub ask: Items<NetworkRule>,
+    /// What is denied, whatever else permits it.
+    pub deny: Items<NetworkRule>,
+}
+
+/// Unix-domain sockets: all or none, or rules.
+#[derive(Debug)]
+pub enum UnixSetting {
+    /// All or none.
+    Switch(Switch),
+    /// By name: globs over their paths, and `@…` for abstract names.
+    Rules(Box<FileRules>),
+}
+
+impl<'de> Deserialize<'de> for UnixSetting {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct SettingVisitor;
+        impl<'de> Visitor<'de> for SettingVisitor {
+            type Value = UnixSetting;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "`allow`, `deny`, or a mapping with `default`, `allow`, `ask` and `deny`",
+                )
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<UnixSetting, E> {
+                Switch::deserialize(StrDeserializer::new(text)).map(UnixSetting::Switch)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<UnixSetting, A::Error> {
+                FileRules::deserialize(MapAccessDeserializer::new(map))
+                    .map(|rules| UnixSetting::Rules(Box::new(rules)))
+            }
+        }
+        deserializer.deserialize_any(SettingVisitor)
+    }
+}
+
+impl JsonSchema for UnixSetting {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "UnixSetting".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let switch = generator.subschema_for::<Switch>();
+        let rules = generator.subschema_for::<FileRules>();
+        json_schema!({ "anyOf": [switch, rules] })
+    }
+}
+
+/// Rules for listening: addresses and ports of the host, and abstract names of Unix-domain sockets (`@name`).
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListenRules {
+    /// Verdict where no rule matches; that of `network` if none is written here.
+    pub default: Option<At<Choice>>,
     /// What is permitted.
     pub allow: Items<NetworkRule>,
     /// What needs an operator; denied in this version.
@@ -377,13 +444,15 @@ pub struct Network {
 }
 
 /// A rule about destinations. The short form is `ADDRESS[:PORTS][/PROTOCOL]`: `10.0.0.0/8:443/tcp`, `[::1]:80`, `any:53/udp`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkRule {
     /// Ranges: `10.0.0.0/8`, `fc00::/7`.
     pub cidr: Option<OneOrMany<String>>,
     /// Single addresses or ranges, or `any`.
     pub address: Option<OneOrMany<String>>,
+    /// In `listen` only: abstract names of Unix-domain sockets, `@name`.
+    pub unix: Option<OneOrMany<String>>,
     /// Ports: `443`, `8000-8999`, or a list.
     pub port: Option<OneOrMany<Port>>,
     /// Protocol: `any` if absent.
@@ -475,7 +544,7 @@ pub struct RuleTests {
     pub not_match: Option<OneOrMany<String>>,
 }
 
-/// An action and the verdict that it must have: exactly one of `read`, `write`, `exec`, `connect`.
+/// An action and the verdict that it must have: exactly one of `read`, `write`, `exec`, `connect`, `listen`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Example {
@@ -485,8 +554,10 @@ pub struct Example {
     pub write: Option<OneOrMany<String>>,
     /// Run this command; a bare program name stands for `/usr/bin/NAME`.
     pub exec: Option<OneOrMany<String>>,
-    /// Connect to `ADDRESS:PORT/PROTOCOL`, or to `unix`.
+    /// Connect to `ADDRESS:PORT/PROTOCOL`, to `unix:/PATH` or `unix:@NAME`, or to `unix`: a socket that no rule knows.
     pub connect: Option<OneOrMany<String>>,
+    /// Listen at `ADDRESS:PORT/PROTOCOL`, or take the abstract name `unix:@NAME`.
+    pub listen: Option<OneOrMany<String>>,
     /// The verdict.
     pub expect: At<Choice>,
     /// The id of the rule that must win.

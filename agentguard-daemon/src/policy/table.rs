@@ -5,7 +5,7 @@
 
 use agentguard_common::table::{
     Automaton, COMMAND_CLASSES, COMMAND_SEPARATOR, MAGIC, NETWORK_CLASSES, PATH_CLASSES, ROWS,
-    TableHeader, flags, path_label, unpack,
+    TableHeader, flags, network_label, path_label, unpack,
 };
 use agentguard_common::verdict::{Reason, Verdict, access};
 use zerocopy::FromBytes as _;
@@ -33,10 +33,28 @@ pub fn walk(table: &[u8], action: &Action<'_>) -> (Verdict, Reason) {
             let label = run(table, &header.network, NETWORK_CLASSES, &destination.key());
             or_default(unpack(label, 0), unpack(header.network_default, 0))
         }
-        Action::Unix if header.flags & flags::UNIX_ALLOWED != 0 => {
-            (Verdict::Allow, Reason::Default)
+        Action::Listen { at } => {
+            let label = run(table, &header.network, NETWORK_CLASSES, &at.listen_key());
+            let shift = network_label::LISTEN;
+            or_default(unpack(label, shift), unpack(header.network_default, shift))
         }
-        Action::Unix => (Verdict::Deny, Reason::UnixSocket),
+        Action::Unix { name, listen: true } => or_default(
+            unpack(path_label_of(table, &header, name), path_label::LISTEN),
+            unpack(header.network_default, network_label::LISTEN),
+        ),
+        Action::Unix {
+            name,
+            listen: false,
+        } => {
+            let found = unpack(path_label_of(table, &header, name), path_label::CONNECT);
+            let default = unpack(header.network_default, network_label::UNIX_CONNECT);
+            match or_default(found, default) {
+                (verdict, Reason::Default) if verdict != Verdict::Allow => {
+                    (verdict, Reason::UnixSocket)
+                }
+                decided => decided,
+            }
+        }
         Action::Kernel { lock } if lock < 32 && header.kernel >> lock & 1 != 0 => {
             (Verdict::Allow, Reason::Default)
         }
@@ -72,11 +90,16 @@ fn word(table: &[u8], at: usize) -> u32 {
 fn path_label_of(table: &[u8], header: &TableHeader, path: &[u8]) -> u32 {
     let anchored = run(table, &header.anchored, PATH_CLASSES, path);
     let floating = run(table, &header.floating, PATH_CLASSES, path);
-    let strictest = [path_label::READ, path_label::WRITE, path_label::EXEC]
-        .into_iter()
-        .fold(0, |all, shift| {
-            all | (unpack(anchored, shift).strictest(unpack(floating, shift)) as u32) << shift
-        });
+    let shifts = [
+        path_label::READ,
+        path_label::WRITE,
+        path_label::EXEC,
+        path_label::CONNECT,
+        path_label::LISTEN,
+    ];
+    let strictest = shifts.into_iter().fold(0, |all, shift| {
+        all | (unpack(anchored, shift).strictest(unpack(floating, shift)) as u32) << shift
+    });
     strictest | ((anchored | floating) & path_label::EXEC_BY_COMMAND)
 }
 

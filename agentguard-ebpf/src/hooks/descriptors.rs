@@ -9,6 +9,7 @@ use aya_ebpf::programs::LsmContext;
 
 use super::locks;
 use super::names::{Request, judge, parts};
+use super::unix;
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
 use crate::label::{Subject, peek};
@@ -20,6 +21,7 @@ const FMODE_READ: u32 = 1;
 const FMODE_WRITE: u32 = 2;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
+const AF_UNIX: u16 = 1;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const TIOCSTI: u32 = 0x5412;
@@ -87,9 +89,12 @@ fn received(subject: Subject, file: u64) -> i32 {
 fn socket(subject: Subject, socket: u64) -> i32 {
     let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
     let family: u16 = peek(sk + get(&off::OFF_SOCK_FAMILY) as u64, 0);
+    if family == AF_UNIX {
+        return unix::received(subject, sk);
+    }
     let port = u16::from_be(peek(sk + get(&off::OFF_SOCK_DPORT) as u64, 0));
     if !matches!(family, AF_INET | AF_INET6) || port == 0 {
-        // Not connected: connecting is judged. Unix-domain sockets have no address here.
+        // Not connected: connecting is judged.
         return 0;
     }
     let mut destination = Destination {

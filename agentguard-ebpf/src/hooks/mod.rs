@@ -33,6 +33,7 @@ pub mod descriptors;
 mod doors;
 pub mod exec;
 pub mod lineage;
+pub mod listen;
 pub mod locks;
 pub mod moves;
 pub mod names;
@@ -40,6 +41,7 @@ pub mod network;
 pub mod open;
 pub mod outsiders;
 mod script;
+pub mod unix;
 
 use agentguard_common::record::{RecordHeader, record_flags};
 use aya_ebpf::helpers::generated::bpf_d_path;

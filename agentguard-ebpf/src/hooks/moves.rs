@@ -10,7 +10,7 @@ use super::doors;
 use super::names::{parts, send};
 use crate::bound::{at_most, forget};
 use crate::climb::climb;
-use crate::decide::{self, Decision, Place, Policy, with_table};
+use crate::decide::{self, Decision, Moved, Place, Policy, with_table};
 use crate::emit;
 use crate::identity;
 use crate::label::{Subject, peek};
@@ -20,6 +20,7 @@ use crate::scratch;
 
 const S_IFMT: u16 = 0o170_000;
 const S_IFDIR: u16 = 0o040_000;
+const S_IFSOCK: u16 = 0o140_000;
 const RENAME_EXCHANGE: u32 = 2;
 const READ: u32 = access::READ as u32;
 const WRITE: u32 = access::WRITE as u32;
@@ -91,11 +92,18 @@ fn governed(subject: Subject, request: Move) -> i32 {
     result
 }
 
-/// Whether an entry is a folder.
+/// What is behind an entry.
 #[inline(always)]
-fn is_folder(dentry: u64) -> bool {
+fn what(dentry: u64) -> Moved {
     let inode: u64 = peek(dentry + get(&off::OFF_DENTRY_INODE) as u64, 0);
-    inode != 0 && peek::<u16>(inode + get(&off::OFF_INODE_MODE) as u64, 0) & S_IFMT == S_IFDIR
+    if inode == 0 {
+        return Moved::Other;
+    }
+    match peek::<u16>(inode + get(&off::OFF_INODE_MODE) as u64, 0) & S_IFMT {
+        S_IFDIR => Moved::Folder,
+        S_IFSOCK => Moved::Socket,
+        _ => Moved::Other,
+    }
 }
 
 #[inline(always)]
@@ -128,10 +136,10 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
             let old = with_table!(policy, t => decide::place_of(t, first, behind));
             let new = with_table!(policy, t => decide::place_of(t, second, at_most(to_len as u32, PATH_BUFFER as u32 - 1)));
             let [old, new] = forget(&raw mut (*scratch).places, [old, new]);
-            let mut decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), is_folder(request.from.1)));
+            let mut decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), what(request.from.1)));
             decision = forget(kept, decision);
             if decision.is_allowed() && request.flags & RENAME_EXCHANGE != 0 {
-                decision = with_table!(policy, t => decide::moved(t, Place::new(t, new), Place::new(t, old), is_folder(request.to.1)));
+                decision = with_table!(policy, t => decide::moved(t, Place::new(t, new), Place::new(t, old), what(request.to.1)));
             }
             let decision = forget(kept, decision);
             let decision = identity::guard(subject, decision, object, (READ | WRITE | EXEC) as u8);

@@ -39,9 +39,8 @@ const SOCK_DGRAM: u16 = 2;
 enum Address {
     /// Judge it by the network rules.
     Internet,
-    /// A Unix-domain socket.
-    Unix,
-    /// Nothing is reached: a socket is disconnected, or the kernel itself is asked (netlink).
+    /// Nothing is reached: a socket is disconnected, or the kernel itself is asked (netlink). Or a Unix-domain
+    /// socket is, which `super::unix` judges when the kernel has found it.
     Nowhere,
     /// Deny with this reason.
     Refuse(Reason),
@@ -197,7 +196,6 @@ fn governed(
     let decision = match kind {
         Address::Nowhere => return 0,
         Address::Internet => with_table!(policy, t => decide::destination(t, &destination)),
-        Address::Unix => with_table!(policy, t => decide::unix(t)),
         Address::Refuse(reason) => {
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
         }
@@ -213,15 +211,7 @@ fn governed(
         emit::fill(header, subject, operation, decision, outcome);
         let tail = &raw mut (*scratch).tail;
         *tail.cast::<Destination>() = destination;
-        let mut tail_len = size_of::<Destination>() as u32;
-        if matches!(kind, Address::Unix) && len > 2 {
-            // The name as the caller gave it, for the record only.
-            let name = crate::bound::at_most(len - 2, 108);
-            let at = (tail as *mut u8).add(size_of::<Destination>());
-            if bpf_probe_read_kernel(at.cast(), name, (address + 2) as *const _) == 0 {
-                tail_len += name;
-            }
-        }
+        let tail_len = size_of::<Destination>() as u32;
         header.target_len = tail_len;
         emit::send::<{ PATH_BUFFER as u32 - 1 }>(
             header,
@@ -309,7 +299,7 @@ fn read(
             destination.port = u16::from_be_bytes(port);
             internet(destination)
         }
-        AF_UNIX => Address::Unix,
+        AF_UNIX if own_family == AF_UNIX => Address::Nowhere,
         AF_NETLINK => {
             // sockaddr_nl: family, pad, pid, groups. Port id 0 without groups is the kernel; everybody else is
             // another process.

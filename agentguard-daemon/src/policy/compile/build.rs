@@ -8,7 +8,7 @@ use super::nfa::{Dialect, Nfa, NodeId, Step};
 use crate::policy::address::{NetworkPattern, Range};
 use crate::policy::command::{ArgumentPattern, CommandPattern};
 use crate::policy::diagnostic::PolicyError;
-use crate::policy::glob::{ByteSet, Glob, Token, is_floating};
+use crate::policy::glob::{ByteSet, Glob, Token, is_abstract, is_floating};
 use crate::policy::{Matcher, Policy, Rule};
 
 /// Ways through the braces of one command pattern.
@@ -52,8 +52,13 @@ impl Automata {
                 Matcher::Command { patterns, except } => automata
                     .commands(index, rule.verdict, patterns, except)
                     .map_err(|()| too_many_ways(policy, rule))?,
-                Matcher::Network { patterns, except } => {
-                    automata.destinations(index, rule.verdict, patterns, except);
+                Matcher::Network {
+                    listen,
+                    patterns,
+                    except,
+                } => {
+                    let label = label::of_destination(rule.verdict, *listen);
+                    automata.destinations(index, label, patterns, except);
                 }
             }
         }
@@ -137,7 +142,7 @@ impl Automata {
     fn destinations(
         &mut self,
         rule: usize,
-        verdict: Verdict,
+        label: Label,
         patterns: &[NetworkPattern],
         except: &[NetworkPattern],
     ) {
@@ -148,14 +153,7 @@ impl Automata {
             }
         }
         for pattern in patterns {
-            add_destination(
-                &mut self.network,
-                group,
-                false,
-                pattern,
-                verdict as Label,
-                rule,
-            );
+            add_destination(&mut self.network, group, false, pattern, label, rule);
         }
     }
 }
@@ -181,7 +179,12 @@ fn too_many_ways(policy: &Policy, rule: &Rule) -> PolicyError {
 }
 
 fn add_path(nfa: &mut Nfa, root: NodeId, tokens: &[Token], label: Label, rule: usize) {
-    let ends = nfa.walk(root, tokens, Dialect::Path);
+    let dialect = if is_abstract(tokens) {
+        Dialect::Abstract
+    } else {
+        Dialect::Path
+    };
+    let ends = nfa.walk(root, tokens, dialect);
     nfa.accept(ends.exact, label, rule);
     if let Some(below) = ends.below {
         nfa.accept_forever(below, label, rule);

@@ -1,15 +1,19 @@
-//! Arithmetic on labels: the verdicts that a state stands for, packed into seven bits.
+//! Arithmetic on labels: the verdicts that a state stands for, packed into twelve bits.
 
-use agentguard_common::table::path_label::{EXEC, EXEC_BY_COMMAND, READ, WRITE};
+use agentguard_common::table::network_label;
+use agentguard_common::table::path_label::{CONNECT, EXEC, EXEC_BY_COMMAND, LISTEN, READ, WRITE};
 use agentguard_common::verdict::{Verdict, access};
 
-/// Verdicts for reading, writing and executing (2 bits each), and "a command rule may speak of it".
-pub type Label = u8;
+/// Verdicts for reading, writing, executing, and for Unix-domain sockets connecting and listening (2 bits each), and
+/// "a command rule may speak of it".
+pub type Label = u16;
 
 const MAY_WAIT: Label = EXEC_BY_COMMAND as Label;
 const READING: Label = 3 << READ;
 const WRITING: Label = 3 << WRITE;
 const EXECUTING: Label = 3 << EXEC;
+const CONNECTING: Label = 3 << CONNECT;
+const LISTENING: Label = 3 << LISTEN;
 /// The least strict verdict on executing that denies it.
 const DENIES: Label = (Verdict::Ask as Label) << EXEC;
 
@@ -21,7 +25,7 @@ pub const BY_COMMAND: Label = MAY_WAIT;
 /// Where executing is denied, nothing waits for arguments: that bit is then set in both, so that a
 /// label that denies everything absorbs all others.
 pub fn join(a: Label, b: Label) -> Label {
-    let strictest = [READING, WRITING, EXECUTING]
+    let strictest = [READING, WRITING, EXECUTING, CONNECTING, LISTENING]
         .into_iter()
         .fold((a | b) & MAY_WAIT, |all, field| {
             all | (a & field).max(b & field)
@@ -53,8 +57,22 @@ pub fn of_path(verdict: Verdict, accesses: u8) -> Label {
         (access::READ, READ),
         (access::WRITE, WRITE),
         (access::EXEC, EXEC),
+        (access::CONNECT, CONNECT),
+        (access::LISTEN, LISTEN),
     ]
     .iter()
     .filter(|(bit, _)| accesses & bit != 0)
-    .fold(0, |label, (_, shift)| join(label, (verdict as u8) << shift))
+    .fold(0, |label, (_, shift)| {
+        join(label, Label::from(verdict as u8) << shift)
+    })
+}
+
+/// The label of a rule about destinations.
+pub fn of_destination(verdict: Verdict, listen: bool) -> Label {
+    let shift = if listen {
+        network_label::LISTEN
+    } else {
+        network_label::CONNECT
+    };
+    Label::from(verdict as u8) << shift
 }

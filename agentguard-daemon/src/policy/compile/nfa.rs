@@ -88,6 +88,8 @@ pub enum Dialect {
     Program,
     /// One argument.
     Argument,
+    /// An abstract name, which may hold any byte.
+    Abstract,
 }
 
 /// The tree.
@@ -210,6 +212,7 @@ impl Nfa {
                 Token::Byte(byte) => Step::Byte(*byte),
                 Token::Set(set) => Step::Set(*set),
                 Token::Star if dialect == Dialect::Argument => Step::Run(any),
+                Token::Star if dialect == Dialect::Abstract => Step::Run(ByteSet::ALL),
                 Token::Star => Step::Run(any.without(b'/')),
                 Token::Deep => Step::Deep {
                     within: any,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use agentguard_common::table::path_label::EXEC_BY_COMMAND;
+use agentguard_common::table::path_label::{CONNECT, EXEC_BY_COMMAND, LISTEN};
 
 use super::label::Label;
 use super::subset::Dfa;
@@ -11,7 +11,9 @@ use super::subset::Dfa;
 /// Both labels as one, the way the kernel joins them: the strictest for each access.
 fn joined(a: Label, b: Label) -> Label {
     let bit = EXEC_BY_COMMAND as Label;
-    (a & 3).max(b & 3) | (a & 0xc).max(b & 0xc) | (a & 0x30).max(b & 0x30) | ((a | b) & bit)
+    [3, 0xc, 0x30, 3 << CONNECT, 3 << LISTEN]
+        .into_iter()
+        .fold((a | b) & bit, |all, field| all | (a & field).max(b & field))
 }
 
 /// The product of two automata over the same classes, or `None` beyond `limit` states.

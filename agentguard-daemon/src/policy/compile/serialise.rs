@@ -1,5 +1,6 @@
 //! The table's bytes. The layout is that of `agentguard_common::table`; nothing else knows it here.
 
+use agentguard_common::table::network_label;
 use agentguard_common::table::{
     Automaton, COMMAND_CLASSES, MAGIC, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES, ROWS,
     TableHeader, flags,
@@ -56,7 +57,9 @@ pub fn serialise(
         generation,
         flags: header_flags(policy) | walk,
         path_default: u32::from(label::published(path_default)),
-        network_default: defaults.network as u32,
+        network_default: (defaults.network as u32) << network_label::CONNECT
+            | (defaults.listen as u32) << network_label::LISTEN
+            | (defaults.unix as u32) << network_label::UNIX_CONNECT,
         kernel: policy.kernel_permits(),
         reserved: 0,
         anchored,
@@ -85,7 +88,6 @@ fn header_flags(policy: &Policy) -> u32 {
         .any(|rule| matches!(rule.matcher, Matcher::Command { .. }));
     [
         (policy.mode == Mode::Shadow, flags::SHADOW),
-        (policy.unix_allowed, flags::UNIX_ALLOWED),
         (policy.audit == Audit::Denied, flags::QUIET_OPENS),
         (commands, flags::HAS_COMMANDS),
     ]

@@ -106,6 +106,9 @@ pub fn determinise(nfa: &Nfa, classes: &Classes, limits: Limits) -> Outcome {
     }
 }
 
+/// Bits of a label in a key; the rest of the word is the group.
+const GROUP: u32 = 12;
+
 /// A draft in the form that is compared: sticky and now, number of groups, groups, positions.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key(Rc<[u32]>);
@@ -113,13 +116,13 @@ struct Key(Rc<[u32]>);
 impl Key {
     fn of(draft: &Draft) -> Self {
         let head = [
-            u32::from(draft.sticky) | u32::from(draft.now) << 8,
+            u32::from(draft.sticky) | u32::from(draft.now) << 16,
             draft.grouped.len() as u32,
         ];
         let grouped = draft
             .grouped
             .iter()
-            .map(|(group, label)| group << 8 | u32::from(*label));
+            .map(|(group, label)| group << GROUP | u32::from(*label));
         Self(
             head.into_iter()
                 .chain(grouped)
@@ -131,10 +134,10 @@ impl Key {
     fn matched(&self) -> (Label, Vec<(u32, Label)>) {
         let groups = &self.0[2..2 + self.0[1] as usize];
         (
-            (self.0[0] & 0xff) as Label,
+            (self.0[0] & 0xffff) as Label,
             groups
                 .iter()
-                .map(|word| (word >> 8, (word & 0xff) as Label))
+                .map(|word| (word >> GROUP, (word & ((1 << GROUP) - 1)) as Label))
                 .collect(),
         )
     }
@@ -181,7 +184,7 @@ struct Builder<'a> {
     labels: Vec<Label>,
     visits: Vec<u32>,
     /// The states with nothing open, by their label.
-    settled: [Option<u32>; 128],
+    settled: Vec<Option<u32>>,
     held: usize,
 }
 
@@ -207,7 +210,7 @@ impl<'a> Builder<'a> {
             keys: Vec::new(),
             labels: Vec::new(),
             visits: vec![0; nfa.nodes.len()],
-            settled: [None; 128],
+            settled: vec![None; 1 << GROUP],
             held: 0,
         }
     }

@@ -95,6 +95,7 @@ pub struct Generator {
     paths: Vec<Vec<Component>>,
     commands: Vec<Command>,
     targets: Vec<Target>,
+    names: Vec<Vec<Piece>>,
 }
 
 impl Generator {
@@ -105,6 +106,7 @@ impl Generator {
             paths: Vec::new(),
             commands: Vec::new(),
             targets: Vec::new(),
+            names: Vec::new(),
         }
     }
 
@@ -113,6 +115,7 @@ impl Generator {
         self.paths.clear();
         self.commands.clear();
         self.targets.clear();
+        self.names.clear();
         let mut text = String::from("version: 1\nfiles:\n");
         for section in ["read", "write", "read_write"] {
             let _ = writeln!(text, "  {section}:");
@@ -129,8 +132,19 @@ impl Generator {
         if self.random.chance(50) {
             let switch = *self.random.pick(&["allow", "deny"]);
             let _ = writeln!(text, "    unix: {switch}");
+        } else {
+            text.push_str("    unix:\n");
+            self.nested(&mut text, Self::socket_rule);
         }
         self.lists(&mut text, Self::network_rule);
+        text.push_str("    listen:\n");
+        self.nested(&mut text, |this| {
+            if this.random.chance(30) {
+                quoted(&this.abstract_pattern())
+            } else {
+                this.network_rule()
+            }
+        });
         text
     }
 
@@ -148,8 +162,9 @@ impl Generator {
             15 => OwnedAction::Program {
                 path: self.program(),
             },
-            16..=18 => OwnedAction::Network(self.destination()),
-            _ => OwnedAction::Unix,
+            16 | 17 => OwnedAction::Network(self.destination()),
+            18 => OwnedAction::Listen(self.destination()),
+            _ => self.socket(),
         }
     }
 
@@ -172,6 +187,55 @@ impl Generator {
                 let _ = writeln!(text, "      - {}", rule(self));
             }
         }
+    }
+
+    /// A default and lists, one level deeper.
+    fn nested(&mut self, text: &mut String, rule: fn(&mut Self) -> String) {
+        let mut inner = String::new();
+        self.default(&mut inner);
+        self.lists(&mut inner, rule);
+        for line in inner.lines() {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+
+    fn socket_rule(&mut self) -> String {
+        if self.random.chance(60) {
+            return self.path_rule();
+        }
+        let patterns = self.several(Self::abstract_pattern);
+        let except = self.exceptions(Self::abstract_pattern);
+        format!("{{path: [{patterns}]{except}}}")
+    }
+
+    fn abstract_pattern(&mut self) -> String {
+        let pieces = self.name(true);
+        self.names.push(pieces.clone());
+        let mut text = String::from("@");
+        show_pieces(&pieces, &mut text);
+        text
+    }
+
+    /// A socket near one of the patterns.
+    fn socket(&mut self) -> OwnedAction {
+        let listen = self.random.chance(40);
+        let mut name = if self.random.chance(50) {
+            self.path()
+        } else {
+            vec![0]
+        };
+        if name == [0] {
+            if !self.names.is_empty() {
+                let at = self.random.below(self.names.len());
+                let pieces = self.names[at].clone();
+                let sampled = self.sample(&pieces, true);
+                name.extend(sampled);
+            }
+            if self.random.chance(20) {
+                name.push(*self.random.pick(b"\0a/"));
+            }
+        }
+        OwnedAction::Unix { name, listen }
     }
 
     fn path_rule(&mut self) -> String {

@@ -151,7 +151,7 @@ impl Generator {
     }
 
     /// Bytes that the pieces match.
-    fn sample(&mut self, pieces: &[Piece], argument: bool) -> Vec<u8> {
+    pub(super) fn sample(&mut self, pieces: &[Piece], argument: bool) -> Vec<u8> {
         let mut out = Vec::new();
         for piece in pieces {
             match piece {

@@ -1,0 +1,188 @@
+//! Being reached by others. Threat: an agent opens a door on the host, or answers in the place of a service.
+//! Choke points: `socket_listen` for streams, by the address that the socket has by then; `socket_bind` for
+//! UDP, which listens as soon as it has a port, and for abstract names of Unix-domain sockets. A path is
+//! judged as a file that is made. A port that the kernel picks for a UDP socket is not judged: every client has
+//! one.
+
+use agentguard_common::record::Destination;
+use agentguard_common::verdict::{Operation, Reason, Verdict};
+use aya_ebpf::programs::LsmContext;
+
+use super::unix;
+use crate::bound::{at_most, forget};
+use crate::decide::{self, Decision, with_table};
+use crate::emit;
+use crate::label::{Subject, peek};
+use crate::maps::{NameScratch, PATH_BUFFER, PathScratch};
+use crate::offsets::{self as off, get};
+use crate::scratch;
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+const IPPROTO_UDP: u16 = 17;
+const IPPROTO_MPTCP: u16 = 262;
+/// `sizeof(struct sockaddr_in)` without its padding; `SIN6_LEN_RFC2133`.
+const INET_LEN: u32 = 8;
+const INET6_LEN: u32 = 24;
+
+hook! {
+    /// `socket_bind(struct socket *sock, struct sockaddr *address, int addrlen)`. Minimum kernel 5.7. Fails closed.
+    socket_bind, "socket_bind", |ctx, subject| bind(&ctx, subject)
+}
+
+hook! {
+    /// `socket_listen(struct socket *sock, int backlog)`. Minimum kernel 5.7. Fails closed.
+    socket_listen, "socket_listen", |ctx, subject| {
+        let socket: u64 = ctx.arg(0);
+        let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
+        let mut at = start(socket, sk);
+        at.port = peek(sk + get(&off::OFF_SOCK_NUM) as u64, 0);
+        match at.family {
+            AF_INET => {
+                at.address = mapped(peek(sk + get(&off::OFF_SOCK_RCV_SADDR) as u64, [0; 4]));
+            }
+            AF_INET6 => at.address = wide(sk + get(&off::OFF_SOCK_V6_RCV_SADDR) as u64),
+            // A path was judged when it was made, an abstract name when it was taken. Other families are not made.
+            _ => return 0,
+        }
+        judge(subject, &at)
+    }
+}
+
+/// What is known of a socket itself.
+#[inline(always)]
+fn start(socket: u64, sk: u64) -> Destination {
+    let protocol: u16 = peek(sk + get(&off::OFF_SOCK_PROTOCOL) as u64, 0);
+    Destination {
+        family: peek(sk + get(&off::OFF_SOCK_FAMILY) as u64, 0),
+        protocol: if protocol == IPPROTO_MPTCP {
+            IPPROTO_TCP
+        } else {
+            protocol
+        },
+        port: 0,
+        kind: peek(socket + get(&off::OFF_SOCKET_TYPE) as u64, 0),
+        address: [0; 16],
+    }
+}
+
+#[inline(always)]
+fn mapped(v4: [u8; 4]) -> [u8; 16] {
+    [
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
+    ]
+}
+
+#[inline(always)]
+fn wide(at: u64) -> [u8; 16] {
+    let mut address = [0; 16];
+    let halves: [u64; 2] = [peek(at, 0), peek(at + 8, 0)];
+    address[..8].copy_from_slice(&halves[0].to_ne_bytes());
+    address[8..].copy_from_slice(&halves[1].to_ne_bytes());
+    address
+}
+
+#[inline(always)]
+fn bind(ctx: &LsmContext, subject: Subject) -> i32 {
+    let (socket, address, len): (u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let len = len as u32;
+    let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
+    let mut at = start(socket, sk);
+    if at.family == AF_UNIX {
+        // A family alone asks the kernel for a name of its own making, as a client has a port.
+        if len <= 2 || peek::<u8>(address + 2, 0) != 0 {
+            return 0;
+        }
+        return take(subject, address + 2, len, sk);
+    }
+    // Streams are judged when they listen, by the address that they have then.
+    if !matches!(at.family, AF_INET | AF_INET6) || at.protocol != IPPROTO_UDP {
+        return 0;
+    }
+    let needed = if at.family == AF_INET {
+        INET_LEN
+    } else {
+        INET6_LEN
+    };
+    if len < needed {
+        // The kernel refuses it.
+        return 0;
+    }
+    at.port = u16::from_be(peek(address + 2, 0));
+    if at.port == 0 {
+        return 0;
+    }
+    at.address = if at.family == AF_INET {
+        mapped(peek(address + 4, [0; 4]))
+    } else {
+        wide(address + 8)
+    };
+    judge(subject, &at)
+}
+
+/// Judges listening at an address.
+#[inline(always)]
+fn judge(subject: Subject, at: &Destination) -> i32 {
+    // SAFETY: the label is a live map value.
+    let decision = match decide::policy(unsafe { (*subject.label).agent }) {
+        // The agent is gone or was never installed: deny (no-policy).
+        None => Decision::failure(Reason::NoPolicy),
+        Some(policy) => with_table!(policy, t => decide::listen(t, at)),
+    };
+    let Some(scratch) = scratch::claim::<PathScratch>() else {
+        // The decision stands; only its target is missing from the record.
+        return emit::bare(subject, Operation::Listen, decision);
+    };
+    let outcome = emit::outcome(decision);
+    // SAFETY: this task owns the slot until it is released.
+    unsafe {
+        let header = &mut (*scratch).header;
+        emit::fill(header, subject, Operation::Listen, decision, outcome);
+        let tail = &raw mut (*scratch).tail;
+        *tail.cast::<Destination>() = *at;
+        header.target_len = size_of::<Destination>() as u32;
+        emit::send::<64>(
+            header,
+            size_of::<Destination>() as u32,
+            outcome,
+            &raw mut (*scratch).emitted,
+        );
+    }
+    scratch::release(scratch);
+    crate::bound::verdict(outcome.refused)
+}
+
+/// Judges taking an abstract name.
+#[inline(always)]
+fn take(subject: Subject, name: u64, len: u32, sk: u64) -> i32 {
+    let operation = Operation::Listen;
+    // SAFETY: the label is a live map value.
+    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+        // The agent is gone or was never installed: deny (no-policy).
+        return emit::bare(subject, operation, Decision::failure(Reason::NoPolicy));
+    };
+    let Some(scratch) = scratch::claim::<NameScratch>() else {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        return emit::bare(subject, operation, decision);
+    };
+    // SAFETY: this task owns the slot until it is released.
+    let refused = unsafe {
+        let len = unix::abstract_name(scratch, name, len);
+        let path = (&raw const (*scratch).tail as *const u8).add(size_of::<Destination>());
+        let decision = if len < 0 {
+            // Which name it is cannot be known: deny (address-unreadable).
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::AddressUnreadable))
+        } else {
+            let len = at_most(len as u32, PATH_BUFFER as u32 - 1);
+            with_table!(policy, t => decide::abstract_name(t, decide::label_of(t, path, len)))
+        };
+        let decision = forget(&raw mut (*scratch).decision, decision);
+        unix::record(scratch, subject, operation, decision, len, sk)
+    };
+    scratch::release(scratch);
+    crate::bound::verdict(refused)
+}
