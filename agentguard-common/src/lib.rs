@@ -16,6 +16,7 @@ pub const ABI: u32 = 3;
 pub mod identity;
 pub mod label;
 pub mod offsets;
+pub mod opened;
 pub mod record;
 pub mod selftest;
 pub mod table;

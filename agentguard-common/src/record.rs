@@ -85,8 +85,8 @@ pub struct RecordHeader {
     pub new_exec_id: u64,
     /// Effective user id, in the initial user namespace.
     pub euid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// connect, send, receive: number of the name that opened the address; else zero.
+    pub name: u32,
 }
 
 /// A socket destination in the one form that rules and records use.

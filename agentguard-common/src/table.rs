@@ -104,6 +104,8 @@ pub mod flags {
     pub const NARROW: u32 = 32;
     /// The policy has rules on command lines; without it the command automaton is not walked.
     pub const HAS_COMMANDS: u32 = 8;
+    /// The policy has rules about names: addresses may be open by name, and questions go to the resolver.
+    pub const HAS_NAMES: u32 = 64;
 }
 
 /// Byte offset of the class map that `anchored` and `floating` share: 256 `u16`.

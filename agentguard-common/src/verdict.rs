@@ -102,6 +102,13 @@ stable! {
         NameWidens = 19 => "name-widens",
         /// No rule speaks of this Unix-domain socket, and it was made by the agent itself.
         OwnSocket = 20 => "own-socket",
+        /// No rule speaks of the address, and a name that was resolved opened it.
+        Opened = 21 => "opened-by-name",
+        /// A question to a name server, which goes to the agent's resolver.
+        Redirected = 22 => "redirected",
+        /// A question to a name server that would not get to the agent's resolver, or a resolver that was called
+        /// directly.
+        ResolverOnly = 23 => "resolver-only",
     }
 }
 

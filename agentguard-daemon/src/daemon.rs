@@ -18,6 +18,7 @@ use crate::audit::LogOptions;
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
 use crate::policy::own::SOCKET;
+use crate::resolver::{Server, Servers};
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
 /// The daemon's configuration file.
@@ -40,6 +41,8 @@ pub struct Config {
     pub on_stop: Leave,
     /// The model gateway.
     pub gateway: GatewayConfig,
+    /// Whom the resolver asks, instead of those in `/etc/resolv.conf`: `ADDRESS` or `ADDRESS:PORT`.
+    pub resolvers: Vec<Server>,
 }
 
 impl Default for Config {
@@ -53,6 +56,7 @@ impl Default for Config {
             btf: None,
             on_stop: Leave::default(),
             gateway: GatewayConfig::default(),
+            resolvers: Vec::new(),
         }
     }
 }
@@ -69,6 +73,7 @@ impl Config {
             state: self.state_dir.clone(),
             gateway: self.gateway.clone(),
             pins: Some(Pins::of_host()),
+            servers: Servers::of(&self.resolvers),
             self_test,
         }
     }
@@ -279,6 +284,13 @@ mod tests {
         assert_eq!(config.audit_log.segment_mib, 16);
         assert_eq!(config.audit_log.checkpoint_records, 10_000);
         assert!(Config::parse("audit_log: { sync: sometimes }").is_err());
+        let config =
+            Config::parse("resolvers: [9.9.9.9, '[2001:db8::1]:5353', '2001:db8::2']").unwrap();
+        let these = ["9.9.9.9:53", "[2001:db8::1]:5353", "[2001:db8::2]:53"];
+        let these = these.map(|it| it.parse().unwrap()).to_vec();
+        assert_eq!(Servers::of(&config.resolvers), Servers::These(these));
+        let error = Config::parse("resolvers: [dns.example.com]").unwrap_err();
+        assert!(error.contains("dns.example.com"), "{error}");
     }
 
     #[test]

@@ -28,7 +28,7 @@ fn the_object_has_the_layouts_of_the_daemon() {
     same! { structs;
         RecordHeader {
             len operation verdict access flags time agent session generation reason errno pid tid ppid uid
-            exec_id inode device aux target_len args_len new_exec_id euid reserved
+            exec_id inode device aux target_len args_len new_exec_id euid name
         }
         Label { agent session exec_id }
         Membership { agent session }

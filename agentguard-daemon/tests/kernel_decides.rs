@@ -7,8 +7,10 @@
     reason = "a test says where it fails"
 )]
 
-use agentguard::kernel::{Guard, GuardOptions};
-use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, generate::Generator, load_text};
+use agentguard::kernel::{Guard, GuardOptions, Opening};
+use agentguard::policy::generate::{Generator, Random};
+use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, load_text};
+use agentguard_common::record::Destination;
 use agentguard_common::selftest::{Case, kind};
 use agentguard_common::table::{MAX_COMMAND, SMALL_TABLE};
 use agentguard_common::verdict::{Reason, Verdict, access};
@@ -99,6 +101,7 @@ impl Kernel {
                 case.access = *lock;
                 b""
             }
+            Action::Name { .. } => panic!("names are judged when they are resolved"),
             Action::Listen { at } => {
                 case.kind = kind::LISTEN;
                 at.as_bytes()
@@ -140,6 +143,23 @@ impl Kernel {
             Verdict::from_number((result >> 16) as u8).unwrap(),
             Reason::from_number((result & 0xffff) as u16).unwrap(),
         )
+    }
+}
+
+impl Kernel {
+    /// How long the last case takes, on average of many runs.
+    fn time(&mut self) -> std::time::Duration {
+        let program: &mut SchedClassifier = self
+            .guard
+            .object()
+            .program_mut("selftest")
+            .unwrap()
+            .try_into()
+            .unwrap();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&[0u8; 64]);
+        options.repeat = 100_000;
+        program.test_run(options).unwrap().duration
     }
 }
 
@@ -325,4 +345,167 @@ fn the_comparison_notices_a_removed_rule() {
         decide(&load(open).compile(2).unwrap().bytes),
         (Verdict::Allow, Reason::Default)
     );
+}
+
+/// Nanoseconds on the clock of the deadlines.
+fn now() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+fn opening(
+    session: u32,
+    address: [u8; 16],
+    deadline: u64,
+    grants: &[(u16, u16, Option<u8>)],
+) -> Opening {
+    Opening {
+        agent: 1,
+        session,
+        address,
+        name: "a.test".to_owned(),
+        deadline,
+        grants: grants.to_vec(),
+    }
+}
+
+const HOUR: u64 = 3_600_000_000_000;
+
+/// Random openings, and destinations near them, against a plain list of what was opened.
+#[test]
+fn what_names_opened_is_open_for_its_ports_and_its_time() {
+    if skipped() {
+        return;
+    }
+    let text = "version: 1\nnetwork:\n  allow: [\"a.test\", \"192.0.2.7:9/udp\"]\n  ask: [\"192.0.2.8\"]\n  deny: [\"192.0.2.9\", \"any:25/tcp\"]\n";
+    let policy = load_text("names.yaml".as_ref(), text, &LoadOptions::default()).unwrap();
+    let mut kernel = Kernel::load();
+    let table = policy.compile(1).unwrap().bytes;
+    kernel.guard.install(1, &table).unwrap();
+    let mut random = Random::new(4);
+    let mut opened: Vec<(u32, [u8; 16], bool, Vec<(u16, u16, Option<u8>)>)> = Vec::new();
+    let address = |random: &mut Random| {
+        let mut address = [0; 16];
+        address[10..12].fill(0xff);
+        address[12..].copy_from_slice(&[192, 0, 2, random.below(12) as u8]);
+        if random.chance(20) {
+            address[..2].copy_from_slice(&[0x20, 1]);
+        }
+        address
+    };
+    let ports = [0u16, 9, 24, 25, 26, 80, 443, 444, 65535];
+    for _ in 0..9 {
+        let low = *random.pick(&ports);
+        let grants = vec![(
+            low,
+            low.saturating_add(*random.pick(&[0, 1, 1000])),
+            *random.pick(&[None, Some(6), Some(17)]),
+        )];
+        let (session, live) = (1 + u32::from(random.chance(20)), random.chance(70));
+        let address = address(&mut random);
+        let deadline = if live { now() + HOUR } else { 1 };
+        kernel
+            .guard
+            .open_address(&opening(session, address, deadline, &grants))
+            .unwrap();
+        opened.push((session, address, live, grants));
+    }
+    let mut counts = std::collections::BTreeMap::new();
+    for _ in 0..3_000 {
+        let destination = Destination {
+            family: 10,
+            protocol: *random.pick(&[6, 17, 1]),
+            port: *random.pick(&ports),
+            kind: 1,
+            address: address(&mut random),
+        };
+        let action = Action::Network {
+            destination: &destination,
+        };
+        let judged = policy.judge(&action);
+        let by_name = opened.iter().any(|(session, address, live, grants)| {
+            *session == 1
+                && *live
+                && *address == destination.address
+                && grants.iter().any(|(low, high, protocol)| {
+                    (*low..=*high).contains(&destination.port)
+                        && protocol.is_none_or(|own| u16::from(own) == destination.protocol)
+                })
+        });
+        let expected = if judged.reason == Reason::Default && by_name {
+            (Verdict::Allow, Reason::Opened)
+        } else {
+            (judged.verdict, judged.reason)
+        };
+        assert_eq!(
+            kernel.decide(&action),
+            expected,
+            "{destination:?} {opened:?}"
+        );
+        *counts.entry(expected).or_insert(0u32) += 1;
+    }
+    println!("{counts:?}");
+    assert!(counts[&(Verdict::Allow, Reason::Opened)] > 50, "{counts:?}");
+    assert!(counts[&(Verdict::Deny, Reason::Rule)] > 50, "{counts:?}");
+    kernel.guard.close_addresses(1).unwrap();
+    let destination = Destination {
+        family: 2,
+        protocol: 6,
+        port: 80,
+        kind: 1,
+        address: opened[0].1,
+    };
+    let action = Action::Network {
+        destination: &destination,
+    };
+    assert_ne!(kernel.decide(&action), (Verdict::Allow, Reason::Opened));
+}
+
+/// What a decision costs with ten addresses that are open, and with a hundred thousand. The figures are printed;
+/// no time limit is worth anything on a machine that others use.
+#[test]
+fn many_open_addresses_are_looked_up_alike() {
+    if skipped() {
+        return;
+    }
+    let text = "version: 1\nnetwork:\n  allow: [\"a.test\"]\n";
+    let policy = load_text("names.yaml".as_ref(), text, &LoadOptions::default()).unwrap();
+    let mut kernel = Kernel::load();
+    kernel
+        .guard
+        .install(1, &policy.compile(1).unwrap().bytes)
+        .unwrap();
+    let deadline = now() + HOUR;
+    let mut made = 0u32;
+    for count in [10u32, 100_000] {
+        while made < count {
+            let mut address = [0; 16];
+            address[10..12].fill(0xff);
+            address[12..].copy_from_slice(&(0x0900_0000 + made).to_be_bytes());
+            kernel
+                .guard
+                .open_address(&opening(1, address, deadline, &[(443, 443, Some(6))]))
+                .unwrap();
+            made += 1;
+        }
+        let mut address = [0; 16];
+        address[10..12].fill(0xff);
+        address[12..].copy_from_slice(&(0x0900_0000u32 + 7).to_be_bytes());
+        let destination = Destination {
+            family: 2,
+            protocol: 6,
+            port: 443,
+            kind: 1,
+            address,
+        };
+        let action = Action::Network {
+            destination: &destination,
+        };
+        assert_eq!(kernel.decide(&action), (Verdict::Allow, Reason::Opened));
+        let best = (0..10).map(|_| kernel.time()).min().unwrap();
+        println!(
+            "{count} open addresses: {} ns for a decision",
+            best.as_nanos()
+        );
+    }
 }

@@ -1,6 +1,7 @@
 //! The one place where a verdict is made: labels of automata in, a decision out.
 //! Every path through here that cannot decide is a denial with its own reason.
 
+use agentguard_common::opened::Address;
 use agentguard_common::record::Destination;
 use agentguard_common::table::{
     LARGE_TABLE, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, network_label, path_label,
@@ -10,6 +11,7 @@ use core::mem::offset_of;
 
 use crate::bound::{BOTH, NARROW, ONE, Table};
 use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Script, Walk};
+use crate::opened::opened;
 
 /// A verdict with its reason, before shadow mode is applied.
 #[repr(C)]
@@ -506,9 +508,15 @@ pub fn lock<const BYTES: usize>(table: Table<BYTES>, lock: u32) -> Decision {
     }
 }
 
-/// Decides on a socket destination of an internet family.
+/// Decides on a socket destination of an internet family. `name` becomes the number of the name that opened it,
+/// where no rule speaks of it.
 #[inline(always)]
-pub fn destination<const BYTES: usize>(table: Table<BYTES>, destination: &Destination) -> Decision {
+pub fn destination<const BYTES: usize>(
+    table: Table<BYTES>,
+    (agent, session): (u32, u32),
+    destination: &Destination,
+    name: &mut u32,
+) -> Decision {
     let decision = begin(table);
     if destination.protocol > 255 {
         return decision.with(Verdict::Deny, Reason::ProtocolNotPermitted);
@@ -517,6 +525,23 @@ pub fn destination<const BYTES: usize>(table: Table<BYTES>, destination: &Destin
     // in a register has no bounds there.
     let key = core::hint::black_box(destination.key());
     let state = table.walk_destination(&key, table.field(offset_of!(TableHeader, network)));
+    if decision.flags & flags::HAS_NAMES != 0 && opinion(state, network_label::CONNECT) == 0 {
+        let mut address = Address {
+            agent,
+            session,
+            address: [0; 16],
+        };
+        address.address.copy_from_slice(&key[..16]);
+        let found = opened(
+            &address,
+            u64::from(destination.port),
+            u64::from(destination.protocol),
+        );
+        if found != 0 {
+            *name = found as u32;
+            return decision.with(Verdict::Allow, Reason::Opened);
+        }
+    }
     settle(
         decision,
         opinion(state, network_label::CONNECT),

@@ -145,7 +145,7 @@ pub fn complete(
             .cast::<u64>()
             .write(facts.target_len);
         header.new_exec_id = 0;
-        header.reserved = 0;
+        header.name = 0;
     }
 }
 

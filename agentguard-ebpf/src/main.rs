@@ -20,6 +20,7 @@ mod identity;
 mod label;
 mod maps;
 mod offsets;
+mod opened;
 mod scratch;
 mod selftest;
 

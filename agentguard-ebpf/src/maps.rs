@@ -6,6 +6,7 @@ use core::ffi::c_void;
 use crate::decide::Decision;
 use agentguard_common::identity::{FILTER_WORDS, MAX_OBJECTS, Object};
 use agentguard_common::label::{Control, Label, Membership, State};
+use agentguard_common::opened::{Address, MAX_OPENED, Opened, PORT_WORDS, Redirect, Resolver};
 use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, RecordHeader, class};
 use agentguard_common::table::{LARGE_TABLE, MAX_AGENTS, MAX_COMMAND, SMALL_TABLE};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf};
@@ -25,6 +26,38 @@ pub struct TaskStorage<T> {
 unsafe impl<T> Sync for TaskStorage<T> {}
 
 impl<T> TaskStorage<T> {
+    /// A definition for the loader to fill in.
+    pub const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// What the helpers take for the map.
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *mut c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// Socket storage, in the same way.
+#[repr(C)]
+pub struct SocketStorage<T> {
+    r#type: *const [i32; 24], // BPF_MAP_TYPE_SK_STORAGE
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; 1], // BPF_F_NO_PREALLOC
+}
+
+// SAFETY: the fields are placeholders for the loader and are never read.
+unsafe impl<T> Sync for SocketStorage<T> {}
+
+impl<T> SocketStorage<T> {
     /// A definition for the loader to fill in.
     pub const fn new() -> Self {
         Self {
@@ -161,6 +194,8 @@ pub struct SmallTable(pub [u32; SMALL_TABLE / 4]);
 #[repr(C)]
 pub struct LargeTable(pub [u32; LARGE_TABLE / 4]);
 
+/// `BPF_F_NO_PREALLOC`: memory is taken when an entry is made.
+const NO_PREALLOC: usize = 1;
 /// `BPF_F_RDONLY_PROG`: programs can never write a policy.
 const RDONLY_PROG: usize = 1 << 7;
 
@@ -206,6 +241,28 @@ pub static OBJECTS: HashMap<Object, u32, MAX_OBJECTS> = HashMap::new();
 /// Which inode numbers may be in [`OBJECTS`]. Written by the daemon before the entry, cleared after it.
 #[btf_map]
 pub static OBJECT_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+
+/// agent and address → what names opened it for. Written by the daemon before an answer leaves; entries end by
+/// their deadlines and are removed by the daemon. A full map takes no more, and what is not in it is not open.
+#[btf_map]
+pub static OPENED: HashMap<Address, Opened, MAX_OPENED, NO_PREALLOC> = HashMap::new();
+
+/// Number of a name → the name, for records. Written and read by the daemon alone.
+#[btf_map]
+pub static NAMES: HashMap<u32, [u8; 256], MAX_OPENED, NO_PREALLOC> = HashMap::new();
+
+/// agent slot → where its resolver listens. Written by the daemon when it does, cleared before it does not.
+#[btf_map]
+pub static RESOLVERS: Array<Resolver, { MAX_AGENTS as usize }> = Array::new();
+
+/// The ports of all resolvers as a set of bits. Written by the daemon.
+#[btf_map]
+pub static RESOLVER_PORTS: Array<u64, PORT_WORDS> = Array::new();
+
+/// socket → where its questions go. Written by the hooks of the security module, read by the programs of the
+/// agent's cgroup; freed with the socket.
+#[btf_map]
+pub static REDIRECTS: SocketStorage<Redirect> = SocketStorage::new();
 
 /// Records of allowed actions and of life cycles, to the daemon.
 #[btf_map]

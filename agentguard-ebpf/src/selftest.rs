@@ -59,7 +59,8 @@ pub fn selftest(_ctx: TcContext) -> i32 {
             }
             kind::NETWORK => {
                 let destination = *buffer.cast::<Destination>();
-                with_table!(policy, t => decide::destination(t, &destination))
+                let mut name = 0;
+                with_table!(policy, t => decide::destination(t, (1, 1), &destination, &mut name))
             }
             kind::UNIX => {
                 with_table!(policy, t => decide::unix(t, decide::label_of(t, buffer, path_len)))

@@ -9,6 +9,7 @@ pub mod fixture;
 pub mod guard;
 pub mod limits;
 pub mod listen;
+pub mod names;
 pub mod races;
 pub mod row;
 pub mod run;

@@ -9,7 +9,7 @@ use clap::Parser;
 use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
-use vm_tests::{act, fixture, listen, row, scenario, survival, table, workshop};
+use vm_tests::{act, fixture, listen, names, row, scenario, survival, table, workshop};
 
 /// Tests that run in a guest.
 #[derive(Parser)]
@@ -145,6 +145,7 @@ fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     let mut tally = runner.tally;
     if mode == Mode::Policies {
         scenario::run(guard::AUDIT.as_ref(), filter, &mut tally);
+        names::run(guard::AUDIT, filter, &mut tally);
         // What follows has daemons of its own, and begins with nothing.
         drop(daemon);
         guard::agentguard_ok(&["uninstall", "--yes"])?;

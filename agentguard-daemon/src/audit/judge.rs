@@ -11,6 +11,7 @@ use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use super::objects::Objects;
 use crate::event::escape::escape;
 use crate::event::{Event, Target};
+use crate::kernel::NameBook;
 use crate::policy::{Action, Judgement, Mode, Policy, RuleRef};
 
 /// Policies that are kept for late records after they were replaced.
@@ -38,6 +39,8 @@ pub struct Opinion {
     pub reason: Reason,
     /// The rule.
     pub rule: Option<Arc<RuleName>>,
+    /// The name that opened the address.
+    pub name: Option<Arc<str>>,
 }
 
 /// A record judged again.
@@ -58,6 +61,7 @@ pub struct Judge {
     /// Generations whose policies are lost: of another life of the daemon.
     lost: BTreeSet<u32>,
     objects: Objects,
+    names: NameBook,
     young: HashMap<Box<[u8]>, Opinion>,
     old: HashMap<Box<[u8]>, Opinion>,
     young_bytes: usize,
@@ -93,7 +97,13 @@ impl Judge {
             verdict: event.verdict,
             reason: event.reason,
             rule: Some(rule),
+            name: None,
         })
+    }
+
+    /// What the numbers of names in records stand for.
+    pub fn set_names(&mut self, names: NameBook) {
+        self.names = names;
     }
 
     /// The policy of a generation.
@@ -109,6 +119,7 @@ impl Judge {
                 | Reason::Default
                 | Reason::UnixSocket
                 | Reason::OwnSocket
+                | Reason::Opened
                 | Reason::Locked
         ) {
             return Review::NotJudged;
@@ -122,6 +133,9 @@ impl Judge {
                 event.generation
             ));
         };
+        if event.reason == Reason::Opened {
+            return self.review_opened(&policy, event);
+        }
         if !self.set_key(event) {
             return Review::Disagrees("a policy decided, but the record has no target".to_owned());
         }
@@ -146,6 +160,40 @@ impl Judge {
                 expected.name(),
             ))
         }
+    }
+
+    /// What a name opened: no rule may speak of the address, and the name must be permitted with that port.
+    fn review_opened(&self, policy: &Policy, event: &Event<'_>) -> Review {
+        let (Target::Socket(destination), Some(name)) = (event.target, self.names.name(event.name))
+        else {
+            return Review::Disagrees(
+                "an address was opened by a name that nobody knows".to_owned(),
+            );
+        };
+        let by_address = policy.judge(&Action::Network {
+            destination: &destination,
+        });
+        if let Some(rule) = by_address.rule {
+            return Review::Disagrees(format!(
+                "an address was opened by name, and the rule {} speaks of it",
+                rule.id
+            ));
+        }
+        let by_name = policy.judge(&Action::Name {
+            name: &name,
+            port: destination.port,
+            protocol: destination.protocol as u8,
+        });
+        if by_name.verdict != Verdict::Allow {
+            return Review::Disagrees(format!(
+                "the kernel says {}, the reference does not permit the name {name}",
+                event.verdict.name()
+            ));
+        }
+        Review::Agrees(Opinion {
+            name: Some(name),
+            ..by_name.into()
+        })
     }
 
     /// Writes what the judgement depends on into `self.key`; false if there is no target.
@@ -275,6 +323,7 @@ impl From<Judgement> for Opinion {
             verdict: judgement.verdict,
             reason: judgement.reason,
             rule: rule.map(|rule| Arc::new(RuleName::from(rule))),
+            name: None,
         }
     }
 }

@@ -24,6 +24,8 @@ pub mod op {
     pub const POLICY_INSTALL: &str = "policy-install";
     /// A policy was refused; the one before stays in force.
     pub const POLICY_ERROR: &str = "policy-error";
+    /// A name was resolved for an agent, or was refused.
+    pub const RESOLVE: &str = "resolve";
     /// An agent was frozen.
     pub const FREEZE: &str = "freeze";
     /// An agent was thawed.
@@ -113,12 +115,24 @@ pub struct Record<'a> {
     /// Port of the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The name that opened the address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Cow<'a, str>>,
     /// `tcp`, `udp`, … or the kernel's number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Cow<'a, str>>,
     /// `inet`, `inet6`, `unix`, … or the kernel's number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Cow<'a, str>>,
+    /// resolve: the type that was asked for: `A`, `AAAA`, `HTTPS`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub question: Option<Cow<'a, str>>,
+    /// resolve: the addresses, and the names that aliases led to: given, or refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Vec<Cow<'a, str>>>,
+    /// resolve: what the client was told: `NOERROR`, `REFUSED`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Cow<'a, str>>,
     /// Inode number of the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,

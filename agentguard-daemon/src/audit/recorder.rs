@@ -268,14 +268,20 @@ impl Recorder {
         self.write(&mut record, session, false);
     }
 
-    /// Records that user space refused something; the time is now.
-    pub fn refuse(&mut self, mut record: Record<'_>) {
+    /// Records what user space decided; the time is now.
+    pub fn decided(&mut self, mut record: Record<'_>) {
         record.time = Cow::Owned(self.clock.now().to_owned());
         let session = record.session.unwrap_or(0);
+        let verdict = record.verdict.as_deref();
+        let refused = matches!(verdict, Some("deny" | "would-deny"));
         if let Some(session) = self.sessions.get_mut(&session) {
-            session.tally.denied += 1;
+            match verdict {
+                Some("deny") => session.tally.denied += 1,
+                Some("would-deny") => session.tally.would_deny += 1,
+                _ => session.tally.allowed += 1,
+            }
         }
-        self.write(&mut record, session, true);
+        self.write(&mut record, session, refused);
     }
 
     /// Writes the lines to the file; whether it has them all. Then those who listen are told: of denials only
@@ -504,6 +510,9 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
             record.family = Some(name_or_number(words::family_name, destination.family));
             record.protocol = Some(name_or_number(words::protocol_name, destination.protocol));
             record.port = (destination.port != 0).then_some(destination.port);
+            record.name = opinion
+                .and_then(|opinion| opinion.name.as_deref())
+                .map(|name| escape(name.as_bytes()));
         }
         Target::Unnamed | Target::Path(_) => {}
     }

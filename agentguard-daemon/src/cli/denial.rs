@@ -46,6 +46,7 @@ pub fn deed(record: &Record<'_>) -> String {
         },
         "connect" => target.to_owned(),
         "send" => format!("send to {target}"),
+        "resolve" => format!("resolve {target}"),
         other => format!("{other} {target}"),
     }
 }
@@ -72,6 +73,7 @@ pub fn remedy(record: &Record<'_>) -> Option<String> {
                     }
                     _ => format!("network.allow: [\"{target}\"]"),
                 },
+                ("resolve", _) => format!("network.allow: [\"{target}:443\"]"),
                 _ => return None,
             };
             Some(format!("add to `{policy}`: {entry}"))

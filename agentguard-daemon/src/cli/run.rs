@@ -26,6 +26,7 @@ use crate::api::{Client, ClientError};
 use crate::audit::{LogError, Notice};
 use crate::cli::summary::Summary;
 use crate::kernel::{KernelError, Pins};
+use crate::resolver::Servers;
 use crate::session::{
     AgentInfo, Attach, Engine, EngineOptions, GuardianAction, Launch, Launched, Leave,
     PolicyRequest, SessionError, Target, shell_status,
@@ -417,6 +418,7 @@ fn options(args: &RunArgs, log: &Path) -> Result<EngineOptions, CliError> {
         also_own: Vec::new(),
         state: PathBuf::from(STATE),
         pins: None,
+        servers: Servers::default(),
         self_test: true,
     })
 }

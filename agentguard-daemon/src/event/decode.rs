@@ -100,6 +100,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event<'_>, Malformed> {
         inode: header.inode,
         device: header.device,
         aux: header.aux,
+        name: header.name,
         target: target_of(operation, header.flags & record_flags::SOCKET != 0, target)?,
         arguments,
     })

@@ -52,6 +52,8 @@ pub struct Event<'a> {
     pub inode: u64,
     /// Device of the target's file system, as in the kernel (`major << 20 | minor`).
     pub device: u32,
+    /// Number of the name that opened the address; 0 if none did.
+    pub name: u32,
     /// open: `f_flags`. fork: pid of the child. exit: wait status. exec: argc.
     pub aux: u32,
     /// What was acted on.

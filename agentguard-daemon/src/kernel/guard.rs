@@ -15,6 +15,7 @@ use super::attach::{ITERATOR, of_program, program};
 use super::journal::Journal;
 use super::load::{failed, open};
 use super::objects::Objects;
+use super::opened::Names;
 use super::pins::Pins;
 use super::tables::Tables;
 use super::{KernelError, Protection, Rings, sys};
@@ -52,6 +53,7 @@ pub struct Guard {
     control: Array<MapData, Bytes<Control>>,
     state: Array<MapData, Bytes<State>>,
     objects: Objects,
+    pub(super) names: Names,
     /// Programs are loaded by the numbers of these descriptors: they stay open.
     denied: Map,
     allowed: Map,
@@ -76,6 +78,12 @@ impl Guard {
             control: open("CONTROL", take("CONTROL")?)?,
             state: open(".bss", take(".bss")?)?,
             objects: Objects::open(take("OBJECTS")?, take("OBJECT_FILTER")?)?,
+            names: Names::open([
+                take("OPENED")?,
+                take("NAMES")?,
+                take("RESOLVERS")?,
+                take("RESOLVER_PORTS")?,
+            ])?,
             denied: take("DENIED")?,
             allowed: take("ALLOWED")?,
             rings_taken: false,
@@ -149,6 +157,7 @@ impl Guard {
 
     /// Takes an agent's policy away: whatever still carries its label is denied everything.
     pub fn uninstall(&mut self, agent: u32) -> Result<(), KernelError> {
+        self.forget_names(agent)?;
         check_slot(agent)?;
         self.small.clear(agent)?;
         self.large.clear(agent)

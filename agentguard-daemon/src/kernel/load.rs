@@ -110,6 +110,7 @@ impl Guard {
         let btf = btf(options)?.1;
         if origin == Origin::Adopted {
             guard.load_iterator(&btf)?;
+            guard.load_redirects()?;
             guard.forget_scratch();
             let entry = journal.read().map_err(read_journal)?;
             pins.keep_only(entry.link_set)?;

@@ -11,6 +11,7 @@ mod hooks;
 mod journal;
 mod load;
 mod objects;
+mod opened;
 mod peers;
 mod pins;
 mod probe;
@@ -26,10 +27,12 @@ pub use guard::{Guard, cgroup_id};
 pub use journal::{Batch, Entry, Journal};
 pub use load::{GuardOptions, Origin};
 pub use objects::Protection;
+pub use opened::{NameBook, Opening, ResolverPlace};
 pub use peers::socket_cgroup;
 pub use pins::{FOLDER as PINS, Pins};
 pub use probe::{Probe, ProbeStatus, probe};
 pub use rings::{Positions, Rings, time};
+pub use sys::boot_time;
 
 /// The kernel object, built by `build.rs`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AGENTGUARD_OBJECT"));

@@ -317,3 +317,108 @@ pub fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
         result => result,
     }
 }
+
+/// `union bpf_attr` for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
+#[repr(C)]
+#[derive(Default)]
+struct Attach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+    replace_bpf_fd: u32,
+    /// Written out, so that it is zero.
+    reserved: u32,
+}
+
+/// `union bpf_attr` for `BPF_PROG_QUERY`.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    /// Written out, so that it is zero.
+    reserved: u32,
+}
+
+/// A program that is attached to a cgroup.
+pub struct Attached {
+    /// Its number.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// The program.
+    pub descriptor: OwnedFd,
+}
+
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_DETACH: libc::c_long = 9;
+const BPF_PROG_QUERY: libc::c_long = 16;
+/// Beside those of others, and of folders above and below.
+const BPF_F_ALLOW_MULTI: u32 = 2;
+/// Most programs of one kind on one cgroup.
+const MAX_PROGRAMS: usize = 64;
+
+/// Attaches a program to a cgroup; it stays for as long as the cgroup does.
+pub fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
+    call(
+        BPF_PROG_ATTACH,
+        &mut Attach {
+            target_fd: cgroup.as_raw_fd() as u32,
+            attach_bpf_fd: program.as_raw_fd() as u32,
+            attach_type: kind,
+            attach_flags: BPF_F_ALLOW_MULTI,
+            ..Attach::default()
+        },
+    )
+}
+
+/// Takes a program off a cgroup.
+pub fn detach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
+    call(
+        BPF_PROG_DETACH,
+        &mut Attach {
+            target_fd: cgroup.as_raw_fd() as u32,
+            attach_bpf_fd: program.as_raw_fd() as u32,
+            attach_type: kind,
+            ..Attach::default()
+        },
+    )
+}
+
+/// The programs of one kind that are attached to a cgroup itself.
+pub fn attached(cgroup: BorrowedFd<'_>, kind: u32) -> io::Result<Vec<Attached>> {
+    let mut ids = [0u32; MAX_PROGRAMS];
+    let mut query = Query {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: kind,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: MAX_PROGRAMS as u32,
+        ..Query::default()
+    };
+    call(BPF_PROG_QUERY, &mut query)?;
+    let count = (query.prog_cnt as usize).min(MAX_PROGRAMS);
+    let ids = &ids[..count];
+    let found = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .filter(|program| ids.contains(&program.id()))
+        .filter_map(|program| {
+            Some(Attached {
+                id: program.id(),
+                name: program.name_as_str()?.to_owned(),
+                descriptor: program.fd().ok()?.as_fd().try_clone_to_owned().ok()?,
+            })
+        })
+        .collect();
+    Ok(found)
+}
+
+/// `CLOCK_BOOTTIME` in nanoseconds.
+pub fn boot_time() -> io::Result<u64> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
+    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}

@@ -79,7 +79,7 @@ impl Range {
                 0,
                 text.len(),
                 format!("`{address}` is not an IP address"),
-                "write an address or a range such as `10.0.0.0/8` or `fc00::/7`, or `any`; names are not supported by this version",
+                "write an address or a range such as `10.0.0.0/8` or `fc00::/7`, `any`, or a name",
             ));
         };
         let (first, offset) = match ip {

@@ -8,10 +8,11 @@ use agentguard_common::record::Destination;
 use agentguard_common::verdict::{Verdict, access};
 
 use super::Policy;
-use super::address::parse_destination;
+use super::address::{Protocol, parse_destination};
 use super::command::words;
 use super::diagnostic::{PatternError, PolicyError, Source, Span};
 use super::lower::verdict;
+use super::names::{self, NamePattern, Shape};
 use super::rule::{Action, Matcher, Rule, RuleExample};
 use super::schema::{self, At};
 use super::vars::Vars;
@@ -40,6 +41,15 @@ pub enum OwnedAction {
     },
     /// Connect to an address.
     Network(Destination),
+    /// Connect to a host by its name.
+    Name {
+        /// In its normal form.
+        name: String,
+        /// The port.
+        port: u16,
+        /// The protocol number.
+        protocol: u8,
+    },
     /// Listen at an address.
     Listen(Destination),
     /// Connect to a Unix-domain socket, or take an abstract name.
@@ -68,6 +78,15 @@ impl OwnedAction {
             }
             Self::Program { path } => f(&Action::Exec { path, argv: None }),
             Self::Network(destination) => f(&Action::Network { destination }),
+            Self::Name {
+                name,
+                port,
+                protocol,
+            } => f(&Action::Name {
+                name,
+                port: *port,
+                protocol: *protocol,
+            }),
             Self::Listen(at) => f(&Action::Listen { at }),
             Self::Unix { name, listen } => f(&Action::Unix {
                 name,
@@ -85,10 +104,44 @@ impl OwnedAction {
         Some(Self::Unix { name, listen })
     }
 
+    /// One name, port and protocol: `NAME:PORT/PROTOCOL` (TCP where none is written).
+    fn name(text: &str) -> Result<Self, PatternError> {
+        let pattern = NamePattern::parse(text)?;
+        let wrong = |message: &str| {
+            PatternError::new(
+                0,
+                text.len(),
+                message,
+                "write one name, port and protocol: `api.example.com:443/tcp`",
+            )
+        };
+        let Shape::Exact(name) = pattern.shape else {
+            return Err(wrong("this is not a single name"));
+        };
+        let port = match (pattern.ports.as_deref(), pattern.protocol) {
+            (None, Protocol::Icmp) => 0,
+            (Some([(low, high)]), _) if low == high => *low,
+            _ => return Err(wrong("this is not a single port")),
+        };
+        let protocol = match pattern.protocol {
+            Protocol::Tcp | Protocol::Any => 6,
+            Protocol::Udp => 17,
+            Protocol::Icmp => 1,
+        };
+        Ok(Self::Name {
+            name,
+            port,
+            protocol,
+        })
+    }
+
     /// An action of the kinds `connect` and `listen`.
     pub fn of_network(text: &str, listen: bool) -> Result<Self, PatternError> {
         if let Some(action) = Self::unix(text, listen) {
             return Ok(action);
+        }
+        if !listen && names::is_name(text) {
+            return Self::name(text);
         }
         let destination = parse_destination(text)?;
         Ok(if listen {
@@ -381,6 +434,20 @@ fn try_rule(rule: &Rule, example: &RuleExample) -> Option<String> {
             access: *access,
         }),
         Matcher::Path { .. } | Matcher::Command { .. } => OwnedAction::command(&example.text),
+        Matcher::Name { .. } => {
+            // Without a port the example is about the name.
+            let name = NamePattern::parse(&example.text).ok();
+            if let Some(NamePattern {
+                shape: Shape::Exact(name),
+                ports: None,
+                ..
+            }) = name
+            {
+                let matched = names::matches_name(rule, &name);
+                return outcome(matched, example);
+            }
+            OwnedAction::of_network(&example.text, false).ok()
+        }
         Matcher::Network { listen, .. } => {
             let of = if *listen {
                 OwnedAction::Listen
@@ -394,6 +461,10 @@ fn try_rule(rule: &Rule, example: &RuleExample) -> Option<String> {
         return Some("the example is not an action that the rule could speak of".into());
     };
     let matched = action.with(|action| super::judge::rule_matches(rule, action));
+    outcome(matched, example)
+}
+
+fn outcome(matched: bool, example: &RuleExample) -> Option<String> {
     (matched != example.matching).then(|| {
         if matched {
             "it matches".into()

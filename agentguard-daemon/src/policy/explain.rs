@@ -140,7 +140,9 @@ impl Policy {
             .map(|(section, default, bit)| (section, default, Some(bit)))
             .collect(),
             Action::Exec { .. } => vec![("exec", defaults.exec, None)],
-            Action::Network { .. } => vec![("network", defaults.network, None)],
+            Action::Network { .. } | Action::Name { .. } => {
+                vec![("network", defaults.network, None)]
+            }
             Action::Listen { .. } | Action::Unix { listen: true, .. } => {
                 vec![("network: listen", defaults.listen, None)]
             }
@@ -177,6 +179,11 @@ fn describe(action: &OwnedAction) -> String {
         OwnedAction::Network(destination) => {
             format!("connect to {}", show_destination(destination))
         }
+        OwnedAction::Name {
+            name,
+            port,
+            protocol,
+        } => format!("connect to {}", show_name(name, *port, *protocol)),
         OwnedAction::Listen(at) => format!("listen at {}", show_destination(at)),
         OwnedAction::Unix { name, .. } if name.is_empty() => "connect to a Unix socket".into(),
         OwnedAction::Unix { name, listen } => {
@@ -200,6 +207,15 @@ pub fn show_destination(destination: &Destination) -> String {
     }
 }
 
+/// A name as policies write it.
+fn show_name(name: &str, port: u16, protocol: u8) -> String {
+    match protocol {
+        6 => format!("{name}:{port}/tcp"),
+        17 => format!("{name}:{port}/udp"),
+        _ => format!("{name}/icmp"),
+    }
+}
+
 /// The name of a socket as policies write it.
 fn show_socket(name: &[u8]) -> Vec<u8> {
     match name.split_first() {
@@ -220,6 +236,11 @@ fn pattern_for(action: &OwnedAction) -> String {
         OwnedAction::Network(destination) | OwnedAction::Listen(destination) => {
             show_destination(destination)
         }
+        OwnedAction::Name {
+            name,
+            port,
+            protocol,
+        } => show_name(name, *port, *protocol),
         OwnedAction::Unix { name, .. } => match name.split_first() {
             Some((0, rest)) => format!("@{}", literal(rest)),
             _ => literal(name),

@@ -8,6 +8,7 @@ use agentguard_common::verdict::{Reason, Verdict, access};
 
 use super::Policy;
 use super::matcher::matches_path;
+use super::names::matches_reach;
 use super::rule::{Action, Judgement, Matcher, Rule, RuleRef};
 
 /// The strictest verdict so far and the first rule that gave it.
@@ -71,7 +72,9 @@ impl Policy {
                     };
                 }
             },
-            Action::Network { .. } => self.best_of(action).or_default(self.defaults.network),
+            Action::Network { .. } | Action::Name { .. } => {
+                self.best_of(action).or_default(self.defaults.network)
+            }
             Action::Listen { .. } | Action::Unix { listen: true, .. } => {
                 self.best_of(action).or_default(self.defaults.listen)
             }
@@ -264,6 +267,11 @@ pub fn rule_matches(rule: &Rule, action: &Action<'_>) -> bool {
                 || argv.is_some_and(|argv| command_rule_matches(rule, path, argv))
         }
         Action::Network { destination } => address_rule_matches(rule, false, &destination.key()),
+        Action::Name {
+            name,
+            port,
+            protocol,
+        } => matches_reach(rule, name, port, protocol),
         Action::Listen { at } => address_rule_matches(rule, true, &at.listen_key()),
         Action::Unix { name, listen } => {
             let access = if listen {

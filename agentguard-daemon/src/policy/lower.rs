@@ -14,6 +14,7 @@ use super::glob::Glob;
 use super::limits::Limits;
 use super::load::Parts;
 use super::locks::Locks;
+use super::names::NameIndex;
 use super::own;
 use super::rule::{Matcher, Rule};
 use super::rules::Lowering;
@@ -95,6 +96,7 @@ fn build(
         defaults: defaults(documents),
         kernel: Locks::join(documents)?,
         limits: Arc::new(Limits::join(documents)?),
+        names: NameIndex::of(&rules),
         rules,
         sources,
         files,

@@ -23,6 +23,7 @@ mod load;
 mod locks;
 mod lower;
 mod matcher;
+pub mod names;
 pub mod own;
 pub mod places;
 pub mod protected;
@@ -87,6 +88,7 @@ pub struct Policy {
     kernel: Locks,
     limits: Arc<Limits>,
     rules: Vec<Rule>,
+    names: names::NameIndex,
     sources: Vec<Arc<Source>>,
     files: Vec<PathBuf>,
     examples: Vec<Example>,

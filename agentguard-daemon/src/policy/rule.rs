@@ -9,6 +9,7 @@ use super::address::NetworkPattern;
 use super::command::CommandPattern;
 use super::diagnostic::Span;
 use super::glob::Glob;
+use super::names::NamePattern;
 
 /// What a rule speaks of. A rule matches where one of its patterns does and none of its exceptions.
 #[derive(Clone, Debug)]
@@ -38,6 +39,13 @@ pub enum Matcher {
         patterns: Vec<NetworkPattern>,
         /// What does not, all the same.
         except: Vec<NetworkPattern>,
+    },
+    /// Names of hosts.
+    Name {
+        /// What matches.
+        patterns: Vec<NamePattern>,
+        /// What does not, all the same.
+        except: Vec<NamePattern>,
     },
 }
 
@@ -96,6 +104,15 @@ pub enum Action<'a> {
     Network {
         /// Where to.
         destination: &'a Destination,
+    },
+    /// Connect or send to a host by its name: what resolving it opens.
+    Name {
+        /// In its normal form.
+        name: &'a str,
+        /// The port.
+        port: u16,
+        /// The protocol number.
+        protocol: u8,
     },
     /// Listen at an address.
     Listen {

@@ -8,6 +8,7 @@ use super::diagnostic::{PatternError, PolicyError, Source, Span};
 use super::examples;
 use super::glob::{Glob, Subject};
 use super::lower::is_name_byte;
+use super::names::{self, NamePattern};
 use super::rule::{Matcher, Rule, RuleExample};
 use super::schema::{
     At, Document, Exec, ExecRule, FileRules, Item, Items, Network, NetworkRule, OneOrMany,
@@ -191,7 +192,7 @@ impl Lowering<'_> {
         listen: bool,
     ) -> Result<(), PolicyError> {
         self.each(section, lists, |this, head, item| {
-            if this.abstract_names(head, item, listen)? {
+            if this.abstract_names(head, item, listen)? || this.names(head, item, listen)? {
                 return Ok(());
             }
             let (patterns, rule) = match &item.value {
@@ -228,6 +229,109 @@ impl Lowering<'_> {
             });
             this.push(head, &OneOrMany(text), id, reason, tests, matcher)
         })
+    }
+
+    /// A rule about names of hosts; false if it is another one.
+    fn names(
+        &mut self,
+        head: &Head<'_>,
+        item: &At<Item<NetworkRule>>,
+        listen: bool,
+    ) -> Result<bool, PolicyError> {
+        let short = NetworkRule::default();
+        let (names, rule, patterns) = match &item.value {
+            Item::Pattern(text) if names::is_name(text) => {
+                let one = At {
+                    value: text.clone(),
+                    span: item.span,
+                };
+                let pattern = self.pattern(text, item.span, NamePattern::parse)?;
+                (OneOrMany(vec![one]), &short, vec![pattern])
+            }
+            Item::Rule(rule) if rule.name.is_some() => {
+                let names = rule.name.clone().unwrap_or(OneOrMany(Vec::new()));
+                let patterns = self.named(&names, rule)?;
+                (names, &**rule, patterns)
+            }
+            _ => return Ok(false),
+        };
+        if listen {
+            return Err(self.error(
+                head.span,
+                "nobody listens at a name",
+                "write the address, for example `127.0.0.1:8000`",
+            ));
+        }
+        if rule.cidr.is_some() || rule.address.is_some() || rule.unix.is_some() {
+            return Err(self.error(
+                head.span,
+                "a rule is about names or about addresses",
+                "write two rules",
+            ));
+        }
+        let narrowed =
+            |pattern: &NamePattern| pattern.ports.is_some() || pattern.protocol != Protocol::Any;
+        if head.verdict != Verdict::Allow && patterns.iter().any(narrowed) {
+            return Err(self.error(
+                head.span,
+                "a name is denied as a whole, because it is judged when it is resolved, and no port is known then",
+                "remove the port and the protocol; a name that no rule permits needs no denial",
+            ));
+        }
+        let except = match &rule.except {
+            Some(list) => self.parsed(list, NamePattern::parse)?,
+            None => Vec::new(),
+        };
+        if except.iter().any(narrowed) {
+            return Err(self.error(
+                head.span,
+                "exceptions of a name have no port and no protocol",
+                "remove them; ports are written on the rule",
+            ));
+        }
+        let matcher = Matcher::Name { patterns, except };
+        let (id, reason, tests) = (rule.id.clone(), rule.reason.clone(), rule.tests.clone());
+        self.push(head, &names, id, reason, tests, matcher)?;
+        Ok(true)
+    }
+
+    /// The patterns of a long rule about names: each name, with the rule's ports and protocol.
+    fn named(
+        &self,
+        names: &OneOrMany<String>,
+        rule: &NetworkRule,
+    ) -> Result<Vec<NamePattern>, PolicyError> {
+        let protocol = match &rule.protocol {
+            Some(name) => self.pattern(&name.value.0, name.span, Protocol::parse)?,
+            None => Protocol::Any,
+        };
+        let mut ports = None;
+        for port in rule.port.iter().flat_map(|list| &list.0) {
+            ports.get_or_insert_with(Vec::new).extend(self.pattern(
+                &port.value.0,
+                port.span,
+                parse_ports,
+            )?);
+        }
+        let mut patterns = Vec::new();
+        for name in &names.0 {
+            let mut pattern = self.pattern(&name.value, name.span, NamePattern::parse)?;
+            if ports.is_some() || rule.protocol.is_some() {
+                if pattern.ports.is_some() || pattern.protocol != Protocol::Any {
+                    return Err(self.error(
+                        name.span,
+                        "the port stands both in the name and in the rule",
+                        "write it once",
+                    ));
+                }
+                (pattern.ports, pattern.protocol) = (ports.clone(), protocol);
+            }
+            if pattern.protocol == Protocol::Icmp && pattern.ports.is_some() {
+                return Err(self.error(name.span, "ICMP has no ports", "remove the port"));
+            }
+            patterns.push(pattern);
+        }
+        Ok(patterns)
     }
 
     /// A rule about taking abstract names; false if it is another one.
@@ -323,7 +427,7 @@ impl Lowering<'_> {
         if patterns.is_empty() {
             return Err(self.error(
                 span,
-                "a rule about destinations needs `cidr` or `address`",
+                "a rule about destinations needs `cidr`, `address` or `name`",
                 "write `address: any` for every address",
             ));
         }

@@ -443,7 +443,8 @@ pub struct ListenRules {
     pub deny: Items<NetworkRule>,
 }
 
-/// A rule about destinations. The short form is `ADDRESS[:PORTS][/PROTOCOL]`: `10.0.0.0/8:443/tcp`, `[::1]:80`, `any:53/udp`.
+/// A rule about destinations. The short form is `ADDRESS[:PORTS][/PROTOCOL]` or `NAME[:PORTS][/PROTOCOL]`:
+/// `10.0.0.0/8:443/tcp`, `[::1]:80`, `any:53/udp`, `*.example.com:443`.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkRule {
@@ -451,6 +452,8 @@ pub struct NetworkRule {
     pub cidr: Option<OneOrMany<String>>,
     /// Single addresses or ranges, or `any`.
     pub address: Option<OneOrMany<String>>,
+    /// Names of hosts: `api.example.com`, `*.example.com` (one label), `**.example.com` (any number of labels).
+    pub name: Option<OneOrMany<String>>,
     /// In `listen` only: abstract names of Unix-domain sockets, `@name`.
     pub unix: Option<OneOrMany<String>>,
     /// Ports: `443`, `8000-8999`, or a list.
@@ -554,7 +557,7 @@ pub struct Example {
     pub write: Option<OneOrMany<String>>,
     /// Run this command; a bare program name stands for `/usr/bin/NAME`.
     pub exec: Option<OneOrMany<String>>,
-    /// Connect to `ADDRESS:PORT/PROTOCOL`, to `unix:/PATH` or `unix:@NAME`, or to `unix`: a socket that no rule knows.
+    /// Connect to `ADDRESS:PORT/PROTOCOL` or `NAME:PORT/PROTOCOL`, to `unix:/PATH` or `unix:@NAME`, or to `unix`: a socket that no rule knows.
     pub connect: Option<OneOrMany<String>>,
     /// Listen at `ADDRESS:PORT/PROTOCOL`, or take the abstract name `unix:@NAME`.
     pub listen: Option<OneOrMany<String>>,

@@ -33,6 +33,8 @@ pub fn walk(table: &[u8], action: &Action<'_>) -> (Verdict, Reason) {
             let label = run(table, &header.network, NETWORK_CLASSES, &destination.key());
             or_default(unpack(label, 0), unpack(header.network_default, 0))
         }
+        // Names are judged when they are resolved, and never in the kernel.
+        Action::Name { .. } => (Verdict::Deny, Reason::Default),
         Action::Listen { at } => {
             let label = run(table, &header.network, NETWORK_CLASSES, &at.listen_key());
             let shift = network_label::LISTEN;

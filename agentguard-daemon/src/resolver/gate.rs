@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use agentguard_common::verdict::Verdict;
 
+use crate::policy::names::Grant;
+
 /// Who asks: the agent that a listener belongs to. The kernel sends an agent's queries to that agent's listener
 /// and to no other, so nothing in a query can say that it comes from somebody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,17 +16,6 @@ pub struct Asker {
     pub agent: u32,
     /// Its session.
     pub session: u32,
-}
-
-/// Ports that a name is permitted with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Grant {
-    /// The first port.
-    pub low: u16,
-    /// The last one.
-    pub high: u16,
-    /// Protocols: 1 is TCP, 2 UDP, 4 ICMP; their sum for several.
-    pub protocols: u8,
 }
 
 /// What the policy says of a name.

@@ -19,7 +19,7 @@ mod sockets;
 mod special;
 mod upstream;
 
-pub use gate::{AddressVerdict, Asker, Gate, Grant, Judged, Opening, Refusal, Resolution};
+pub use gate::{AddressVerdict, Asker, Gate, Judged, Opening, Refusal, Resolution};
 pub use limits::Limits;
 pub use question::Transport;
 pub use serve::Resolver;

@@ -57,7 +57,7 @@ impl Engine {
         self.enlist(agent.clone(), in_force);
         let governed = self
             .save()
-            .and_then(|()| self.govern(&agent, &table, searched, &request));
+            .and_then(|()| self.govern(&agent, &policy, &table, searched, &request));
         if let Err(error) = governed {
             self.undo(&agent);
             return Err(error);
@@ -149,10 +149,11 @@ impl Engine {
         })
     }
 
-    /// Policy and its objects first, then the cgroup, then the tasks.
+    /// Policy, its objects and its resolver first, then the cgroup, then the tasks.
     fn govern(
         &self,
         agent: &Agent,
+        policy: &Policy,
         table: &[u8],
         searched: Searched,
         request: &Attach,
@@ -172,6 +173,7 @@ impl Engine {
         lock(&self.enforcer).install(agent.slot, table)?;
         warn_of_cuts(agent, &searched);
         self.protect(agent, searched)?;
+        self.serve_names(agent, policy, Some(&request.target))?;
         label()?;
         match request.target {
             Target::Cgroup(_) => Ok(()),

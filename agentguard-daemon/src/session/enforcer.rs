@@ -1,11 +1,12 @@
 //! What sessions ask of the kernel, so that their logic can be tested without one.
 
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
-use crate::kernel::{Guard, KernelError, Protection};
+use crate::kernel::{Guard, KernelError, NameBook, Opening, Protection, ResolverPlace};
 
 /// The operations of [`Guard`] that sessions use; each means what the method of that name means.
 pub trait Enforcer: Send {
@@ -33,6 +34,27 @@ pub trait Enforcer: Send {
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError>;
     /// Who is governed in which cgroup.
     fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError>;
+    /// Opens an address that a name was answered with.
+    fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError>;
+    /// Closes every address of an agent.
+    fn close_addresses(&mut self, agent: u32) -> Result<(), KernelError>;
+    /// Judges the addresses that are open for an agent again, by the names that opened them.
+    fn judge_addresses(
+        &mut self,
+        agent: u32,
+        grants: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+    ) -> Result<(), KernelError>;
+    /// Says where an agent's resolver listens.
+    fn resolver_at(
+        &mut self,
+        agent: u32,
+        cgroup: &Path,
+        place: Option<ResolverPlace>,
+    ) -> Result<(), KernelError>;
+    /// Where an agent's resolver listens.
+    fn resolver_of(&self, agent: u32) -> Result<Option<ResolverPlace>, KernelError>;
+    /// The names behind the numbers in records.
+    fn names(&self) -> NameBook;
     /// Puts the loaded programs into the place of an earlier build's.
     fn take_over(&mut self) -> Result<(), KernelError>;
 }
@@ -84,6 +106,39 @@ impl Enforcer for Guard {
 
     fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError> {
         Guard::memberships(self)
+    }
+
+    fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        Guard::open_address(self, opening)
+    }
+
+    fn close_addresses(&mut self, agent: u32) -> Result<(), KernelError> {
+        Guard::close_addresses(self, agent)
+    }
+
+    fn judge_addresses(
+        &mut self,
+        agent: u32,
+        grants: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+    ) -> Result<(), KernelError> {
+        Guard::judge_addresses(self, agent, grants)
+    }
+
+    fn resolver_at(
+        &mut self,
+        agent: u32,
+        cgroup: &Path,
+        place: Option<ResolverPlace>,
+    ) -> Result<(), KernelError> {
+        Guard::resolver_at(self, agent, cgroup, place)
+    }
+
+    fn resolver_of(&self, agent: u32) -> Result<Option<ResolverPlace>, KernelError> {
+        Guard::resolver_of(self, agent)
+    }
+
+    fn names(&self) -> NameBook {
+        Guard::names(self)
     }
 
     fn take_over(&mut self) -> Result<(), KernelError> {

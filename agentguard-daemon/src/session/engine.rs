@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::limits::Limits;
@@ -23,6 +23,7 @@ use crate::event::escape::escape;
 use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
 use crate::policy::{Mode, Policy};
+use crate::resolver::Resolver;
 
 /// How long a cgroup may take to freeze or thaw.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -73,6 +74,8 @@ pub struct Engine {
     /// Sessions that end with somebody who is there.
     pub(super) owners: Mutex<HashSet<u32>>,
     pub(super) limits: Limits,
+    /// Resolves names for agents whose policy has rules about them.
+    pub(super) resolver: OnceLock<Resolver>,
 }
 
 /// What an engine is made of.
@@ -142,7 +145,8 @@ impl Engine {
             );
         }
         let log = Log::open_after(&options.log, unfinished, options.keeping.clone(), Some(key))?;
-        let recorder = Recorder::new(log, losses);
+        let mut recorder = Recorder::new(log, losses);
+        recorder.judge().set_names(guard.names());
         let recorder = Arc::new(Mutex::new(recorder));
         let enforcer: Arc<Mutex<Box<dyn Enforcer>>> = Arc::new(Mutex::new(Box::new(guard)));
         let (pump, asked) = Pump::new();
@@ -162,6 +166,9 @@ impl Engine {
         }));
         // The order counts: records of the one before us need its agents, and come before our own lines.
         let notes = engine.restore()?;
+        engine.make_resolver(options.servers.clone());
+        engine.serve_restored();
+        engine.watch_networks();
         well.recover()?;
         if origin == Origin::Upgraded {
             engine.upgrade()?;
@@ -230,6 +237,7 @@ impl Engine {
             store: parts.store.map(Mutex::new),
             owners: Mutex::default(),
             limits,
+            resolver: OnceLock::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use agentguard_common::label::{Label, Membership};
@@ -13,7 +13,7 @@ use super::*;
 use crate::agent::Hierarchy;
 use crate::audit::read::Reader;
 use crate::audit::{Log, Record, Recorder};
-use crate::kernel::{KernelError, Protection};
+use crate::kernel::{KernelError, NameBook, Opening, Protection, ResolverPlace};
 
 /// What a kernel would hold.
 #[derive(Debug, Default)]
@@ -61,6 +61,39 @@ impl Enforcer for Memory {
         self.call("uninstall", |kernel| {
             kernel.tables.remove(&agent);
         })
+    }
+
+    fn open_address(&mut self, _: &Opening) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn close_addresses(&mut self, _: u32) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn judge_addresses(
+        &mut self,
+        _: u32,
+        _: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+    ) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn resolver_at(
+        &mut self,
+        _: u32,
+        _: &Path,
+        _: Option<ResolverPlace>,
+    ) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn resolver_of(&self, _: u32) -> Result<Option<ResolverPlace>, KernelError> {
+        Ok(None)
+    }
+
+    fn names(&self) -> NameBook {
+        NameBook::default()
     }
 
     fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError> {

@@ -28,6 +28,7 @@ pub(super) enum Parting {
 impl Engine {
     /// Takes the policy away, and removes a cgroup of our own. Who is freed loses labels first and is put back.
     pub(super) fn let_go(&self, agent: &Agent, parting: Parting) -> Result<(), SessionError> {
+        self.serve_no_more(agent);
         match parting {
             Parting::Freed => self.free(agent)?,
             Parting::Killed => {

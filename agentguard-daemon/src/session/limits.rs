@@ -76,7 +76,7 @@ impl Host for Agents {
         };
         let mut recorder = engine.recorder();
         if refused {
-            recorder.refuse(record);
+            recorder.decided(record);
         } else {
             recorder.note(record);
         }

@@ -16,6 +16,7 @@ mod hunt;
 mod launch;
 mod leave;
 mod limits;
+mod names;
 mod number;
 mod objects;
 mod pump;

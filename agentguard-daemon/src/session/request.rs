@@ -11,6 +11,7 @@ use crate::audit::{LogOptions, Tally};
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
 use crate::policy::{self, LoadOptions, Policy};
+use crate::resolver::Servers;
 
 /// How an engine is started.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct EngineOptions {
     pub pins: Option<Pins>,
     /// The model gateway.
     pub gateway: GatewayConfig,
+    /// Whom the resolver asks.
+    pub servers: Servers,
     /// Whether it is to govern: then it passes the self-test, and reads the policies of its agents again.
     pub self_test: bool,
 }

@@ -125,9 +125,18 @@ impl Engine {
             before
         };
         // First on the disk, then in the kernel: a daemon that finds us dead installs it again.
-        let installed = self
-            .save()
-            .and_then(|()| Ok(lock(&self.enforcer).install(agent.slot, table)?));
+        let installed = self.save().and_then(|()| {
+            let mut enforcer = lock(&self.enforcer);
+            // What a name opened and is not permitted any more goes before the new policy comes.
+            enforcer.judge_addresses(agent.slot, &mut |name| {
+                let grants = policy.judge_name(name).grants;
+                grants
+                    .iter()
+                    .map(|grant| (grant.low, grant.high, grant.protocol))
+                    .collect()
+            })?;
+            Ok(enforcer.install(agent.slot, table)?)
+        });
         if let Err(error) = installed {
             {
                 let mut state = lock(&self.state);
@@ -142,6 +151,7 @@ impl Engine {
             return Err(error);
         }
         self.note(about(agent, op::POLICY_INSTALL, policy, generation));
+        self.serve_names_again(agent, policy);
         if let Some(watcher) = &*lock(&self.watcher) {
             watch(watcher, policy);
         }

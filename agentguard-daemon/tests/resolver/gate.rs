@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use agentguard::policy::names::Grant;
 use agentguard::resolver::{
-    AddressVerdict, Asker, Gate, Grant, Judged, Opening, Refusal, Resolution, special,
+    AddressVerdict, Asker, Gate, Judged, Opening, Refusal, Resolution, special,
 };
 use agentguard_common::verdict::Verdict;
 
@@ -87,7 +88,7 @@ impl Gate for Memory {
             grants: Arc::from([Grant {
                 low: 443,
                 high: 443,
-                protocols: 1,
+                protocol: Some(6),
             }]),
             generation: self.generation.load(Ordering::Relaxed),
         }

@@ -4,11 +4,12 @@
 //! `pidfd_getfd`) and `file_ioctl`.
 
 use agentguard_common::record::Destination;
-use agentguard_common::verdict::{Lock, Operation, Reason, access};
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
 use super::locks;
 use super::names::{Request, judge, parts};
+use super::redirect;
 use super::unix;
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
@@ -121,10 +122,17 @@ fn socket(subject: Subject, socket: u64) -> i32 {
         destination.address[8..].copy_from_slice(&halves[1].to_ne_bytes());
     }
     // SAFETY: the label is a live map value.
-    let decision = match decide::policy(unsafe { (*subject.label).agent }) {
+    let label = unsafe { *subject.label };
+    let mut name = 0;
+    let decision = match decide::policy(label.agent) {
         // The agent is gone or was never installed: deny (no-policy).
         None => Decision::failure(Reason::NoPolicy),
-        Some(policy) => with_table!(policy, t => decide::destination(t, &destination)),
+        Some(policy) if redirect::is_resolver(&destination) => {
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ResolverOnly))
+        }
+        Some(policy) => {
+            with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name))
+        }
     };
     let Some(scratch) = scratch::claim::<PathScratch>() else {
         // The decision stands; only its target is missing from the record.
@@ -136,6 +144,7 @@ fn socket(subject: Subject, socket: u64) -> i32 {
         let header = &mut (*scratch).header;
         emit::fill(header, subject, Operation::Receive, decision, outcome);
         header.flags |= agentguard_common::record::record_flags::SOCKET;
+        header.name = name;
         let tail = &raw mut (*scratch).tail;
         *tail.cast::<Destination>() = destination;
         header.target_len = size_of::<Destination>() as u32;

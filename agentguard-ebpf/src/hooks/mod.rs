@@ -40,6 +40,7 @@ pub mod names;
 pub mod network;
 pub mod open;
 pub mod outsiders;
+pub mod redirect;
 mod script;
 pub mod unix;
 

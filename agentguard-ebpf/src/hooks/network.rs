@@ -3,13 +3,14 @@
 //! message (UDP without connect, TCP fast open). Both read the address from kernel memory.
 
 use agentguard_common::record::Destination;
+use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::unlabelled;
+use super::{redirect, unlabelled};
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
 use crate::label::{Standing, Subject, enter, load, standing};
@@ -187,15 +188,28 @@ fn governed(
     len: u32,
 ) -> i32 {
     // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
+    let label = unsafe { *subject.label };
+    let Some(policy) = decide::policy(label.agent) else {
         // The agent is gone or was never installed: deny (no-policy).
         return emit::bare(subject, operation, Decision::failure(Reason::NoPolicy));
     };
+    let mut name = 0;
     let mut destination = Destination::default();
     let kind = read(&mut destination, operation, socket, address, len);
     let decision = match kind {
         Address::Nowhere => return 0,
-        Address::Internet => with_table!(policy, t => decide::destination(t, &destination)),
+        Address::Internet if redirect::is_resolver(&destination) => {
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ResolverOnly))
+        }
+        Address::Internet
+            if policy.flags() & flags::HAS_NAMES != 0 && redirect::is_question(&destination) =>
+        {
+            let sending = matches!(operation, Operation::Send);
+            redirect::question(subject, policy, socket, sending, &destination)
+        }
+        Address::Internet => {
+            with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name))
+        }
         Address::Refuse(reason) => {
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
         }
@@ -209,6 +223,7 @@ fn governed(
     unsafe {
         let header = &mut (*scratch).header;
         emit::fill(header, subject, operation, decision, outcome);
+        header.name = name;
         let tail = &raw mut (*scratch).tail;
         *tail.cast::<Destination>() = destination;
         let tail_len = size_of::<Destination>() as u32;

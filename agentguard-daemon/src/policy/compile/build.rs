@@ -52,6 +52,8 @@ impl Automata {
                 Matcher::Command { patterns, except } => automata
                     .commands(index, rule.verdict, patterns, except)
                     .map_err(|()| too_many_ways(policy, rule))?,
+                // Names are judged when they are resolved.
+                Matcher::Name { .. } => {}
                 Matcher::Network {
                     listen,
                     patterns,

@@ -90,6 +90,7 @@ fn header_flags(policy: &Policy) -> u32 {
         (policy.mode == Mode::Shadow, flags::SHADOW),
         (policy.audit == Audit::Denied, flags::QUIET_OPENS),
         (commands, flags::HAS_COMMANDS),
+        (policy.has_name_rules(), flags::HAS_NAMES),
     ]
     .into_iter()
     .filter(|(set, _)| *set)

@@ -1,0 +1,469 @@
+//! Addresses that names opened, and where resolvers listen: the maps behind `agentguard_common::opened`.
+//! It must never open what it was not asked to, and a map that is full is an error.
+
+use std::collections::HashMap as Table;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use agentguard_common::opened::{
+    Address, EVERY_PROTOCOL, GRANTS, Grant, MAX_OPENED, Opened, Resolver,
+};
+use aya::maps::{Array, HashMap, Map, MapData};
+
+use super::attach::{REDIRECTS, of_program, program};
+use super::guard::Bytes;
+use super::load::{failed, open};
+use super::{Guard, KernelError, sys};
+
+/// Bytes of a name in its map; the longest name has 253.
+const NAME: usize = 256;
+
+/// What the kernel is asked to open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Agent slot.
+    pub agent: u32,
+    /// Session.
+    pub session: u32,
+    /// In IPv6 form.
+    pub address: [u8; 16],
+    /// The name that opens it: lower case, no dot at the end.
+    pub name: String,
+    /// `CLOCK_BOOTTIME` in nanoseconds from which on it does not hold.
+    pub deadline: u64,
+    /// Ports, first and last, and protocol; `None` for all.
+    pub grants: Vec<(u16, u16, Option<u8>)>,
+}
+
+/// Where the resolver of an agent listens, on loopback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolverPlace {
+    /// Session of the agent.
+    pub session: u32,
+    /// Inode of the network namespace.
+    pub namespace: u32,
+    /// The port.
+    pub port: u16,
+}
+
+/// The names behind the numbers in records.
+#[derive(Clone, Debug, Default)]
+pub struct NameBook(Arc<Mutex<Book>>);
+
+#[derive(Debug, Default)]
+struct Book {
+    numbers: Table<Arc<str>, u32>,
+    names: Table<u32, Arc<str>>,
+    last: u32,
+}
+
+impl NameBook {
+    /// The name with this number.
+    pub fn name(&self, number: u32) -> Option<Arc<str>> {
+        self.lock().names.get(&number).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, name: &str) -> Option<u32> {
+        self.lock().numbers.get(name).copied()
+    }
+
+    /// A number for a new name, not 0.
+    fn next(&self) -> u32 {
+        let mut book = self.lock();
+        loop {
+            book.last = book.last.wrapping_add(1).max(1);
+            if !book.names.contains_key(&book.last) {
+                return book.last;
+            }
+        }
+    }
+
+    fn enter(&self, number: u32, name: &str) {
+        let name: Arc<str> = name.into();
+        let mut book = self.lock();
+        book.last = book.last.max(number);
+        book.numbers.insert(name.clone(), number);
+        book.names.insert(number, name);
+    }
+
+    fn strike(&self, number: u32) {
+        let mut book = self.lock();
+        if let Some(name) = book.names.remove(&number) {
+            book.numbers.remove(&name);
+        }
+    }
+}
+
+/// The maps.
+pub(super) struct Names {
+    opened: HashMap<MapData, Bytes<Address>, Bytes<Opened>>,
+    names: HashMap<MapData, u32, [u8; NAME]>,
+    resolvers: Array<MapData, Bytes<Resolver>>,
+    ports: Array<MapData, u64>,
+    book: NameBook,
+}
+
+// SAFETY: `repr(C)` structs of integers without padding.
+unsafe impl aya::Pod for Bytes<Address> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Bytes<Opened> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Bytes<Resolver> {}
+
+impl Names {
+    /// Opens the maps, and reads the names that an earlier daemon left.
+    pub fn open([opened, names, resolvers, ports]: [Map; 4]) -> Result<Self, KernelError> {
+        let this = Self {
+            opened: open("OPENED", opened)?,
+            names: open("NAMES", names)?,
+            resolvers: open("RESOLVERS", resolvers)?,
+            ports: open("RESOLVER_PORTS", ports)?,
+            book: NameBook::default(),
+        };
+        for entry in this.names.iter() {
+            let (number, bytes) = entry.map_err(|error| failed("NAMES", &error))?;
+            let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(NAME);
+            if let Ok(name) = std::str::from_utf8(&bytes[..len]) {
+                this.book.enter(number, name);
+            }
+        }
+        Ok(this)
+    }
+
+    fn entries(&self) -> Result<Vec<(Address, Opened)>, KernelError> {
+        self.opened
+            .iter()
+            .map(|entry| entry.map(|(key, value)| (key.0, value.0)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed("OPENED", &error))
+    }
+
+    fn put(&mut self, key: Address, value: Opened) -> Result<(), KernelError> {
+        self.opened
+            .insert(Bytes(key), Bytes(value), 0)
+            .map_err(|error| failed("OPENED", &error))
+    }
+
+    fn take(&mut self, key: Address) -> Result<(), KernelError> {
+        self.opened
+            .remove(&Bytes(key))
+            .map_err(|error| failed("OPENED", &error))
+    }
+
+    /// The number of a name, new if need be.
+    fn number(&mut self, name: &str) -> Result<u32, KernelError> {
+        if let Some(number) = self.book.known(name) {
+            return Ok(number);
+        }
+        let mut bytes = [0; NAME];
+        let full = |what: &str| KernelError::Map {
+            map: "NAMES",
+            error: what.to_owned(),
+        };
+        if name.is_empty() || name.len() >= NAME {
+            return Err(full("no host has such a name"));
+        }
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        let number = self.book.next();
+        if self.names.insert(number, bytes, 0).is_err() {
+            self.forget_names()?;
+            self.names
+                .insert(number, bytes, 0)
+                .map_err(|error| failed("NAMES", &error))?;
+        }
+        self.book.enter(number, name);
+        Ok(number)
+    }
+
+    /// Strikes names off that nothing is open by.
+    fn forget_names(&mut self) -> Result<(), KernelError> {
+        let used: std::collections::HashSet<u32> = self
+            .entries()?
+            .iter()
+            .flat_map(|(_, value)| value.grants.iter().map(|grant| grant.name))
+            .collect();
+        let all: Vec<u32> = self.names.keys().filter_map(Result::ok).collect();
+        for number in all.into_iter().filter(|number| !used.contains(number)) {
+            self.names
+                .remove(&number)
+                .map_err(|error| failed("NAMES", &error))?;
+            self.book.strike(number);
+        }
+        Ok(())
+    }
+
+    /// Removes what is over.
+    fn sweep(&mut self, now: u64) -> Result<usize, KernelError> {
+        let over = |value: &Opened| value.grants.iter().all(|grant| grant.deadline <= now);
+        let ended: Vec<Address> = self
+            .entries()?
+            .into_iter()
+            .filter(|(_, value)| over(value))
+            .map(|(key, _)| key)
+            .collect();
+        for key in &ended {
+            self.take(*key)?;
+        }
+        Ok(ended.len())
+    }
+
+    fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        let now = now()?;
+        let name = self.number(&opening.name)?;
+        let key = Address {
+            agent: opening.agent,
+            session: opening.session,
+            address: opening.address,
+        };
+        let before = self.opened.get(&Bytes(key), 0).ok().map(|value| value.0);
+        let mut value = before.unwrap_or(Opened {
+            key,
+            ..Opened::default()
+        });
+        merge(&mut value, name, opening, now).ok_or_else(|| KernelError::Map {
+            map: "OPENED",
+            error: format!("more than {GRANTS} names and ports share one address"),
+        })?;
+        if self.put(key, value).is_err() {
+            self.sweep(now)?;
+            self.put(key, value).map_err(|_| KernelError::Map {
+                map: "OPENED",
+                error: format!("{MAX_OPENED} addresses are open already"),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds an opening to what is open at an address; `None` where there is no room. One that is there is prolonged,
+/// and never shortened.
+fn merge(value: &mut Opened, name: u32, opening: &Opening, now: u64) -> Option<()> {
+    for (low, high, protocol) in &opening.grants {
+        let protocol = protocol.map_or(EVERY_PROTOCOL, u16::from);
+        let same = |grant: &&mut Grant| {
+            grant.deadline > now
+                && (grant.name, grant.low, grant.high, grant.protocol)
+                    == (name, *low, *high, protocol)
+        };
+        if let Some(grant) = value.grants.iter_mut().find(same) {
+            grant.deadline = grant.deadline.max(opening.deadline);
+            continue;
+        }
+        let free = value
+            .grants
+            .iter_mut()
+            .find(|grant| grant.deadline <= now)?;
+        *free = Grant {
+            deadline: opening.deadline,
+            name,
+            low: *low,
+            high: *high,
+            protocol,
+            reserved: [0; 3],
+        };
+    }
+    Some(())
+}
+
+fn now() -> Result<u64, KernelError> {
+    sys::boot_time().map_err(|error| KernelError::Io {
+        action: "read the clock",
+        error,
+    })
+}
+
+impl Guard {
+    /// Opens an address for an agent.
+    pub fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        self.names.open_address(opening)
+    }
+
+    /// Closes every address of an agent, whatever its session. Connections that are made already stay.
+    pub fn close_addresses(&mut self, agent: u32) -> Result<(), KernelError> {
+        self.judge_addresses(agent, &mut |_| Vec::new())
+    }
+
+    /// Judges what is open for an agent again: `grants` gives what a name is permitted with now.
+    pub fn judge_addresses(
+        &mut self,
+        agent: u32,
+        grants: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+    ) -> Result<(), KernelError> {
+        for (key, mut value) in self.names.entries()? {
+            if key.agent != agent {
+                continue;
+            }
+            let before = value;
+            for grant in &mut value.grants {
+                let name = self.names.book.name(grant.name);
+                let kept = name.is_some_and(|name| {
+                    grants(&name).iter().any(|(low, high, protocol)| {
+                        (*low, *high, protocol.map_or(EVERY_PROTOCOL, u16::from))
+                            == (grant.low, grant.high, grant.protocol)
+                    })
+                });
+                if !kept {
+                    *grant = Grant::default();
+                }
+            }
+            if value.grants == [Grant::default(); GRANTS] {
+                self.names.take(key)?;
+            } else if value != before {
+                self.names.put(key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is over; how many addresses that were.
+    pub fn sweep_addresses(&mut self) -> Result<usize, KernelError> {
+        let now = now()?;
+        self.names.sweep(now)
+    }
+
+    /// The names behind the numbers in records.
+    pub fn names(&self) -> NameBook {
+        self.names.book.clone()
+    }
+
+    /// Where the resolver of an agent listens, if it does.
+    pub fn resolver_of(&self, agent: u32) -> Result<Option<ResolverPlace>, KernelError> {
+        let found = self
+            .names
+            .resolvers
+            .get(&agent, 0)
+            .map_err(|error| failed("RESOLVERS", &error))?
+            .0;
+        Ok((found.port != 0).then_some(ResolverPlace {
+            session: found.session,
+            namespace: found.namespace,
+            port: found.port as u16,
+        }))
+    }
+
+    /// Says where the resolver of an agent listens: questions of processes in `cgroup` go there from now on. With
+    /// `None` no question gets anywhere.
+    pub fn resolver_at(
+        &mut self,
+        agent: u32,
+        cgroup: &Path,
+        place: Option<ResolverPlace>,
+    ) -> Result<(), KernelError> {
+        let before = self.resolver_of(agent)?;
+        if place.is_some() {
+            // Only when the programs are there may anything be permitted to go to them.
+            self.redirect(cgroup)?;
+        }
+        let value = place.map_or_else(Resolver::default, |place| Resolver {
+            session: place.session,
+            namespace: place.namespace,
+            port: u32::from(place.port),
+            reserved: 0,
+        });
+        if let Some(place) = place {
+            self.mark_port(place.port, true)?;
+        }
+        self.names
+            .resolvers
+            .set(agent, Bytes(value), 0)
+            .map_err(|error| failed("RESOLVERS", &error))?;
+        if let Some(before) = before
+            && place.is_none_or(|place| place.port != before.port)
+        {
+            self.mark_port(before.port, false)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is open for an agent any more, and no resolver listens for it.
+    pub(super) fn forget_names(&mut self, agent: u32) -> Result<(), KernelError> {
+        self.close_addresses(agent)?;
+        if self.resolver_of(agent)?.is_some() {
+            self.resolver_at(agent, Path::new(""), None)?;
+        }
+        Ok(())
+    }
+
+    fn mark_port(&mut self, port: u16, on: bool) -> Result<(), KernelError> {
+        let (word, bit) = (u32::from(port) / 64, 1u64 << (port % 64));
+        let ports = &mut self.names.ports;
+        let error = |error| failed("RESOLVER_PORTS", &error);
+        let bits = ports.get(&word, 0).map_err(error)?;
+        let bits = if on { bits | bit } else { bits & !bit };
+        ports.set(word, bits, 0).map_err(error)
+    }
+
+    /// Attaches the programs that redirect questions to a cgroup. They go with it.
+    fn redirect(&mut self, cgroup: &Path) -> Result<(), KernelError> {
+        let failed = |action: &'static str| move |error| KernelError::Io { action, error };
+        let folder = std::fs::File::open(cgroup).map_err(failed("open the agent's cgroup"))?;
+        for (name, kind) in REDIRECTS {
+            let program: &mut aya::programs::CgroupSockAddr = program(self.object(), name)?;
+            let ours = program
+                .fd()
+                .map_err(|error| of_program("find", name, error))?;
+            let id = program
+                .info()
+                .map_err(|error| of_program("find", name, error))?
+                .id();
+            let before = sys::attached(folder.as_fd(), *kind)
+                .map_err(failed("list the programs of the agent's cgroup"))?;
+            if before.iter().any(|other| other.id == id) {
+                continue;
+            }
+            sys::attach(folder.as_fd(), ours.as_fd(), *kind)
+                .map_err(failed("redirect the agent's questions to its resolver"))?;
+            // Those of an earlier daemon go; of others nothing is touched.
+            for other in before.iter().filter(|other| other.name == *name) {
+                let _ = sys::detach(folder.as_fd(), other.descriptor.as_fd(), *kind);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening(deadline: u64, grants: &[(u16, u16, Option<u8>)]) -> Opening {
+        Opening {
+            agent: 1,
+            session: 1,
+            address: [1; 16],
+            name: "a.test".to_owned(),
+            deadline,
+            grants: grants.to_vec(),
+        }
+    }
+
+    #[test]
+    fn an_opening_is_prolonged_and_never_shortened() {
+        let mut value = Opened::default();
+        merge(&mut value, 1, &opening(100, &[(443, 443, Some(6))]), 10).expect("room");
+        merge(&mut value, 1, &opening(50, &[(443, 443, Some(6))]), 20).expect("room");
+        assert_eq!(value.grants[0].deadline, 100);
+        merge(&mut value, 1, &opening(200, &[(443, 443, Some(6))]), 30).expect("room");
+        assert_eq!(value.grants[0].deadline, 200);
+        assert_eq!(value.grants[1], Grant::default());
+    }
+
+    #[test]
+    fn names_that_share_an_address_have_times_of_their_own_and_limited_room() {
+        let mut value = Opened::default();
+        for name in 1..=GRANTS as u32 {
+            let deadline = 100 + u64::from(name);
+            merge(&mut value, name, &opening(deadline, &[(80, 80, None)]), 10).expect("room");
+        }
+        assert!(merge(&mut value, 99, &opening(500, &[(80, 80, None)]), 10).is_none());
+        // The first one is over.
+        merge(&mut value, 99, &opening(500, &[(80, 80, None)]), 101).expect("room");
+        assert_eq!(value.grants[0].name, 99);
+        assert_eq!(value.grants[1].deadline, 102);
+    }
+}
