@@ -63,6 +63,10 @@ pub const SCENARIOS: &[Scenario] = &[
         run_through,
     ),
     (
+        "survival: names, by `run` alone and through the death of a daemon",
+        crate::names::survives,
+    ),
+    (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
     ),

@@ -347,7 +347,7 @@ impl Guard {
     }
 
     /// Says where the resolver of an agent listens: questions of processes in `cgroup` go there from now on. With
-    /// `None` no question gets anywhere.
+    /// `None` no question gets anywhere while the policy has rules by name, and none is redirected.
     pub fn resolver_at(
         &mut self,
         agent: u32,
@@ -376,6 +376,10 @@ impl Guard {
             && place.is_none_or(|place| place.port != before.port)
         {
             self.mark_port(before.port, false)?;
+        }
+        if place.is_none() {
+            // Sockets that were told of the resolver are as any others again.
+            self.redirect_no_more(cgroup)?;
         }
         Ok(())
     }
@@ -421,6 +425,25 @@ impl Guard {
             // Those of an earlier daemon go; of others nothing is touched.
             for other in before.iter().filter(|other| other.name == *name) {
                 let _ = sys::detach(folder.as_fd(), other.descriptor.as_fd(), *kind);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Guard {
+    /// Takes the programs that redirect questions off a cgroup, if it is still there.
+    fn redirect_no_more(&self, cgroup: &Path) -> Result<(), KernelError> {
+        let Ok(folder) = std::fs::File::open(cgroup) else {
+            return Ok(());
+        };
+        let failed = |action: &'static str| move |error| KernelError::Io { action, error };
+        for (name, kind) in REDIRECTS {
+            let found = sys::attached(folder.as_fd(), *kind)
+                .map_err(failed("list the programs of the agent's cgroup"))?;
+            for ours in found.iter().filter(|other| other.name == *name) {
+                sys::detach(folder.as_fd(), ours.descriptor.as_fd(), *kind)
+                    .map_err(failed("stop redirecting the agent's questions"))?;
             }
         }
         Ok(())

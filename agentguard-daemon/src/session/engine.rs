@@ -29,6 +29,7 @@ use crate::resolver::Resolver;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A policy that decides about an agent.
+#[derive(Clone)]
 pub(super) struct InForce {
     pub(super) request: PolicyRequest,
     pub(super) policy: Arc<Policy>,

@@ -295,9 +295,19 @@ impl Engine {
 
     /// An agent goes: nobody listens for it.
     pub(super) fn serve_no_more(&self, agent: &Agent) {
-        if let Some(resolver) = self.resolver.get() {
-            resolver.stop(asker(agent));
+        let Some(resolver) = self.resolver.get() else {
+            return;
+        };
+        let asker = asker(agent);
+        if resolver.places(asker).is_empty() {
+            return;
         }
+        let ended = lock(&self.enforcer).resolver_at(agent.slot, agent.cgroup.path(), None);
+        if let Err(error) = ended {
+            // Its questions go nowhere: that is for its processes to complain about, not for us to stay for.
+            tracing::warn!("`{}`: {error}", agent.name);
+        }
+        resolver.stop(asker);
     }
 
     fn complain(&self, agent: &Agent, error: &SessionError) {

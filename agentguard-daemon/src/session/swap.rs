@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 
 use super::engine::{Engine, InForce, Retired, about, lock, watch};
 use super::objects::{Searched, warn_of_cuts};
-use super::{AgentInfo, PolicyRequest, SessionError};
+use super::{AgentInfo, Enforcer, PolicyRequest, SessionError};
 use crate::agent::{Agent, RegistryError};
 use crate::audit::{Record, record::op};
 use crate::event::escape::escape;
+use crate::kernel::KernelError;
 use crate::policy::{Policy, places};
 
 impl Engine {
@@ -128,13 +129,7 @@ impl Engine {
         let installed = self.save().and_then(|()| {
             let mut enforcer = lock(&self.enforcer);
             // What a name opened and is not permitted any more goes before the new policy comes.
-            enforcer.judge_addresses(agent.slot, &mut |name| {
-                let grants = policy.judge_name(name).grants;
-                grants
-                    .iter()
-                    .map(|grant| (grant.low, grant.high, grant.protocol))
-                    .collect()
-            })?;
+            judge_openings(&mut **enforcer, agent, policy)?;
             Ok(enforcer.install(agent.slot, table)?)
         });
         if let Err(error) = installed {
@@ -143,7 +138,14 @@ impl Engine {
                 state.retired.pop();
                 state
                     .in_force
-                    .extend(before.map(|before| (agent.slot, before)));
+                    .extend(before.clone().map(|before| (agent.slot, before)));
+            }
+            // The new policy may have opened something meanwhile.
+            if let Some(before) = &before
+                && let Err(error) =
+                    judge_openings(&mut **lock(&self.enforcer), agent, &before.policy)
+            {
+                tracing::error!("`{}`: {error}", agent.name);
             }
             if let Err(error) = self.save() {
                 tracing::error!("a daemon that starts now would install the new policy: {error}");
@@ -189,4 +191,17 @@ impl Engine {
         }
         outcomes
     }
+}
+
+/// Closes what names opened for an agent and a policy does not permit.
+fn judge_openings(
+    enforcer: &mut dyn Enforcer,
+    agent: &Agent,
+    policy: &Policy,
+) -> Result<(), KernelError> {
+    enforcer.judge_addresses(agent.slot, &mut |name| {
+        let grants = policy.judge_name(name).grants;
+        let grants = grants.iter();
+        grants.map(|it| (it.low, it.high, it.protocol)).collect()
+    })
 }

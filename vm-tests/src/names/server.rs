@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,14 +58,22 @@ const FORBIDDEN: IpAddr = IpAddr::V4(Ipv4Addr::new(93, 184, 216, 66));
 /// How long a new address may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs until the process ends.
+/// Runs until the process ends; there is one.
 pub struct Server {
     asked: Arc<Mutex<BTreeSet<String>>>,
 }
 
+/// What the one that runs was asked.
+static RUNNING: OnceLock<Arc<Mutex<BTreeSet<String>>>> = OnceLock::new();
+
 impl Server {
     /// Makes the addresses and serves them.
     pub fn start() -> Result<Self> {
+        if let Some(asked) = RUNNING.get() {
+            return Ok(Self {
+                asked: asked.clone(),
+            });
+        }
         for address in ADDRESSES {
             let bits = if address.contains(':') { 128 } else { 32 };
             let with = format!("{address}/{bits}");
@@ -122,6 +130,8 @@ impl Server {
                 });
             }
         }
+        // Nobody else starts one.
+        let _ = RUNNING.set(asked.clone());
         Ok(Self { asked })
     }
 
