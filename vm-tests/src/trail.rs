@@ -33,6 +33,8 @@ pub struct Wanted {
     pub cause: Option<String>,
     /// Second path.
     pub to: Option<String>,
+    /// How its detail begins.
+    pub detail: Option<String>,
     /// Process.
     pub pid: Option<u32>,
     /// Version of the policy.
@@ -70,6 +72,10 @@ impl Wanted {
             && text("rule", &self.rule)
             && text("cause", &self.cause)
             && text("to", &self.to)
+            && self.detail.as_deref().is_none_or(|wanted| {
+                let detail = record.get("detail").and_then(Value::as_str);
+                detail.is_some_and(|detail| detail.starts_with(wanted))
+            })
             && self
                 .pid
                 .is_none_or(|pid| record.get("pid").and_then(Value::as_u64) == Some(pid.into()))
