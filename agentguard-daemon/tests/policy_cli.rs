@@ -110,6 +110,8 @@ fn explanations_read_well() {
         ("metadata", &["--connect", "169.254.169.254:80/tcp"], 1),
         ("ssh-out", &["--connect", "93.184.216.34:22/tcp"], 1),
         ("unix", &["--connect", "unix"], 1),
+        ("name", &["--connect", "github.com:443"], 0),
+        ("other-name", &["--connect", "example.org:443"], 1),
     ];
     for (name, action, status) in rows {
         let mut arguments = vec!["policy", "explain", "coding-agent"];
@@ -149,7 +151,7 @@ fn explanations_read_well() {
 fn wrong_actions_are_usage_errors() {
     let rows: &[&[&str]] = &[
         &["--read", "relative"],
-        &["--connect", "example.org:443"],
+        &["--connect", "example.org"],
         &[],
         &["--exec", ""],
     ];
