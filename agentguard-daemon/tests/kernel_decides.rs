@@ -7,7 +7,7 @@
     reason = "a test says where it fails"
 )]
 
-use agentguard::kernel::{Guard, GuardOptions, Opening};
+use agentguard::kernel::{Grants, Guard, GuardOptions, Opening};
 use agentguard::policy::generate::{Generator, Random};
 use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, load_text};
 use agentguard_common::record::Destination;
@@ -349,8 +349,7 @@ fn the_comparison_notices_a_removed_rule() {
 
 /// Nanoseconds on the clock of the deadlines.
 fn now() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    agentguard::kernel::boot_time().unwrap()
 }
 
 fn opening(
@@ -383,7 +382,7 @@ fn what_names_opened_is_open_for_its_ports_and_its_time() {
     let table = policy.compile(1).unwrap().bytes;
     kernel.guard.install(1, &table).unwrap();
     let mut random = Random::new(4);
-    let mut opened: Vec<(u32, [u8; 16], bool, Vec<(u16, u16, Option<u8>)>)> = Vec::new();
+    let mut opened: Vec<(u32, [u8; 16], bool, Grants)> = Vec::new();
     let address = |random: &mut Random| {
         let mut address = [0; 16];
         address[10..12].fill(0xff);
@@ -394,7 +393,7 @@ fn what_names_opened_is_open_for_its_ports_and_its_time() {
         address
     };
     let ports = [0u16, 9, 24, 25, 26, 80, 443, 444, 65535];
-    for _ in 0..9 {
+    for _ in 0..24 {
         let low = *random.pick(&ports);
         let grants = vec![(
             low,

@@ -27,7 +27,7 @@ pub use guard::{Guard, cgroup_id};
 pub use journal::{Batch, Entry, Journal};
 pub use load::{GuardOptions, Origin};
 pub use objects::Protection;
-pub use opened::{NameBook, Opening, ResolverPlace};
+pub use opened::{Grants, NameBook, Opening, ResolverPlace};
 pub use peers::socket_cgroup;
 pub use pins::{FOLDER as PINS, Pins};
 pub use probe::{Probe, ProbeStatus, probe};

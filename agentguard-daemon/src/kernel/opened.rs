@@ -19,6 +19,9 @@ use super::{Guard, KernelError, sys};
 /// Bytes of a name in its map; the longest name has 253.
 const NAME: usize = 256;
 
+/// Ports, first and last, and protocol; `None` for all.
+pub type Grants = Vec<(u16, u16, Option<u8>)>;
+
 /// What the kernel is asked to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opening {
@@ -32,8 +35,8 @@ pub struct Opening {
     pub name: String,
     /// `CLOCK_BOOTTIME` in nanoseconds from which on it does not hold.
     pub deadline: u64,
-    /// Ports, first and last, and protocol; `None` for all.
-    pub grants: Vec<(u16, u16, Option<u8>)>,
+    /// What for.
+    pub grants: Grants,
 }
 
 /// Where the resolver of an agent listens, on loopback.
@@ -102,7 +105,7 @@ impl NameBook {
 /// The maps.
 pub(super) struct Names {
     opened: HashMap<MapData, Bytes<Address>, Bytes<Opened>>,
-    names: HashMap<MapData, u32, [u8; NAME]>,
+    numbered: HashMap<MapData, u32, [u8; NAME]>,
     resolvers: Array<MapData, Bytes<Resolver>>,
     ports: Array<MapData, u64>,
     book: NameBook,
@@ -120,12 +123,12 @@ impl Names {
     pub fn open([opened, names, resolvers, ports]: [Map; 4]) -> Result<Self, KernelError> {
         let this = Self {
             opened: open("OPENED", opened)?,
-            names: open("NAMES", names)?,
+            numbered: open("NAMES", names)?,
             resolvers: open("RESOLVERS", resolvers)?,
             ports: open("RESOLVER_PORTS", ports)?,
             book: NameBook::default(),
         };
-        for entry in this.names.iter() {
+        for entry in &this.numbered {
             let (number, bytes) = entry.map_err(|error| failed("NAMES", &error))?;
             let len = bytes.iter().position(|byte| *byte == 0).unwrap_or(NAME);
             if let Ok(name) = std::str::from_utf8(&bytes[..len]) {
@@ -170,9 +173,9 @@ impl Names {
         }
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         let number = self.book.next();
-        if self.names.insert(number, bytes, 0).is_err() {
+        if self.numbered.insert(number, bytes, 0).is_err() {
             self.forget_names()?;
-            self.names
+            self.numbered
                 .insert(number, bytes, 0)
                 .map_err(|error| failed("NAMES", &error))?;
         }
@@ -187,9 +190,9 @@ impl Names {
             .iter()
             .flat_map(|(_, value)| value.grants.iter().map(|grant| grant.name))
             .collect();
-        let all: Vec<u32> = self.names.keys().filter_map(Result::ok).collect();
+        let all: Vec<u32> = self.numbered.keys().filter_map(Result::ok).collect();
         for number in all.into_iter().filter(|number| !used.contains(number)) {
-            self.names
+            self.numbered
                 .remove(&number)
                 .map_err(|error| failed("NAMES", &error))?;
             self.book.strike(number);
@@ -292,7 +295,7 @@ impl Guard {
     pub fn judge_addresses(
         &mut self,
         agent: u32,
-        grants: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+        grants: &mut dyn FnMut(&str) -> Grants,
     ) -> Result<(), KernelError> {
         for (key, mut value) in self.names.entries()? {
             if key.agent != agent {
@@ -379,7 +382,7 @@ impl Guard {
         }
         if place.is_none() {
             // Sockets that were told of the resolver are as any others again.
-            self.redirect_no_more(cgroup)?;
+            Self::redirect_no_more(cgroup)?;
         }
         Ok(())
     }
@@ -433,7 +436,7 @@ impl Guard {
 
 impl Guard {
     /// Takes the programs that redirect questions off a cgroup, if it is still there.
-    fn redirect_no_more(&self, cgroup: &Path) -> Result<(), KernelError> {
+    fn redirect_no_more(cgroup: &Path) -> Result<(), KernelError> {
         let Ok(folder) = std::fs::File::open(cgroup) else {
             return Ok(());
         };

@@ -322,11 +322,11 @@ pub fn delete(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
 #[repr(C)]
 #[derive(Default)]
 struct Attach {
-    target_fd: u32,
-    attach_bpf_fd: u32,
-    attach_type: u32,
-    attach_flags: u32,
-    replace_bpf_fd: u32,
+    target: i32,
+    program: i32,
+    kind: u32,
+    flags: u32,
+    replaced: u32,
     /// Written out, so that it is zero.
     reserved: u32,
 }
@@ -335,12 +335,12 @@ struct Attach {
 #[repr(C)]
 #[derive(Default)]
 struct Query {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    prog_cnt: u32,
+    target: i32,
+    kind: u32,
+    how: u32,
+    flags: u32,
+    programs: u64,
+    count: u32,
     /// Written out, so that it is zero.
     reserved: u32,
 }
@@ -368,10 +368,10 @@ pub fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io:
     call(
         BPF_PROG_ATTACH,
         &mut Attach {
-            target_fd: cgroup.as_raw_fd() as u32,
-            attach_bpf_fd: program.as_raw_fd() as u32,
-            attach_type: kind,
-            attach_flags: BPF_F_ALLOW_MULTI,
+            target: cgroup.as_raw_fd(),
+            program: program.as_raw_fd(),
+            kind,
+            flags: BPF_F_ALLOW_MULTI,
             ..Attach::default()
         },
     )
@@ -382,9 +382,9 @@ pub fn detach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io:
     call(
         BPF_PROG_DETACH,
         &mut Attach {
-            target_fd: cgroup.as_raw_fd() as u32,
-            attach_bpf_fd: program.as_raw_fd() as u32,
-            attach_type: kind,
+            target: cgroup.as_raw_fd(),
+            program: program.as_raw_fd(),
+            kind,
             ..Attach::default()
         },
     )
@@ -394,14 +394,14 @@ pub fn detach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io:
 pub fn attached(cgroup: BorrowedFd<'_>, kind: u32) -> io::Result<Vec<Attached>> {
     let mut ids = [0u32; MAX_PROGRAMS];
     let mut query = Query {
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_type: kind,
-        prog_ids: ids.as_mut_ptr() as u64,
-        prog_cnt: MAX_PROGRAMS as u32,
+        target: cgroup.as_raw_fd(),
+        kind,
+        programs: ids.as_mut_ptr() as u64,
+        count: MAX_PROGRAMS as u32,
         ..Query::default()
     };
     call(BPF_PROG_QUERY, &mut query)?;
-    let count = (query.prog_cnt as usize).min(MAX_PROGRAMS);
+    let count = (query.count as usize).min(MAX_PROGRAMS);
     let ids = &ids[..count];
     let found = aya::programs::loaded_programs()
         .filter_map(Result::ok)
@@ -420,5 +420,5 @@ pub fn attached(cgroup: BorrowedFd<'_>, kind: u32) -> io::Result<Vec<Attached>> 
 /// `CLOCK_BOOTTIME` in nanoseconds.
 pub fn boot_time() -> io::Result<u64> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)?;
-    Ok(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    u64::try_from(std::time::Duration::from(now).as_nanos()).map_err(io::Error::other)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
-use crate::kernel::{Guard, KernelError, NameBook, Opening, Protection, ResolverPlace};
+use crate::kernel::{Grants, Guard, KernelError, NameBook, Opening, Protection, ResolverPlace};
 
 /// The operations of [`Guard`] that sessions use; each means what the method of that name means.
 pub trait Enforcer: Send {
@@ -42,7 +42,7 @@ pub trait Enforcer: Send {
     fn judge_addresses(
         &mut self,
         agent: u32,
-        grants: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+        grants: &mut dyn FnMut(&str) -> Grants,
     ) -> Result<(), KernelError>;
     /// Says where an agent's resolver listens.
     fn resolver_at(
@@ -119,7 +119,7 @@ impl Enforcer for Guard {
     fn judge_addresses(
         &mut self,
         agent: u32,
-        grants: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+        grants: &mut dyn FnMut(&str) -> Grants,
     ) -> Result<(), KernelError> {
         Guard::judge_addresses(self, agent, grants)
     }

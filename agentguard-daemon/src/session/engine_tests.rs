@@ -13,7 +13,7 @@ use super::*;
 use crate::agent::Hierarchy;
 use crate::audit::read::Reader;
 use crate::audit::{Log, Record, Recorder};
-use crate::kernel::{KernelError, NameBook, Opening, Protection, ResolverPlace};
+use crate::kernel::{Grants, KernelError, NameBook, Opening, Protection, ResolverPlace};
 
 /// What a kernel would hold.
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ impl Enforcer for Memory {
     fn judge_addresses(
         &mut self,
         _: u32,
-        _: &mut dyn FnMut(&str) -> Vec<(u16, u16, Option<u8>)>,
+        _: &mut dyn FnMut(&str) -> Grants,
     ) -> Result<(), KernelError> {
         Ok(())
     }

@@ -25,7 +25,7 @@ network: {default: deny, allow: [{id: evil, name: evil.example.net, port: 8080}]
 ";
 
 /// What the scripts have.
-pub const PRELUDE: &str = r#"
+pub const PRELUDE: &str = r"
 import socket, struct, sys, time, os, ctypes
 def get(to, port=8080, family=0):
     s = socket.socket(family or socket.AF_INET) if family else None
@@ -53,7 +53,7 @@ def ask(server, name, tcp=False, kind=1, port=53, connect=True):
 def by(*a, **k):
     found = ask(*a, **k)
     if found: get(found)
-"#;
+";
 
 /// Ways to a host that no rule permits: what it is called, what is run after the prelude, and the record (operation,
 /// target; empty for none to be looked for).
