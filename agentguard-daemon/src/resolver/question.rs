@@ -39,7 +39,6 @@ pub(super) struct Echo {
     pub(super) recursion_desired: bool,
     pub(super) checking_disabled: bool,
     /// Set by clients that would trust our word on signatures; see `reply` for another use.
-    pub(super) authentic_data: bool,
     /// With the case in which the client wrote the name.
     pub(super) query: Option<Query>,
     /// The client's own, if it sent one.
@@ -96,7 +95,6 @@ pub(super) fn read(bytes: &[u8], transport: Transport) -> Read {
         op_code: header.op_code,
         recursion_desired: header.recursion_desired,
         checking_disabled: header.checking_disabled,
-        authentic_data: header.authentic_data,
         query: None,
         edns: None,
         transport,

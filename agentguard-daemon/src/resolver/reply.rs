@@ -105,11 +105,11 @@ impl Reply {
         }
     }
 
-    /// The resolver of musl ignores a refusal that comes by UDP and waits for its time-out; by TCP it takes it.
-    /// It is known by a query with `AD` and without EDNS. So it is told to come by TCP, and refused there: who else
-    /// asks like this loses one round trip on loopback.
+    /// The resolver of musl ignores a refusal that comes by UDP and waits for its time-out, and that of the GNU C
+    /// library asks again; by TCP both take it. Their queries look alike: neither has EDNS. So who asks without is told
+    /// to come by TCP, and refused there, for one more round trip on loopback.
     fn is_ignored_by(&self, echo: &Echo) -> bool {
-        self.code == ResponseCode::Refused && echo.authentic_data && echo.edns.is_none()
+        self.code == ResponseCode::Refused && echo.edns.is_none()
     }
 }
 

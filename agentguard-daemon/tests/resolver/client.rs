@@ -77,6 +77,13 @@ pub async fn ask(at: SocketAddr, message: &Message) -> Message {
     assert_eq!(reply.metadata.id, message.metadata.id);
     assert_eq!(reply.metadata.message_type, MessageType::Response);
     assert!(!reply.metadata.authentic_data);
+    // A refusal is heard by TCP where there is no EDNS, as clients hear it.
+    if reply.metadata.truncation && reply.edns.is_none() {
+        let heard = ask_by_tcp(at, message).await;
+        if heard.metadata.response_code == ResponseCode::Refused {
+            return heard;
+        }
+    }
     reply
 }
 

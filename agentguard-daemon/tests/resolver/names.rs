@@ -2,10 +2,10 @@
 
 use agentguard::resolver::Limits;
 use agentguard_common::verdict::Verdict;
-use hickory_proto::op::ResponseCode;
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
-use crate::client::{addresses, ask, ask_by_tcp, extended, query, resolve, serve, with_edns};
+use crate::client::{addresses, ask, ask_by_tcp, extended, query, resolve, send, serve, with_edns};
 use crate::gate::Memory;
 use crate::upstream::{Upstream, name};
 
@@ -150,14 +150,18 @@ async fn search_domains_do_not_end_the_search_and_lead_nowhere() {
 }
 
 #[tokio::test]
-async fn a_client_like_musl_hears_a_refusal_by_tcp() {
+async fn a_client_without_edns_hears_a_refusal_by_tcp() {
     let memory = Memory::permitting(&[]);
     let served = serve(memory.clone(), &[], Limits::default());
-    let mut question = query(name("evil.example.net"), RecordType::A);
-    question.metadata.authentic_data = true;
-    let reply = ask(served.at, &question).await;
+    let question = query(name("evil.example.net"), RecordType::A);
+    let reply = send(served.at, &question.to_vec().unwrap()).await;
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
     assert!(reply.metadata.truncation && reply.answers.is_empty());
     let reply = ask_by_tcp(served.at, &question).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+    let reply = send(served.at, &with_edns(question).to_vec().unwrap()).await;
+    let reply = Message::from_vec(&reply).unwrap();
     assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
 }
 

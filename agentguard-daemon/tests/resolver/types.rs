@@ -8,7 +8,7 @@ use hickory_proto::rr::rdata::svcb::{IpHint, SVCB, SvcParamKey, SvcParamValue};
 use hickory_proto::rr::rdata::{A, HTTPS};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
-use crate::client::{ask, query, resolve, serve};
+use crate::client::{ask, query, resolve, serve, with_edns};
 use crate::gate::Memory;
 use crate::upstream::{Upstream, empty, name};
 
@@ -115,7 +115,7 @@ async fn other_types_classes_and_operations_are_refused() {
         RecordType::Unknown(65_280),
     ];
     for kind in types {
-        let reply = ask(served.at, &query(name("api.example.com"), kind)).await;
+        let reply = ask(served.at, &with_edns(query(name("api.example.com"), kind))).await;
         assert_eq!(
             reply.metadata.response_code,
             ResponseCode::Refused,
@@ -126,6 +126,7 @@ async fn other_types_classes_and_operations_are_refused() {
     assert_eq!(memory.records()[5].kind, "TYPE65280");
     let mut chaos = query(name("version.bind"), RecordType::TXT);
     chaos.queries[0].set_query_class(DNSClass::CH);
+    let chaos = with_edns(chaos);
     let mut update = query(name("api.example.com"), RecordType::SOA);
     update.metadata.op_code = OpCode::Update;
     let mut two = query(name("api.example.com"), RecordType::A);
