@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: the release as one archive with checksums, all below cargo's target folder.
+//! `cargo xtask dist`: the release as one archive with checksums, all below cargo's target folder. Below its one
+//! folder it is laid out as a system is, so that it can be unpacked there.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,7 +16,15 @@ use crate::{place, setup};
 #[derive(clap::Args)]
 pub struct Options {}
 
-const SHELLS: &[&str] = &["bash", "zsh", "fish"];
+/// Where each shell looks for completions.
+const SHELLS: &[(&str, &str)] = &[
+    ("bash", "usr/share/bash-completion/completions/agentguard"),
+    ("zsh", "usr/share/zsh/site-functions/_agentguard"),
+    (
+        "fish",
+        "usr/share/fish/vendor_completions.d/agentguard.fish",
+    ),
+];
 
 /// Builds and packs it.
 pub fn main(_: &Options) -> Result<i32> {
@@ -76,12 +85,12 @@ pub fn main(_: &Options) -> Result<i32> {
 
 fn fill(root: &Path, binary: &Path) -> Result<()> {
     let workspace = place::workspace();
-    copy(binary, &root.join("bin/agentguard"), 0o755)?;
+    copy(binary, &root.join("usr/bin/agentguard"), 0o755)?;
     if crate::command::find("strip").is_some() {
         quiet(
             Command::new("strip")
                 .arg("--strip-debug")
-                .arg(root.join("bin/agentguard")),
+                .arg(root.join("usr/bin/agentguard")),
         )?;
     }
     for entry in fs::read_dir(workspace.join("policies")).context("failed to list policies")? {
@@ -92,7 +101,7 @@ fn fill(root: &Path, binary: &Path) -> Result<()> {
         }) {
             copy(
                 &path,
-                &root.join("etc/agentguard/policies").join(name),
+                &root.join("usr/share/agentguard/policies").join(name),
                 0o644,
             )?;
         }
@@ -109,20 +118,17 @@ fn fill(root: &Path, binary: &Path) -> Result<()> {
             .extension()
             .is_some_and(|extension| extension == "service")
         {
-            "lib/systemd/system"
+            "usr/lib/systemd/system"
         } else {
-            "share/agentguard"
+            "usr/share/agentguard"
         };
         copy(&path, &root.join(folder).join(name), 0o644)?;
     }
-    for shell in SHELLS {
+    for (shell, path) in SHELLS {
         let text = quiet(Command::new(binary).args(["completions", shell]))?;
-        let path = root
-            .join("share/completions")
-            .join(format!("agentguard.{shell}"));
-        write(&path, &text)?;
+        write(&root.join(path), &text)?;
     }
-    let manual = root.join("share/man/man1");
+    let manual = root.join("usr/share/man/man1");
     fs::create_dir_all(&manual)
         .with_context(|| format!("failed to create {}", manual.display()))?;
     quiet(Command::new(binary).arg("man").arg(&manual))?;
@@ -135,7 +141,11 @@ fn fill(root: &Path, binary: &Path) -> Result<()> {
     ] {
         let path = workspace.join(name);
         if path.exists() {
-            copy(&path, &root.join("share/doc/agentguard").join(name), 0o644)?;
+            copy(
+                &path,
+                &root.join("usr/share/doc/agentguard").join(name),
+                0o644,
+            )?;
         }
     }
     Ok(())

@@ -38,7 +38,6 @@ pub(super) struct Echo {
     pub(super) op_code: OpCode,
     pub(super) recursion_desired: bool,
     pub(super) checking_disabled: bool,
-    /// Set by clients that would trust our word on signatures; see `reply` for another use.
     /// With the case in which the client wrote the name.
     pub(super) query: Option<Query>,
     /// The client's own, if it sent one.
