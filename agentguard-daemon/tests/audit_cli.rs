@@ -1,7 +1,7 @@
 //! The commands that read a log, on a log that the library wrote.
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agentguard::audit::key::Key;
 use agentguard::audit::{Log, LogOptions, Record};
@@ -259,4 +259,78 @@ fn records_are_found_and_counted() {
     let (status, json) = bench.run(&["audit", "stats", "--file", "LOG", "--json"]);
     assert_eq!(status, 0);
     assert!(json.contains("\"different_files_read\": 5"), "{json}");
+}
+
+#[test]
+fn a_policy_is_learnt_replayed_and_compared() {
+    let bench = Bench::new();
+    let write = |name: &str, text: &str| {
+        std::fs::write(Path::new(&bench.path(name)), text).expect("a file");
+        bench.path(name)
+    };
+    let set = ["--set", "home=/home/ann", "--set", "workspace=/work"];
+    let (status, text) =
+        bench.run(&[&["policy", "learn", "LOG", "--as", "fetch"], &set[..]].concat());
+    assert_eq!(status, 0, "{text}");
+    let (text, _) = text.rsplit_once("agentguard: ").expect("a remark");
+    assert!(text.contains("${workspace}/*"), "{text}");
+    let learnt = write("learnt.yaml", text);
+    for (action, what, status) in [
+        ("--read", "/work/file3", 0),
+        ("--read", "/work/new", 0),
+        ("--write", "/work/file3", 1),
+        ("--read", "/home/ann/.ssh/id_rsa", 1),
+        ("--read", "/work/.ssh/id_rsa", 1),
+        ("--connect", "192.0.2.1:443/tcp", 1),
+        ("--exec", "/usr/bin/git", 0),
+        ("--exec", "/usr/bin/curl", 1),
+    ] {
+        let explain = [&["policy", "explain", &*learnt][..], &set, &[action, what]];
+        assert_eq!(bench.run(&explain.concat()).0, status, "{action} {what}");
+    }
+    assert_eq!(
+        bench.run(&["policy", "learn", "LOG", "--as", "a b"]).0,
+        2,
+        "no such name"
+    );
+    assert_eq!(
+        bench
+            .run(&["policy", "learn", "LOG", "--verdict", "deny"])
+            .0,
+        1
+    );
+    let (status, text) =
+        bench.run(&[&["policy", "replay", "LOG", "--policy", &learnt], &set[..]].concat());
+    assert_eq!(status, 0, "{text}");
+    assert!(
+        text.contains(
+            "8 asked again, 0 that only the kernel can answer: 0 would be decided otherwise"
+        ),
+        "{text}"
+    );
+    let strict = write(
+        "strict.yaml",
+        "version: 1\nexec: { default: allow }\nfiles:\n  read:\n    allow: [\"/work/file{0,1,2}\", \"/home/**\"]\n",
+    );
+    let (status, text) = bench.run(&["policy", "replay", "LOG", "--policy", &strict]);
+    assert_eq!(status, 1);
+    assert!(
+        text.contains("3 would be decided otherwise (2 refused, 1 permitted)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("would permit  1× open read /home/ann/.ssh/id_rsa"),
+        "{text}"
+    );
+    let stricter = write(
+        "stricter.yaml",
+        "version: 1\nexec: { default: allow }\nfiles:\n  read:\n    allow: [\"/work/file{0,1}\", \"/home/**\"]\n",
+    );
+    let (status, text) = bench.run(&["policy", "diff", &strict, &stricter]);
+    assert_eq!(status, 1);
+    assert!(text.contains("denies   read     /work/file2"), "{text}");
+    assert_eq!(
+        bench.run(&["policy", "diff", &strict, &strict]),
+        (0, "they decide alike\n".to_owned())
+    );
 }

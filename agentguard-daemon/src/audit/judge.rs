@@ -196,6 +196,24 @@ impl Judge {
         })
     }
 
+    /// What a policy says about a record, whatever was decided. `None` where no policy has a say, or this one is
+    /// not known.
+    pub fn ask(&mut self, event: &Event<'_>) -> Option<Opinion> {
+        if !matches!(
+            event.reason,
+            Reason::Rule
+                | Reason::Default
+                | Reason::UnixSocket
+                | Reason::OwnSocket
+                | Reason::Opened
+                | Reason::Locked
+        ) {
+            return None;
+        }
+        let policy = self.policies.get(&event.generation)?.clone();
+        self.set_key(event).then(|| self.opinion(&policy, event))
+    }
+
     /// Writes what the judgement depends on into `self.key`; false if there is no target.
     fn set_key(&mut self, event: &Event<'_>) -> bool {
         self.key.clear();

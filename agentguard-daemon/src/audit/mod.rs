@@ -12,6 +12,7 @@ pub mod index;
 pub mod judge;
 mod kernel_words;
 pub mod key;
+pub mod learn;
 pub mod log;
 pub mod mark;
 pub mod objects;
@@ -21,6 +22,7 @@ pub mod record;
 mod recorder;
 #[cfg(test)]
 mod recorder_tests;
+pub mod replay;
 pub mod segment;
 pub mod stats;
 pub mod verify;

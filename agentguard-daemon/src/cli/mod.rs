@@ -75,7 +75,7 @@ enum Command {
     /// Read the audit log.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
-    /// Check, try and explain policies.
+    /// Check, try, explain, compare and learn policies.
     Policy(policy::PolicyArgs),
     /// Print a completion script for a shell.
     Completions(generate::CompletionsArgs),

@@ -37,6 +37,23 @@ pub fn escape_into(text: &mut String, bytes: &[u8]) {
     }
 }
 
+/// A text that may come from anywhere, so that it can be shown: as it is, but for characters that are not printable.
+/// What [`escape`] made is not changed. It cannot be restored from.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_printable) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if is_printable(character) {
+            shown.push(character);
+        } else {
+            hexadecimal(&mut shown, character.encode_utf8(&mut [0; 4]).as_bytes());
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// Why a text is not the escaped form of anything.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("no escape begins at byte {at} (`\\\\` and `\\xNN` are the only ones)")]
@@ -122,6 +139,17 @@ mod tests {
         for (bytes, text) in cases {
             assert_eq!(escape(bytes), text);
             assert_eq!(unescape(text).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_shown_cannot_deceive() {
+        assert_eq!(
+            printable("a\n\x1b[2J\u{202e}b"),
+            r"a\x0a\x1b[2J\xe2\x80\xaeb"
+        );
+        for escaped in [r"/a\x0ab\\c", "grün/日本", "/plain"] {
+            assert!(matches!(printable(escaped), Cow::Borrowed(same) if same == escaped));
         }
     }
 

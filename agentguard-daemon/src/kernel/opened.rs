@@ -86,7 +86,8 @@ impl NameBook {
         }
     }
 
-    fn enter(&self, number: u32, name: &str) {
+    /// A number stands for a name from now on.
+    pub(crate) fn enter(&self, number: u32, name: &str) {
         let name: Arc<str> = name.into();
         let mut book = self.lock();
         book.last = book.last.max(number);

@@ -128,7 +128,7 @@ fn check_head(source: &Source, document: &Document) -> Result<(), PolicyError> {
         ));
     }
     if let Some(name) = &document.name
-        && (name.value.is_empty() || name.value.len() > 64 || !name.value.bytes().all(is_name_byte))
+        && !is_name(&name.value)
     {
         return Err(PolicyError::at(
             source,
@@ -141,6 +141,11 @@ fn check_head(source: &Source, document: &Document) -> Result<(), PolicyError> {
         ));
     }
     Ok(())
+}
+
+/// Whether a text can be the name of a policy.
+pub fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(is_name_byte)
 }
 
 /// Bytes of the names of policies and rules.

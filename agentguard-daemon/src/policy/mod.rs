@@ -11,6 +11,7 @@ mod byteset;
 pub mod command;
 mod compile;
 mod diagnostic;
+pub mod diff;
 mod examples;
 pub mod explain;
 mod flatten;
@@ -54,6 +55,7 @@ pub use examples::{Example, OwnedAction, TestOutcome};
 pub use limits::Limits;
 pub use load::{LoadOptions, MAX_FILE};
 pub use locks::Locks;
+pub use lower::is_name;
 pub use rule::{Action, Judgement, Matcher, Rule, RuleExample, RuleRef};
 pub use schema::{Audit, Mode};
 

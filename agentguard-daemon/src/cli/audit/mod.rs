@@ -7,7 +7,7 @@ pub mod shown;
 mod stats;
 pub mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -123,11 +123,30 @@ pub fn tell(search: &Search) {
     }
 }
 
+/// Hands over each record that fits, and tells what the search has to say.
+pub fn each(
+    log: &Path,
+    filter: &find::Filter,
+    mut take: impl FnMut(&Record<'_>),
+) -> Result<(), CliError> {
+    let mut search = Search::default();
+    let bar = verify::progress(0);
+    let outcome = search.each(log, filter, |line, record| {
+        take(&record);
+        bar.inc(line.len() as u64);
+        true
+    });
+    outcome.map_err(|error| CliError::file("read", log, &error))?;
+    bar.finish_and_clear();
+    tell(&search);
+    Ok(())
+}
+
 /// The number of the last record.
-fn last_number(output: &Output) -> Result<u64, CliError> {
+pub fn last_number(log: &Path) -> Result<u64, CliError> {
     let all = find::Filter::default();
-    let lines = Search::default().last(&output.file, &all, 1);
-    let lines = lines.map_err(output.failed())?;
+    let lines = Search::default().last(log, &all, 1);
+    let lines = lines.map_err(|error| CliError::file("read", log, &error))?;
     let record = lines
         .first()
         .and_then(|line| serde_json::from_slice::<Record<'_>>(line).ok());
@@ -157,7 +176,7 @@ fn follow(filter: &find::Filter, output: &Output, after: u64) -> Result<ExitCode
 
 fn tail(args: &TailArgs) -> Result<ExitCode, CliError> {
     let filter = args.filter.wanted();
-    let after = last_number(&args.output)?;
+    let after = last_number(&args.output.file)?;
     let mut search = Search::default();
     let until = find::Filter {
         seqs: Some((0, after)),
@@ -207,7 +226,7 @@ fn query(args: &QueryArgs) -> Result<ExitCode, CliError> {
         return print(&format!("{count}\n")).map(|()| Exit::Ok.into());
     }
     let after = if args.follow {
-        last_number(&args.output)?
+        last_number(&args.output.file)?
     } else {
         0
     };

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::filter::Filter;
-use crate::audit::find::Search;
 use crate::audit::stats::{Stats, Summary};
 use crate::cli::exit::Exit;
 use crate::cli::report::CliError;
 use crate::cli::{LOG, print, print_json};
+use crate::event::escape::printable;
 
 /// Arguments of `audit stats`.
 #[derive(Debug, Args)]
@@ -34,16 +34,9 @@ pub struct StatsArgs {
 
 pub fn run(args: &StatsArgs) -> Result<ExitCode, CliError> {
     let mut stats = Stats::default();
-    let mut search = Search::default();
-    let bar = super::verify::progress(0);
-    let counted = search.each(&args.file, &args.filter.wanted(), |line, record| {
-        stats.add(&record);
-        bar.inc(line.len() as u64);
-        true
-    });
-    counted.map_err(|error| CliError::file("read", &args.file, &error))?;
-    bar.finish_and_clear();
-    super::tell(&search);
+    super::each(&args.file, &args.filter.wanted(), |record| {
+        stats.add(record);
+    })?;
     let summary = stats.summary(args.top);
     if args.json {
         print_json(&summary)?;
@@ -71,7 +64,7 @@ fn in_words(summary: &Summary) -> String {
         }
         let _ = writeln!(text, "{name}:");
         for count in counts {
-            let _ = writeln!(text, "{:>12}  {}", count.count, count.what);
+            let _ = writeln!(text, "{:>12}  {}", count.count, printable(&count.what));
         }
     }
     text

@@ -100,6 +100,20 @@ impl Hours {
         })
     }
 
+    /// The same for all texts that mean the same: `mon,tue 8:00-19:00 Europe/London`.
+    pub fn plainly(&self) -> String {
+        let days = DAYS.iter().zip(self.days);
+        let days: Vec<&str> = days.filter(|(_, is)| *is).map(|(day, _)| *day).collect();
+        let time = |minutes: u16| format!("{}:{:02}", minutes / 60, minutes % 60);
+        let zone = self.zone.iana_name().unwrap_or("UTC");
+        format!(
+            "{} {}-{} {zone}",
+            days.join(","),
+            time(self.begin),
+            time(self.end)
+        )
+    }
+
     /// As written.
     pub fn text(&self) -> &str {
         &self.text

@@ -1,4 +1,7 @@
-//! `agentguard policy`: check, try and explain policies. Works without root and without a daemon.
+//! `agentguard policy`: check, try, explain, compare and learn policies. Works without root and without a
+//! daemon.
+
+mod change;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,9 +14,9 @@ use clap::{Args, Subcommand};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use serde::Serialize;
 
-use super::exit::Exit;
-use super::report::{CliError, has_colour, red};
-use super::{POLICIES, print, print_json, variable};
+use crate::cli::exit::Exit;
+use crate::cli::report::{CliError, has_colour, red};
+use crate::cli::{POLICIES, print, print_json, variable};
 use crate::policy::explain::Explanation;
 use crate::policy::{self, LoadOptions, OwnedAction, Policy, PolicyError, TableStats, TestOutcome};
 
@@ -64,6 +67,12 @@ Examples:
 
 Exit status: 0 all tests hold, 1 a test fails, 2 the policy cannot be used.")]
     Test(TestArgs),
+    /// Say what two policies decide differently, by meaning, with an example of each difference.
+    Diff(change::DiffArgs),
+    /// Say what a policy would have decided otherwise about the records of a log.
+    Replay(change::ReplayArgs),
+    /// Write the smallest policy under which a run could be done again, from the records of it.
+    Learn(change::LearnArgs),
     /// Print the JSON Schema of policy files, for editors.
     #[command(after_help = "\
 Example:
@@ -150,6 +159,9 @@ pub fn run(args: PolicyArgs) -> Result<ExitCode, CliError> {
         PolicyCommand::Check(args) => check(&args),
         PolicyCommand::Explain(args) => explain(args),
         PolicyCommand::Test(args) => test(&args),
+        PolicyCommand::Diff(args) => change::diff(&args),
+        PolicyCommand::Replay(args) => change::replay(&args),
+        PolicyCommand::Learn(args) => change::learn(&args),
         PolicyCommand::Schema => {
             print_json(&schemars::schema_for!(policy::schema::Document)).map(|()| ExitCode::SUCCESS)
         }
