@@ -259,6 +259,58 @@ fn records_are_found_and_counted() {
     let (status, json) = bench.run(&["audit", "stats", "--file", "LOG", "--json"]);
     assert_eq!(status, 0);
     assert!(json.contains("\"different_files_read\": 5"), "{json}");
+    for form in ["text", "markdown", "html"] {
+        let (status, text) = bench.run(&["report", "--file", "LOG", "--form", form]);
+        assert_eq!(status, 0, "{text}");
+        assert!(
+            text.contains("12 records of") && text.contains("/home/ann/.ssh/id_rsa"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_report_is_made_again_by_its_own_command() {
+    let bench = Bench::new();
+    let made = |text: &str| {
+        let (report, command) = text.rsplit_once("Made at ").expect("how it was made");
+        let (_, command) = command.split_once(" by: ").expect("a command");
+        (report.to_owned(), command.trim().to_owned())
+    };
+    let since = [
+        "report", "--file", "LOG", "--agent", "claude", "--since", "36500d",
+    ];
+    let (status, text) = bench.run(&since);
+    assert_eq!(status, 0, "{text}");
+    let (first, command) = made(&text);
+    {
+        // The log goes on.
+        let mut log = Log::open(&bench.log()).expect("a log");
+        let mut record = Record {
+            time: Cow::Borrowed("2026-11-23T04:05:06.000000000Z"),
+            agent: Some(Cow::Borrowed("claude")),
+            ..Record::new("open")
+        };
+        log.append(&mut record).expect("a line");
+        log.sync().expect("written");
+    }
+    let words: Vec<&str> = command.split(' ').collect();
+    assert_eq!(words[..2], ["agentguard", "report"]);
+    let (status, text) = bench.run(&words[1..]);
+    assert_eq!(status, 0, "{text}");
+    assert_eq!(made(&text), (first, command));
+    assert_ne!(made(&bench.run(&since).1).0, made(&text).0);
+    let key = bench.key();
+    let verified = [&since[..], &["--verify", "--key", &key]].concat();
+    let (status, text) = bench.run(&verified);
+    assert!(status == 0 && text.contains("The log is whole"), "{text}");
+    let lines = std::fs::read_to_string(bench.log()).expect("the log");
+    std::fs::write(bench.log(), lines.replace("/work/file3", "/work/file4")).expect("changed");
+    let (status, text) = bench.run(&verified);
+    assert!(
+        status == 1 && text.contains("THE LOG IS NOT WHOLE"),
+        "{text}"
+    );
 }
 
 #[test]

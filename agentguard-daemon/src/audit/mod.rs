@@ -23,6 +23,7 @@ mod recorder;
 #[cfg(test)]
 mod recorder_tests;
 pub mod replay;
+pub mod report;
 pub mod segment;
 pub mod stats;
 pub mod verify;

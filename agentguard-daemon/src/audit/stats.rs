@@ -49,6 +49,8 @@ pub struct Stats {
     read: HashMap<String, u64>,
     written: HashMap<String, u64>,
     hosts: HashMap<String, u64>,
+    listened: HashMap<String, u64>,
+    resolved: HashMap<String, u64>,
     seconds: BTreeMap<i64, Slice>,
 }
 
@@ -106,13 +108,29 @@ impl Stats {
             add(&mut self.denied, &format!("{access} {target}"));
             return;
         }
-        match &*record.op {
-            "connect" | "send" => add(&mut self.hosts, target),
-            "open" if record.access.as_deref() == Some("read") => add(&mut self.read, target),
-            "exec" | "fork" | "exit" | "kernel" | "socket" => {}
-            "open" if record.access.as_deref() == Some("exec") => {}
-            _ if record.target.is_some() => add(&mut self.written, target),
+        let is_socket = record.family.is_some();
+        match (&*record.op, record.access.as_deref()) {
+            ("connect" | "send", _) => self.reached(record, target),
+            ("receive", _) if is_socket => self.reached(record, target),
+            ("listen", _) => add(&mut self.listened, target),
+            ("resolve", _) => add(&mut self.resolved, target),
+            ("open" | "receive", Some("read")) => add(&mut self.read, target),
+            ("open" | "receive", Some("exec")) => {}
+            (
+                "open" | "receive" | "create" | "rename" | "link" | "unlink" | "rmdir" | "mkdir"
+                | "symlink" | "mknod" | "truncate" | "chmod" | "chown" | "attribute",
+                _,
+            ) if record.target.is_some() => add(&mut self.written, target),
             _ => {}
+        }
+    }
+
+    /// Counts a host by the name that opened its address, or by the address.
+    fn reached(&mut self, record: &Record<'_>, target: &str) {
+        match (&record.name, record.port) {
+            (Some(name), Some(port)) => add(&mut self.hosts, &format!("{name}:{port}")),
+            (Some(name), None) => add(&mut self.hosts, name),
+            (None, _) => add(&mut self.hosts, target),
         }
     }
 
@@ -163,9 +181,18 @@ impl Stats {
             files_read: most(&self.read),
             files_changed: most(&self.written),
             hosts: most(&self.hosts),
+            listened_at: most(&self.listened),
+            names_resolved: most(&self.resolved),
+            different_operations: self.ops.len(),
+            different_agents: self.agents.len(),
+            different_programs: self.programs.len(),
+            different_refused_by: self.rules.len(),
+            different_refused: self.denied.len(),
             different_files_read: self.read.len(),
             different_files_changed: self.written.len(),
             different_hosts: self.hosts.len(),
+            different_listened_at: self.listened.len(),
+            different_names_resolved: self.resolved.len(),
         }
     }
 }
@@ -197,28 +224,56 @@ pub struct Summary {
     pub files_read: Vec<Count>,
     /// Files that were made, written, renamed, removed.
     pub files_changed: Vec<Count>,
-    /// Where connections and messages went.
+    /// Where connections and messages went: by name where a name opened the address.
     pub hosts: Vec<Count>,
+    /// Addresses and names that were listened at.
+    pub listened_at: Vec<Count>,
+    /// Names that were resolved.
+    pub names_resolved: Vec<Count>,
+    /// How many different ones, of all.
+    pub different_operations: usize,
+    /// How many different ones, of all.
+    pub different_agents: usize,
+    /// How many different ones, of all.
+    pub different_programs: usize,
+    /// How many different ones, of all.
+    pub different_refused_by: usize,
+    /// How many different ones, of all.
+    pub different_refused: usize,
     /// How many different ones, of all.
     pub different_files_read: usize,
     /// How many different ones, of all.
     pub different_files_changed: usize,
     /// How many different ones, of all.
     pub different_hosts: usize,
+    /// How many different ones, of all.
+    pub different_listened_at: usize,
+    /// How many different ones, of all.
+    pub different_names_resolved: usize,
 }
 
 impl Summary {
-    /// Its lists, with what they are of.
-    pub fn lists(&self) -> [(&'static str, &[Count]); 8] {
+    /// Its lists, with what they are of and how many there are in all.
+    pub fn lists(&self) -> [(&'static str, &[Count], usize); 10] {
         [
-            ("operations", &self.operations),
-            ("agents", &self.agents),
-            ("programs", &self.programs),
-            ("refused by", &self.refused_by),
-            ("refused", &self.refused),
-            ("files read", &self.files_read),
-            ("files changed", &self.files_changed),
-            ("hosts", &self.hosts),
+            ("operations", &self.operations, self.different_operations),
+            ("agents", &self.agents, self.different_agents),
+            ("programs", &self.programs, self.different_programs),
+            ("refused by", &self.refused_by, self.different_refused_by),
+            ("refused", &self.refused, self.different_refused),
+            ("files read", &self.files_read, self.different_files_read),
+            (
+                "files changed",
+                &self.files_changed,
+                self.different_files_changed,
+            ),
+            ("hosts", &self.hosts, self.different_hosts),
+            ("listened at", &self.listened_at, self.different_listened_at),
+            (
+                "names resolved",
+                &self.names_resolved,
+                self.different_names_resolved,
+            ),
         ]
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides; every command has a status from [`exit::Exit`].
 
+mod account;
 mod agents;
 mod audit;
 mod budget;
@@ -75,6 +76,8 @@ enum Command {
     /// Read the audit log.
     #[command(subcommand)]
     Audit(audit::AuditCommand),
+    /// Report what agents did, as text, Markdown or a page with plots.
+    Report(account::ReportArgs),
     /// Check, try, explain, compare and learn policies.
     Policy(policy::PolicyArgs),
     /// Print a completion script for a shell.
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),
         Command::Audit(command) => audit::run(command),
+        Command::Report(args) => account::run(&args),
         Command::Policy(args) => policy::run(args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

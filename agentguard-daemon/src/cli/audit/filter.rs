@@ -76,6 +76,33 @@ fn glob(text: &str) -> Result<globset::GlobMatcher, String> {
 }
 
 impl Filter {
+    /// The options that ask for the same at any time: spans before now become the times that they were.
+    pub fn words(&self) -> Vec<String> {
+        let number = |it: Option<u32>| it.map(|it| it.to_string());
+        let list = |it: &[String]| (!it.is_empty()).then(|| it.join(","));
+        let options = [
+            ("--agent", self.agent.clone()),
+            ("--session", number(self.session)),
+            ("--since", self.since.map(|it| it.to_string())),
+            ("--until", self.until.map(|it| it.to_string())),
+            ("--verdict", list(&self.verdict)),
+            ("--op", list(&self.op)),
+            ("--rule", self.rule.clone()),
+            (
+                "--path",
+                self.path.as_ref().map(|it| it.glob().glob().to_owned()),
+            ),
+            ("--name", self.name.clone()),
+            ("--pid", number(self.pid)),
+            ("--tree", number(self.tree)),
+            ("--text", self.text.clone()),
+        ];
+        let given = options
+            .into_iter()
+            .filter_map(|(name, value)| Some([name.to_owned(), value?]));
+        given.flatten().collect()
+    }
+
     /// As the search takes it.
     pub fn wanted(&self) -> find::Filter {
         find::Filter {
@@ -163,6 +190,8 @@ mod tests {
         ];
         for (option, good, bad) in pairs {
             assert!(fits(&[option, good], &record), "{option} {good}");
+            let line = Line::try_parse_from(["x", option, good]).unwrap();
+            assert_eq!(line.filter.words(), [option, good]);
             assert!(!fits(&[option, bad], &record), "{option} {bad}");
         }
         assert!(fits(&[], &record));

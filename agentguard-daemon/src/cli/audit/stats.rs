@@ -58,7 +58,7 @@ fn in_words(summary: &Summary) -> String {
     if summary.lost > 0 {
         let _ = writeln!(text, "{:>12}  lost, as gap records say", summary.lost);
     }
-    for (name, counts) in summary.lists() {
+    for (name, counts, _) in summary.lists() {
         if counts.is_empty() {
             continue;
         }

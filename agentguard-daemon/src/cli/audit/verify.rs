@@ -102,7 +102,7 @@ fn wrong(exit: Exit, message: impl std::fmt::Display) -> CliError {
 }
 
 /// The keys to check with: those that were given, or the one of this machine, if there is one.
-fn keys(given: &[String]) -> Result<Vec<PublicKey>, CliError> {
+pub fn keys(given: &[String]) -> Result<Vec<PublicKey>, CliError> {
     if given.is_empty() {
         let path = Path::new(STATE).join(key::PUBLIC_FILE);
         return Ok(PublicKey::read(&path).into_iter().collect());
