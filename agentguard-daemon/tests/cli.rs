@@ -75,13 +75,30 @@ fn without_root_nothing_is_run() {
         if is_root() {
             std::os::unix::process::CommandExt::uid(&mut command, uid);
         }
-        let output = command.output().unwrap();
+        let output = output_of_copy(&mut command);
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(77), "{text}");
         assert!(
             text.contains("needs root") && text.contains("sudo"),
             "{text}"
         );
+    }
+}
+
+/// The output of a program that was copied just now. A child that another thread forks meanwhile has the copy open for
+/// writing until its own exec, and nobody may start it as long as that.
+fn output_of_copy(command: &mut std::process::Command) -> std::process::Output {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        match command.output() {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ExecutableFileBusy
+                    && std::time::Instant::now() < deadline =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            outcome => return outcome.unwrap(),
+        }
     }
 }
 
