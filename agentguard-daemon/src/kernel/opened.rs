@@ -231,7 +231,7 @@ impl Names {
         });
         merge(&mut value, name, opening, now).ok_or_else(|| KernelError::Map {
             map: "OPENED",
-            error: format!("more than {GRANTS} names and ports share one address"),
+            error: format!("more than {GRANTS} ranges of ports are open at one address"),
         })?;
         if self.put(key, value).is_err() {
             self.sweep(now)?;
@@ -245,7 +245,9 @@ impl Names {
 }
 
 /// Adds an opening to what is open at an address; `None` where there is no room. One that is there is prolonged,
-/// and never shortened.
+/// and never shortened. Servers that many names share are served at the same ports: where the room is used up, a
+/// name takes the place of another one whose time it covers, or is covered itself. Then the address closes for both
+/// when a new policy takes away one of them, and opens again as soon as the other one is asked for.
 fn merge(value: &mut Opened, name: u32, opening: &Opening, now: u64) -> Option<()> {
     for (low, high, protocol) in &opening.grants {
         let protocol = protocol.map_or(EVERY_PROTOCOL, u16::from);
@@ -258,11 +260,20 @@ fn merge(value: &mut Opened, name: u32, opening: &Opening, now: u64) -> Option<(
             grant.deadline = grant.deadline.max(opening.deadline);
             continue;
         }
-        let free = value
-            .grants
-            .iter_mut()
-            .find(|grant| grant.deadline <= now)?;
-        *free = Grant {
+        let alike =
+            |grant: &&mut Grant| (grant.low, grant.high, grant.protocol) == (*low, *high, protocol);
+        let grants = &mut value.grants;
+        let room = match grants.iter_mut().position(|grant| grant.deadline <= now) {
+            Some(free) => &mut grants[free],
+            None => {
+                let others = grants.iter_mut().filter(alike);
+                others.min_by_key(|grant| grant.deadline)?
+            }
+        };
+        if room.deadline > opening.deadline {
+            continue;
+        }
+        *room = Grant {
             deadline: opening.deadline,
             name,
             low: *low,
@@ -487,10 +498,37 @@ mod tests {
             let deadline = 100 + u64::from(name);
             merge(&mut value, name, &opening(deadline, &[(80, 80, None)]), 10).expect("room");
         }
-        assert!(merge(&mut value, 99, &opening(500, &[(80, 80, None)]), 10).is_none());
+        // Other ports find no room.
+        assert!(merge(&mut value, 99, &opening(500, &[(81, 81, None)]), 10).is_none());
         // The first one is over.
-        merge(&mut value, 99, &opening(500, &[(80, 80, None)]), 101).expect("room");
-        assert_eq!(value.grants[0].name, 99);
+        merge(&mut value, 99, &opening(500, &[(81, 81, None)]), 101).expect("room");
+        assert_eq!((value.grants[0].name, value.grants[0].low), (99, 81));
         assert_eq!(value.grants[1].deadline, 102);
+    }
+
+    #[test]
+    fn any_number_of_names_share_an_address_at_the_same_ports() {
+        let mut value = Opened::default();
+        let mut last = 0;
+        for name in 1..=100u32 {
+            // Longer and shorter ones, in turns.
+            let deadline = if name % 3 == 0 {
+                150
+            } else {
+                200 + u64::from(name)
+            };
+            let wanted = opening(deadline, &[(443, 443, Some(6))]);
+            merge(&mut value, name, &wanted, 10).expect("room");
+            last = last.max(deadline);
+            // What was opened so far stays open for as long as it was promised.
+            let open = value.grants.iter().map(|grant| grant.deadline).max();
+            assert_eq!(open, Some(last));
+        }
+        assert!(
+            value
+                .grants
+                .iter()
+                .all(|grant| (grant.low, grant.high) == (443, 443))
+        );
     }
 }

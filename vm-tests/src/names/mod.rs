@@ -251,7 +251,7 @@ impl Scene {
         write_policy("names-apart", POLICY)?;
         let agent = Agent::attach("names-apart", "names-apart")?;
         // It looks every second where agents are; until then, asking is denied.
-        let script = "found = None\nfor n in range(60):\n try: found = ask('8.8.8.8', 'good.example.com')\n except OSError: pass\n if found: break\n time.sleep(.5)\nprint(found)\nask('8.8.8.8', 'evil.example.net')";
+        let script = "found = None\nfor n in range(60):\n try: found = ask('8.8.8.8', 'good.example.com')\n except OSError: pass\n if found: break\n time.sleep(.5)\nprint(found)\nask('8.8.8.8', 'evil.example.net', tcp=True)";
         let words = Self::script(script);
         // Made by somebody else, as a container is.
         let mut child = Command::new("/usr/bin/dash")
