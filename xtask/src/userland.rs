@@ -38,10 +38,10 @@ pub const GUEST: Userland = Userland {
 /// The tools of a day's work, for the tests that nothing of it is broken. Ten times as large.
 pub const WORKSHOP: Userland = Userland {
     name: "guest workshop",
-    why: "compilers, node and package managers, to show that ordinary work goes on",
+    why: "compilers, node, package managers and clients of all kinds, to show that ordinary work goes on",
     file: "workshop",
-    edition: 1,
-    packages: &[BASE, TOOLS],
+    edition: 2,
+    packages: &[BASE, TOOLS, CLIENTS],
     unwanted: &[DOCUMENTATION, HEAVY],
 };
 
@@ -84,6 +84,16 @@ const TOOLS: &[&str] = &[
     "python3-venv",
     "rustc",
     "tmux",
+];
+/// What reaches other hosts in a way of its own, and what serves it here.
+const CLIENTS: &[&str] = &[
+    "bind9-dnsutils",
+    "libc-bin",
+    "musl-tools",
+    "openssh-server",
+    "openssl",
+    "python3-aioquic",
+    "python3-requests",
 ];
 
 /// What no guest needs.

@@ -20,6 +20,7 @@ const ADDRESSES: &[&str] = &[
     "93.184.216.2",
     "93.184.216.3",
     "93.184.216.4",
+    "93.184.216.7",
     "93.184.216.53",
     "93.184.216.66",
     "93.184.216.88",
@@ -32,6 +33,18 @@ const ADDRESSES: &[&str] = &[
 const PORTS: &[u16] = &[8080, 3128];
 /// Ports at which the resolver answers.
 const DNS: &[u16] = &[53, 5353];
+/// Hosts that the shipped policies name. Each is at [`SHIPPED_AT`].
+pub const SHIPPED: &[&str] = &[
+    "deb.debian.org",
+    "docs.rs",
+    "github.com",
+    "proxy.golang.org",
+    "pypi.org",
+    "raw.githubusercontent.com",
+    "registry.npmjs.org",
+    "static.crates.io",
+];
+const SHIPPED_AT: (&str, &str, u32) = ("A", "93.184.216.7", 300);
 /// Owner, type, data, TTL.
 const ZONE: &[(&str, &str, &str, u32)] = &[
     ("good.example.com", "A", "93.184.216.1", 300),
@@ -47,6 +60,7 @@ const ZONE: &[(&str, &str, &str, u32)] = &[
     ("metadata.example.com", "A", "169.254.169.254", 300),
     ("evil.example.net", "A", "93.184.216.66", 300),
     ("evil.example.net", "AAAA", "2606:2800::66", 300),
+    ("other.example.net", "A", "93.184.216.66", 300),
     ("xn--bcher-kva.example.net", "A", "93.184.216.66", 300),
     ("secret.evil.example.net", "TXT", "reached", 300),
 ];
@@ -225,6 +239,12 @@ fn record(owner: &str, kind: &str, data: &str, ttl: u32) -> Option<Record> {
     Some(Record::from_rdata(name(owner)?, ttl, data))
 }
 
+fn zone() -> impl Iterator<Item = (&'static str, &'static str, &'static str, u32)> {
+    let (kind, data, ttl) = SHIPPED_AT;
+    let shipped = SHIPPED.iter().map(move |owner| (*owner, kind, data, ttl));
+    ZONE.iter().copied().chain(shipped)
+}
+
 fn answer(query: &Message, asked: &Mutex<BTreeSet<String>>) -> Option<Message> {
     let question = query.queries.first()?;
     let mut at = question.name().to_lowercase().to_ascii();
@@ -236,17 +256,17 @@ fn answer(query: &Message, asked: &Mutex<BTreeSet<String>>) -> Option<Message> {
     reply.queries.clone_from(&query.queries);
     let kind = question.query_type();
     loop {
-        let mine = || ZONE.iter().filter(|(owner, ..)| *owner == at);
+        let mine = || zone().filter(|(owner, ..)| *owner == at);
         let of_kind =
-            |it: &&(&str, &str, &str, u32)| it.1.parse::<RecordType>().is_ok_and(|it| it == kind);
+            |it: &(&str, &str, &str, u32)| it.1.parse::<RecordType>().is_ok_and(|it| it == kind);
         let found = mine().filter(of_kind);
-        let found = found.filter_map(|(owner, kind, data, ttl)| record(owner, kind, data, *ttl));
+        let found = found.filter_map(|(owner, kind, data, ttl)| record(owner, kind, data, ttl));
         reply.answers.extend(found);
         let alias = mine().find(|(_, kind, ..)| *kind == "CNAME");
         match alias {
             Some((owner, alias, target, ttl)) if kind != RecordType::CNAME => {
-                reply.answers.extend(record(owner, alias, target, *ttl));
-                at = (*target).to_owned();
+                reply.answers.extend(record(owner, alias, target, ttl));
+                target.clone_into(&mut at);
             }
             _ => {
                 if reply.answers.is_empty() && mine().next().is_none() {
