@@ -47,6 +47,8 @@ pub struct Guest {
     pub timeout: Duration,
     /// What is shown of the job's output while it runs.
     pub show: Show,
+    /// Before each line of [`Show::Remarkable`], where several guests run at the same time.
+    pub prefix: String,
 }
 
 /// What is shown of a job's output while it runs.
@@ -96,6 +98,7 @@ impl Guest {
             memory: 2048,
             timeout: Duration::from_mins(40),
             show: Show::Everything,
+            prefix: String::new(),
         }
     }
 
@@ -203,7 +206,7 @@ impl Guest {
         let mut child = command
             .spawn()
             .context("failed to start qemu-system-x86_64")?;
-        let output = collect(&mut child, self.show);
+        let output = collect(&mut child, self.show, self.prefix.clone().into_bytes());
         let in_time = wait(&mut child, (!self.interactive).then_some(self.timeout))?;
         let output = output.map(|(thread, text)| {
             // The reader ends with the pipe; it cannot fail.
@@ -241,7 +244,7 @@ impl Guest {
 
 type Collected = (thread::JoinHandle<()>, Arc<Mutex<Vec<u8>>>);
 
-fn collect(child: &mut Child, show: Show) -> Option<Collected> {
+fn collect(child: &mut Child, show: Show, prefix: Vec<u8>) -> Option<Collected> {
     let mut pipe = child.stdout.take()?;
     let text = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&text);
@@ -258,7 +261,7 @@ fn collect(child: &mut Child, show: Show) -> Option<Collected> {
                         let rest = line.split_off(end + 1);
                         let whole = std::mem::replace(&mut line, rest);
                         if !whole.starts_with(b"ok ") {
-                            print(&whole);
+                            print(&[prefix.as_slice(), &whole].concat());
                         }
                     }
                 }

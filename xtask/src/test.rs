@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -45,6 +47,11 @@ const REVERSED_ON: &str = "6.12";
 const WORK: &str = "ordinary work";
 /// The kernel on which they run.
 const WORK_ON: &str = "6.12";
+
+/// Guests that run at the same time, at most: each is busy on one CPU and takes some GiB of memory.
+const MOST_GUESTS: usize = 2;
+/// After which a guest is taken to stand still.
+const PATIENCE: Duration = Duration::from_mins(75);
 
 /// What the daemon says, in a guest.
 const LOG: &str = "/var/log/agentguard-daemon.txt";
@@ -139,12 +146,14 @@ pub fn main(options: &Options) -> Result<i32> {
         let filter = options.filter.as_deref().unwrap_or_default();
         match product::build() {
             Ok(_) => {
+                let mut jobs = Vec::new();
                 if !filter.starts_with(WORK) {
-                    guests(&mut outcomes, &kernels, filter);
+                    jobs.extend(guests(&kernels, filter));
                 }
                 if filter.is_empty() || filter.starts_with(WORK) {
-                    work(&mut outcomes, &kernels, filter);
+                    jobs.extend(work(&kernels, filter));
                 }
+                outcomes.extend(side_by_side(jobs));
             }
             Err(error) => outcomes.push(Outcome::of("release build", started, Err(error))),
         }
@@ -220,37 +229,79 @@ fn cargo_tests() -> Result<Counts> {
     Ok(counts)
 }
 
-fn guests(outcomes: &mut Vec<Outcome>, kernels: &[Kernel], filter: &str) {
-    for kernel in kernels {
-        let name = format!("kernel {}", kernel.name);
-        println!("\n== {name} ({})", kernel.release);
-        let started = Instant::now();
+/// What a guest is for, and how long it takes compared to others.
+struct Job<'a> {
+    weight: u32,
+    run: Box<dyn FnOnce() -> Vec<Outcome> + Send + 'a>,
+}
+
+/// Runs jobs, a few at a time, the longest first: a guest is busy on one CPU for most of its time. Gives what came of
+/// them in their order.
+fn side_by_side(jobs: Vec<Job<'_>>) -> Vec<Outcome> {
+    let at_once = thread::available_parallelism().map_or(1, usize::from);
+    let mut done: Vec<Vec<Outcome>> = jobs.iter().map(|_| Vec::new()).collect();
+    let mut waiting: Vec<_> = jobs.into_iter().zip(&mut done).collect();
+    waiting.sort_by_key(|(job, _)| job.weight);
+    let waiting = Mutex::new(waiting);
+    let next = || {
+        let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.pop()
+    };
+    thread::scope(|scope| {
+        for _ in 0..at_once.min(MOST_GUESTS) {
+            scope.spawn(|| {
+                while let Some((job, done)) = next() {
+                    *done = (job.run)();
+                }
+            });
+        }
+    });
+    done.into_iter().flatten().collect()
+}
+
+fn guests<'a>(kernels: &'a [Kernel], filter: &'a str) -> impl Iterator<Item = Job<'a>> {
+    kernels.iter().map(move |kernel| {
         // Whether the tests would notice is a question about them, which one kernel answers.
         let reversed = kernels.len() == 1 || kernel.name == REVERSED_ON;
-        match guest(kernel, filter, reversed) {
-            Ok((rows, None)) => outcomes.push(Outcome::of(&name, started, Ok(rows))),
-            Ok((rows, Some(reversed))) => {
-                outcomes.push(Outcome::of(&name, started, Ok(rows)));
-                let mut reversed =
-                    Outcome::of(&format!("{name}, without policies"), started, Ok(reversed));
+        Job {
+            weight: if reversed { 3 } else { 2 },
+            run: Box::new(move || rows(kernel, filter, reversed)),
+        }
+    })
+}
+
+fn rows(kernel: &Kernel, filter: &str, reversed: bool) -> Vec<Outcome> {
+    let name = format!("kernel {}", kernel.name);
+    println!("\n== {name} ({})", kernel.release);
+    let started = Instant::now();
+    match guest(kernel, filter, reversed) {
+        Ok((rows, reversed)) => {
+            let mut outcomes = vec![Outcome::of(&name, started, Ok(rows))];
+            if let Some(reversed) = reversed {
+                let name = format!("{name}, without policies");
+                let mut reversed = Outcome::of(&name, started, Ok(reversed));
                 reversed.elapsed = Duration::ZERO;
                 outcomes.push(reversed);
             }
-            Err(error) => outcomes.push(Outcome::of(&name, started, Err(error))),
+            outcomes
         }
+        Err(error) => vec![Outcome::of(&name, started, Err(error))],
     }
 }
 
 /// Ordinary work under a shipped policy: in a guest of its own, whose userland is ten times as large, and on
 /// one kernel, because it is the policies that are tested.
-fn work(outcomes: &mut Vec<Outcome>, kernels: &[Kernel], filter: &str) {
+fn work<'a>(kernels: &'a [Kernel], filter: &'a str) -> impl Iterator<Item = Job<'a>> {
     let on = |kernel: &&Kernel| kernels.len() == 1 || kernel.name == WORK_ON;
-    for kernel in kernels.iter().filter(on) {
-        let name = format!("kernel {}, {WORK}", kernel.name);
-        println!("\n== {name}");
-        let started = Instant::now();
-        outcomes.push(Outcome::of(&name, started, worked(kernel, filter)));
-    }
+    kernels.iter().filter(on).map(move |kernel| Job {
+        weight: 1,
+        run: Box::new(move || {
+            let name = format!("kernel {}, {WORK}", kernel.name);
+            println!("\n== {name}");
+            let started = Instant::now();
+            vec![Outcome::of(&name, started, worked(kernel, filter))]
+        }),
+    })
 }
 
 fn worked(kernel: &Kernel, filter: &str) -> Result<Counts> {
@@ -260,6 +311,8 @@ fn worked(kernel: &Kernel, filter: &str) -> Result<Counts> {
     guest.userland = userland::WORKSHOP.cached()?;
     guest.memory = userland::WORKSHOP_MEMORY;
     guest.show = Show::Remarkable;
+    guest.prefix = format!("{} work: ", kernel.name);
+    guest.timeout = PATIENCE;
     guest.wanted = vec![LOG.into()];
     product::install(&mut guest.overlay)?;
     let outcome = guest.run()?;
@@ -312,6 +365,8 @@ fn guest(kernel: &Kernel, filter: &str, reversed: bool) -> Result<(Counts, Optio
         given.concat()
     );
     let mut guest = Guest::new(kernel.clone(), job);
+    guest.timeout = PATIENCE;
+    guest.prefix = format!("{}: ", kernel.name);
     if !given.is_empty() {
         guest.timeout = Duration::from_hours(2);
         // The log of a million records is in the guest's memory.
