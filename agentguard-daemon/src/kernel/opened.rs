@@ -263,12 +263,12 @@ fn merge(value: &mut Opened, name: u32, opening: &Opening, now: u64) -> Option<(
         let alike =
             |grant: &&mut Grant| (grant.low, grant.high, grant.protocol) == (*low, *high, protocol);
         let grants = &mut value.grants;
-        let room = match grants.iter_mut().position(|grant| grant.deadline <= now) {
-            Some(free) => &mut grants[free],
-            None => {
-                let others = grants.iter_mut().filter(alike);
-                others.min_by_key(|grant| grant.deadline)?
-            }
+        let free = grants.iter().position(|grant| grant.deadline <= now);
+        let room = if let Some(free) = free {
+            &mut grants[free]
+        } else {
+            let others = grants.iter_mut().filter(alike);
+            others.min_by_key(|grant| grant.deadline)?
         };
         if room.deadline > opening.deadline {
             continue;
