@@ -1,25 +1,17 @@
 //! Protected objects: what the daemon tells the kernel programs about the inodes behind denied paths.
 
-/// Key of the map of protected objects. Its value is the accesses that are denied, as bits of
-/// [`crate::verdict::access`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Object {
-    /// Inode number.
-    pub inode: u64,
-    /// Device as in the kernel (`major << 20 | minor`).
-    pub device: u32,
-    /// Agent slot.
-    pub agent: u32,
+shared! {
+    /// Key of the map of protected objects. Its value is the accesses that are denied, as bits of
+    /// [`crate::verdict::access`].
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct Object {
+        /// Inode number.
+        pub inode: u64,
+        /// Device as in the kernel (`major << 20 | minor`).
+        pub device: u32,
+        /// Agent slot.
+        pub agent: u32,
+    }
 }
 
 /// Objects that can be protected at a time, over all agents.

@@ -13,6 +13,23 @@
 /// operation, reason or map needs none.
 pub const ABI: u32 = 3;
 
+/// A struct that kernel programs and daemon share: laid out as in C, and in user space read from and written to bytes.
+macro_rules! shared {
+    ($item:item) => {
+        #[repr(C)]
+        #[cfg_attr(
+            feature = "user",
+            derive(
+                zerocopy::FromBytes,
+                zerocopy::IntoBytes,
+                zerocopy::Immutable,
+                zerocopy::KnownLayout
+            )
+        )]
+        $item
+    };
+}
+
 pub mod identity;
 pub mod label;
 pub mod offsets;

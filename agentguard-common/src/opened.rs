@@ -12,95 +12,63 @@ pub const DNS_PORT: u16 = 53;
 /// Words of the set of ports that resolvers listen at.
 pub const PORT_WORDS: usize = 65_536 / 64;
 
-/// Whose address it is.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Address {
-    /// Agent slot.
-    pub agent: u32,
-    /// Session.
-    pub session: u32,
-    /// In IPv6 form.
-    pub address: [u8; 16],
+shared! {
+    /// Whose address it is.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Address {
+        /// Agent slot.
+        pub agent: u32,
+        /// Session.
+        pub session: u32,
+        /// In IPv6 form.
+        pub address: [u8; 16],
+    }
 }
 
-/// One opening of an address.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Grant {
-    /// `CLOCK_BOOTTIME` in nanoseconds from which on it does not hold any more; 0 for none.
-    pub deadline: u64,
-    /// Number of the name that opened it; never 0.
-    pub name: u32,
-    /// First port.
-    pub low: u16,
-    /// Last port.
-    pub high: u16,
-    /// Protocol number, or [`EVERY_PROTOCOL`].
-    pub protocol: u16,
-    /// Zero.
-    pub reserved: [u16; 3],
+shared! {
+    /// One opening of an address.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Grant {
+        /// `CLOCK_BOOTTIME` in nanoseconds from which on it does not hold any more; 0 for none.
+        pub deadline: u64,
+        /// Number of the name that opened it; never 0.
+        pub name: u32,
+        /// First port.
+        pub low: u16,
+        /// Last port.
+        pub high: u16,
+        /// Protocol number, or [`EVERY_PROTOCOL`].
+        pub protocol: u16,
+        /// Zero.
+        pub reserved: [u16; 3],
+    }
 }
 
-/// What is open at an address. The key is in it once more: memory of the map may be used again while a program
-/// reads it, and then whose it is has changed.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Opened {
-    /// Whose it is.
-    pub key: Address,
-    /// The openings.
-    pub grants: [Grant; GRANTS],
+shared! {
+    /// What is open at an address. The key is in it once more: memory of the map may be used again while a program
+    /// reads it, and then whose it is has changed.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Opened {
+        /// Whose it is.
+        pub key: Address,
+        /// The openings.
+        pub grants: [Grant; GRANTS],
+    }
 }
 
-/// Where the resolver of an agent listens: at one port of loopback, for both versions of IP and both protocols.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Resolver {
-    /// Session of the agent that it listens for.
-    pub session: u32,
-    /// Inode of its network namespace.
-    pub namespace: u32,
-    /// The port; 0 for none.
-    pub port: u32,
-    /// Zero.
-    pub reserved: u32,
+shared! {
+    /// Where the resolver of an agent listens: at one port of loopback, for both versions of IP and both protocols.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Resolver {
+        /// Session of the agent that it listens for.
+        pub session: u32,
+        /// Inode of its network namespace.
+        pub namespace: u32,
+        /// The port; 0 for none.
+        pub port: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
 }
 
 /// A socket whose questions go to the resolver: what the program asked, and where it is sent.

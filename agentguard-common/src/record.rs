@@ -23,95 +23,79 @@ pub mod record_flags {
     pub const SOCKET: u8 = 16;
 }
 
-/// The fixed part of a record. All numbers in the machine's byte order.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct RecordHeader {
-    /// Bytes of header and tail.
-    pub len: u32,
-    /// [`crate::verdict::Operation`] by number.
-    pub operation: u8,
-    /// [`crate::verdict::Verdict`] by number.
-    pub verdict: u8,
-    /// Bits of [`crate::verdict::access`].
-    pub access: u8,
-    /// Bits of [`record_flags`].
-    pub flags: u8,
-    /// `CLOCK_BOOTTIME`, in nanoseconds.
-    pub time: u64,
-    /// Agent slot.
-    pub agent: u32,
-    /// Session of the agent (a new one for each attach of the same name).
-    pub session: u32,
-    /// Generation of the policy that decided; 0 where none was consulted.
-    pub generation: u32,
-    /// [`crate::verdict::Reason`] by number.
-    pub reason: u16,
-    /// Positive errno of a helper that failed on the way; 0 if none.
-    pub errno: u16,
-    /// Process (thread group) id, in the initial pid namespace.
-    pub pid: u32,
-    /// Thread id.
-    pub tid: u32,
-    /// Process id of the parent.
-    pub ppid: u32,
-    /// User id, in the initial user namespace.
-    pub uid: u32,
-    /// Number of the exec record whose program the task runs; 0 if it was attached while running.
-    pub exec_id: u64,
-    /// Inode number of the target (open, exec).
-    pub inode: u64,
-    /// Device of the target's file system, as in the kernel (`major << 20 | minor`).
-    pub device: u32,
-    /// open: `f_flags`. fork: pid of the child. exit: status as for `waitpid`. exec: argc. mode of what is made or
-    /// changed (mkdir, create, mknod, chmod). rename: flags. kernel: number of the [`crate::verdict::Lock`].
-    /// socket: family (bits 0–15) and type (16–31).
-    pub aux: u32,
-    /// Bytes of target in the tail.
-    pub target_len: u32,
-    /// Bytes of arguments in the tail.
-    pub args_len: u32,
-    /// exec: the number that this exec gives its task's later records. fork: flags of clone. kernel: which
-    /// capability, process, signal (`signal << 32 | pid`) or command. socket: protocol.
-    pub new_exec_id: u64,
-    /// Effective user id, in the initial user namespace.
-    pub euid: u32,
-    /// connect, send, receive: number of the name that opened the address; else zero.
-    pub name: u32,
+shared! {
+    /// The fixed part of a record. All numbers in the machine's byte order.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct RecordHeader {
+        /// Bytes of header and tail.
+        pub len: u32,
+        /// [`crate::verdict::Operation`] by number.
+        pub operation: u8,
+        /// [`crate::verdict::Verdict`] by number.
+        pub verdict: u8,
+        /// Bits of [`crate::verdict::access`].
+        pub access: u8,
+        /// Bits of [`record_flags`].
+        pub flags: u8,
+        /// `CLOCK_BOOTTIME`, in nanoseconds.
+        pub time: u64,
+        /// Agent slot.
+        pub agent: u32,
+        /// Session of the agent (a new one for each attach of the same name).
+        pub session: u32,
+        /// Generation of the policy that decided; 0 where none was consulted.
+        pub generation: u32,
+        /// [`crate::verdict::Reason`] by number.
+        pub reason: u16,
+        /// Positive errno of a helper that failed on the way; 0 if none.
+        pub errno: u16,
+        /// Process (thread group) id, in the initial pid namespace.
+        pub pid: u32,
+        /// Thread id.
+        pub tid: u32,
+        /// Process id of the parent.
+        pub ppid: u32,
+        /// User id, in the initial user namespace.
+        pub uid: u32,
+        /// Number of the exec record whose program the task runs; 0 if it was attached while running.
+        pub exec_id: u64,
+        /// Inode number of the target (open, exec).
+        pub inode: u64,
+        /// Device of the target's file system, as in the kernel (`major << 20 | minor`).
+        pub device: u32,
+        /// open: `f_flags`. fork: pid of the child. exit: status as for `waitpid`. exec: argc. mode of what is made or
+        /// changed (mkdir, create, mknod, chmod). rename: flags. kernel: number of the [`crate::verdict::Lock`].
+        /// socket: family (bits 0–15) and type (16–31).
+        pub aux: u32,
+        /// Bytes of target in the tail.
+        pub target_len: u32,
+        /// Bytes of arguments in the tail.
+        pub args_len: u32,
+        /// exec: the number that this exec gives its task's later records. fork: flags of clone. kernel: which
+        /// capability, process, signal (`signal << 32 | pid`) or command. socket: protocol.
+        pub new_exec_id: u64,
+        /// Effective user id, in the initial user namespace.
+        pub euid: u32,
+        /// connect, send, receive: number of the name that opened the address; else zero.
+        pub name: u32,
+    }
 }
 
-/// A socket destination in the one form that rules and records use.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Destination {
-    /// Address family as the caller gave it (`AF_INET` 2, `AF_INET6` 10, `AF_UNIX` 1, …).
-    pub family: u16,
-    /// Protocol of the socket (6 TCP, also for MPTCP; 17 UDP; 1 and 58 ICMP; …), as the kernel has it.
-    pub protocol: u16,
-    /// Port in host byte order; 0 where the protocol has none.
-    pub port: u16,
-    /// Type of the socket (`SOCK_STREAM` 1, `SOCK_DGRAM` 2, `SOCK_RAW` 3, …).
-    pub kind: u16,
-    /// The address **as given**, in IPv6 form: an IPv4 address is `::ffff:a.b.c.d`.
-    pub address: [u8; 16],
+shared! {
+    /// A socket destination in the one form that rules and records use.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Destination {
+        /// Address family as the caller gave it (`AF_INET` 2, `AF_INET6` 10, `AF_UNIX` 1, …).
+        pub family: u16,
+        /// Protocol of the socket (6 TCP, also for MPTCP; 17 UDP; 1 and 58 ICMP; …), as the kernel has it.
+        pub protocol: u16,
+        /// Port in host byte order; 0 where the protocol has none.
+        pub port: u16,
+        /// Type of the socket (`SOCK_STREAM` 1, `SOCK_DGRAM` 2, `SOCK_RAW` 3, …).
+        pub kind: u16,
+        /// The address **as given**, in IPv6 form: an IPv4 address is `::ffff:a.b.c.d`.
+        pub address: [u8; 16],
+    }
 }
 
 /// Length of the network automaton's input.

@@ -28,66 +28,50 @@ pub const MAX_PATH: usize = 4095;
 /// Longest input of the command automaton, in bytes. Longer command lines are denied.
 pub const MAX_COMMAND: usize = 32 << 10;
 
-/// Where one automaton begins.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct Automaton {
-    /// Byte offset of the start state's row.
-    pub start: u32,
-    /// Number of classes (row length is `4 * (1 + classes)` bytes).
-    pub classes: u32,
-    /// Number of states. For people and for the checks in user space; the kernel does not read it.
-    pub states: u32,
-    /// Zero.
-    pub reserved: u32,
+shared! {
+    /// Where one automaton begins.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Automaton {
+        /// Byte offset of the start state's row.
+        pub start: u32,
+        /// Number of classes (row length is `4 * (1 + classes)` bytes).
+        pub classes: u32,
+        /// Number of states. For people and for the checks in user space; the kernel does not read it.
+        pub states: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
 }
 
-/// The head of a table.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-pub struct TableHeader {
-    /// [`MAGIC`].
-    pub magic: u32,
-    /// Bytes in use.
-    pub len: u32,
-    /// Generation of the policy: stamped into each record, and never used twice by one daemon.
-    pub generation: u32,
-    /// Bits of [`flags`].
-    pub flags: u32,
-    /// Verdicts where no rule matches, packed like a path label (read, write, exec).
-    pub path_default: u32,
-    /// Verdicts where no network rule matches, packed as [`network_label`] says.
-    pub network_default: u32,
-    /// What the `kernel` section permits: bit `n` for [`crate::verdict::Lock`] number `n`.
-    pub kernel: u32,
-    /// Zero.
-    pub reserved: u32,
-    /// Rules anchored at the root: `/usr/bin/*`. All rules on paths where [`flags::ONE_WALK`] is set.
-    pub anchored: Automaton,
-    /// Rules that match at any depth: `**/.env`. Stepped in lockstep with `anchored`, over the same classes.
-    pub floating: Automaton,
-    /// Command lines. Input: see [`COMMAND_SEPARATOR`].
-    pub command: Automaton,
-    /// Socket destinations. Input: the 19 bytes of [`crate::record::Destination::key`].
-    pub network: Automaton,
+shared! {
+    /// The head of a table.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct TableHeader {
+        /// [`MAGIC`].
+        pub magic: u32,
+        /// Bytes in use.
+        pub len: u32,
+        /// Generation of the policy: stamped into each record, and never used twice by one daemon.
+        pub generation: u32,
+        /// Bits of [`flags`].
+        pub flags: u32,
+        /// Verdicts where no rule matches, packed like a path label (read, write, exec).
+        pub path_default: u32,
+        /// Verdicts where no network rule matches, packed as [`network_label`] says.
+        pub network_default: u32,
+        /// What the `kernel` section permits: bit `n` for [`crate::verdict::Lock`] number `n`.
+        pub kernel: u32,
+        /// Zero.
+        pub reserved: u32,
+        /// Rules anchored at the root: `/usr/bin/*`. All rules on paths where [`flags::ONE_WALK`] is set.
+        pub anchored: Automaton,
+        /// Rules that match at any depth: `**/.env`. Stepped in lockstep with `anchored`, over the same classes.
+        pub floating: Automaton,
+        /// Command lines. Input: see [`COMMAND_SEPARATOR`].
+        pub command: Automaton,
+        /// Socket destinations. Input: the 19 bytes of [`crate::record::Destination::key`].
+        pub network: Automaton,
+    }
 }
 
 /// Header flags.
