@@ -12,52 +12,26 @@ use agentguard_common::table::{LARGE_TABLE, MAX_AGENTS, MAX_COMMAND, SMALL_TABLE
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf};
 use aya_ebpf::macros::btf_map;
 
-/// Task storage. aya-ebpf 0.2 has no such map, but the loader only reads these five fields.
+/// Storage that goes with an object of the kernel. aya-ebpf 0.2 has no such maps, but the loader only reads these
+/// five fields.
 #[repr(C)]
-pub struct TaskStorage<T> {
-    r#type: *const [i32; 29], // BPF_MAP_TYPE_TASK_STORAGE
+pub struct LocalStorage<T, const KIND: usize> {
+    r#type: *const [i32; KIND],
     key: *const i32,
     value: *const T,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; 1], // BPF_F_NO_PREALLOC
 }
 
-// SAFETY: the fields are placeholders for the loader and are never read.
-unsafe impl<T> Sync for TaskStorage<T> {}
-
-impl<T> TaskStorage<T> {
-    /// A definition for the loader to fill in.
-    pub const fn new() -> Self {
-        Self {
-            r#type: core::ptr::null(),
-            key: core::ptr::null(),
-            value: core::ptr::null(),
-            max_entries: core::ptr::null(),
-            map_flags: core::ptr::null(),
-        }
-    }
-
-    /// What the helpers take for the map.
-    #[inline(always)]
-    pub const fn as_ptr(&self) -> *mut c_void {
-        core::ptr::from_ref(self).cast_mut().cast()
-    }
-}
-
-/// Socket storage, in the same way.
-#[repr(C)]
-pub struct SocketStorage<T> {
-    r#type: *const [i32; 24], // BPF_MAP_TYPE_SK_STORAGE
-    key: *const i32,
-    value: *const T,
-    max_entries: *const [i32; 0],
-    map_flags: *const [i32; 1], // BPF_F_NO_PREALLOC
-}
+/// `BPF_MAP_TYPE_TASK_STORAGE`.
+pub type TaskStorage<T> = LocalStorage<T, 29>;
+/// `BPF_MAP_TYPE_SK_STORAGE`.
+pub type SocketStorage<T> = LocalStorage<T, 24>;
 
 // SAFETY: the fields are placeholders for the loader and are never read.
-unsafe impl<T> Sync for SocketStorage<T> {}
+unsafe impl<T, const KIND: usize> Sync for LocalStorage<T, KIND> {}
 
-impl<T> SocketStorage<T> {
+impl<T, const KIND: usize> LocalStorage<T, KIND> {
     /// A definition for the loader to fill in.
     pub const fn new() -> Self {
         Self {

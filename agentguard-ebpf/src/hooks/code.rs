@@ -7,9 +7,10 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
 use super::locks;
 use super::names::{parts, send};
+use super::{policy_of, slot_of};
 use crate::bound::forget;
 use crate::climb::climb;
-use crate::decide::{self, Decision, Policy, with_table};
+use crate::decide::{self, Policy, with_table};
 use crate::emit;
 use crate::identity;
 use crate::label::{Subject, peek};
@@ -35,19 +36,16 @@ hook! {
 
 #[inline(always)]
 fn governed(subject: Subject, file: u64) -> i32 {
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(subject, Operation::Map, Decision::failure(Reason::NoPolicy));
+    let policy = match policy_of(subject, Operation::Map) {
+        Ok(policy) => policy,
+        Err(refused) => return refused,
     };
     if file == 0 || is_anonymous(file) {
         return locks::decide_quietly(subject, policy, Lock::AnonymousCode);
     }
-    let Some(scratch) = scratch::claim::<NameScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, Operation::Map, decision);
+    let scratch = match slot_of::<NameScratch>(subject, Operation::Map, policy) {
+        Ok(scratch) => scratch,
+        Err(refused) => return refused,
     };
     let result = judge(subject, file, policy, scratch);
     scratch::release(scratch);

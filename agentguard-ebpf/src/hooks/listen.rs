@@ -8,21 +8,15 @@ use agentguard_common::record::Destination;
 use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::programs::LsmContext;
 
-use super::unix;
+use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_UDP, record, start, v4, v6};
+use super::{prepare, unix};
 use crate::bound::{at_most, forget};
 use crate::decide::{self, Decision, with_table};
-use crate::emit;
 use crate::label::{Subject, peek};
-use crate::maps::{NameScratch, PATH_BUFFER, PathScratch};
+use crate::maps::{NameScratch, PATH_BUFFER};
 use crate::offsets::{self as off, get};
 use crate::scratch;
 
-const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
-const IPPROTO_TCP: u16 = 6;
-const IPPROTO_UDP: u16 = 17;
-const IPPROTO_MPTCP: u16 = 262;
 /// `sizeof(struct sockaddr_in)` without its padding; `SIN6_LEN_RFC2133`.
 const INET_LEN: u32 = 8;
 const INET6_LEN: u32 = 24;
@@ -41,47 +35,14 @@ hook! {
         at.port = peek(sk + get(&off::OFF_SOCK_NUM) as u64, 0);
         match at.family {
             AF_INET => {
-                at.address = mapped(peek(sk + get(&off::OFF_SOCK_RCV_SADDR) as u64, [0; 4]));
+                at.address = v4(sk + get(&off::OFF_SOCK_RCV_SADDR) as u64);
             }
-            AF_INET6 => at.address = wide(sk + get(&off::OFF_SOCK_V6_RCV_SADDR) as u64),
+            AF_INET6 => at.address = v6(sk + get(&off::OFF_SOCK_V6_RCV_SADDR) as u64),
             // A path was judged when it was made, an abstract name when it was taken. Other families are not made.
             _ => return 0,
         }
         judge(subject, &at)
     }
-}
-
-/// What is known of a socket itself.
-#[inline(always)]
-fn start(socket: u64, sk: u64) -> Destination {
-    let protocol: u16 = peek(sk + get(&off::OFF_SOCK_PROTOCOL) as u64, 0);
-    Destination {
-        family: peek(sk + get(&off::OFF_SOCK_FAMILY) as u64, 0),
-        protocol: if protocol == IPPROTO_MPTCP {
-            IPPROTO_TCP
-        } else {
-            protocol
-        },
-        port: 0,
-        kind: peek(socket + get(&off::OFF_SOCKET_TYPE) as u64, 0),
-        address: [0; 16],
-    }
-}
-
-#[inline(always)]
-fn mapped(v4: [u8; 4]) -> [u8; 16] {
-    [
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
-    ]
-}
-
-#[inline(always)]
-fn wide(at: u64) -> [u8; 16] {
-    let mut address = [0; 16];
-    let halves: [u64; 2] = [peek(at, 0), peek(at + 8, 0)];
-    address[..8].copy_from_slice(&halves[0].to_ne_bytes());
-    address[8..].copy_from_slice(&halves[1].to_ne_bytes());
-    address
 }
 
 #[inline(always)]
@@ -115,9 +76,9 @@ fn bind(ctx: &LsmContext, subject: Subject) -> i32 {
         return 0;
     }
     at.address = if at.family == AF_INET {
-        mapped(peek(address + 4, [0; 4]))
+        v4(address + 4)
     } else {
-        wide(address + 8)
+        v6(address + 8)
     };
     judge(subject, &at)
 }
@@ -131,43 +92,16 @@ fn judge(subject: Subject, at: &Destination) -> i32 {
         None => Decision::failure(Reason::NoPolicy),
         Some(policy) => with_table!(policy, t => decide::listen(t, at)),
     };
-    let Some(scratch) = scratch::claim::<PathScratch>() else {
-        // The decision stands; only its target is missing from the record.
-        return emit::bare(subject, Operation::Listen, decision);
-    };
-    let outcome = emit::outcome(decision);
-    // SAFETY: this task owns the slot until it is released.
-    unsafe {
-        let header = &mut (*scratch).header;
-        emit::fill(header, subject, Operation::Listen, decision, outcome);
-        let tail = &raw mut (*scratch).tail;
-        *tail.cast::<Destination>() = *at;
-        header.target_len = size_of::<Destination>() as u32;
-        emit::send::<64>(
-            header,
-            size_of::<Destination>() as u32,
-            outcome,
-            &raw mut (*scratch).emitted,
-        );
-    }
-    scratch::release(scratch);
-    crate::bound::verdict(outcome.refused)
+    record(subject, Operation::Listen, decision, at, 0, 0)
 }
 
 /// Judges taking an abstract name.
 #[inline(always)]
 fn take(subject: Subject, name: u64, len: u32, sk: u64) -> i32 {
     let operation = Operation::Listen;
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(subject, operation, Decision::failure(Reason::NoPolicy));
-    };
-    let Some(scratch) = scratch::claim::<NameScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, operation, decision);
+    let (policy, scratch) = match prepare::<NameScratch>(subject, operation) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refused,
     };
     // SAFETY: this task owns the slot until it is released.
     let refused = unsafe {

@@ -3,9 +3,10 @@
 //! unless its policy permits it, also for root.
 
 use agentguard_common::offsets::ABSENT;
-use agentguard_common::verdict::{Lock, Operation, Reason, Verdict};
+use agentguard_common::verdict::{Lock, Operation, Reason};
 
 use super::names::{parts, send};
+use super::prepare;
 use crate::climb::climb;
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO as DENIED};
@@ -81,20 +82,9 @@ pub fn decide_unseen(subject: Subject, lock: Lock) -> i32 {
 /// Judges one lock on an object with a path.
 #[inline(always)]
 pub fn object(subject: Subject, lock: Lock, mount: u64, dentry: u64) -> i32 {
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(
-            subject,
-            Operation::Kernel,
-            Decision::failure(Reason::NoPolicy),
-        );
-    };
-    let Some(scratch) = scratch::claim::<NameScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, Operation::Kernel, decision);
+    let (policy, scratch) = match prepare::<NameScratch>(subject, Operation::Kernel) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refused,
     };
     let decision = with_table!(policy, t => decide::lock(t, lock as u32));
     let outcome = emit::outcome(decision);

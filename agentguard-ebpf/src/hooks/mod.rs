@@ -42,16 +42,49 @@ pub mod open;
 pub mod outsiders;
 pub mod redirect;
 mod script;
+mod sockets;
 pub mod unix;
 
 use agentguard_common::record::{RecordHeader, record_flags};
+use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::helpers::generated::bpf_d_path;
 
-use crate::label::peek;
+use crate::decide::{self, Decision, Policy, with_table};
+use crate::emit;
+use crate::label::{Subject, peek};
 use crate::offsets::{self as off, field, get};
+use crate::scratch::{self, Slot};
 
 /// `SB_NOUSER`: a file system that nobody can mount: pipes, sockets, memfd.
 pub const SB_NOUSER: u64 = 1 << 31;
+
+/// The policy that a subject is under; or the verdict, and its record, where there is none.
+#[inline(always)]
+pub fn policy_of(subject: Subject, operation: Operation) -> Result<Policy, i32> {
+    // SAFETY: the label is a live map value.
+    decide::policy(unsafe { (*subject.label).agent }).ok_or_else(|| {
+        // The agent is gone or was never installed: deny (no-policy).
+        emit::bare(subject, operation, Decision::failure(Reason::NoPolicy))
+    })
+}
+
+/// A slot to work in; or the verdict, and its record, where every one is taken.
+#[inline(always)]
+pub fn slot_of<S: Slot>(subject: Subject, operation: Operation, policy: Policy) -> Result<*mut S, i32> {
+    scratch::claim::<S>().ok_or_else(|| {
+        // Every slot is taken: deny (scratch-unavailable).
+        let decision =
+            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
+        emit::bare(subject, operation, decision)
+    })
+}
+
+/// Both.
+#[inline(always)]
+pub fn prepare<S: Slot>(subject: Subject, operation: Operation) -> Result<(Policy, *mut S), i32> {
+    let policy = policy_of(subject, operation)?;
+    Ok((policy, slot_of(subject, operation, policy)?))
+}
 
 /// No memory for the label: deny (label-unavailable); counted, since a record needs the label.
 #[inline(always)]

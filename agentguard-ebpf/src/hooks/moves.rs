@@ -8,9 +8,10 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
 use super::doors;
 use super::names::{parts, send};
+use super::prepare;
 use crate::bound::{at_most, forget};
 use crate::climb::climb;
-use crate::decide::{self, Decision, Moved, Place, Policy, with_table};
+use crate::decide::{self, Moved, Place, Policy, with_table};
 use crate::emit;
 use crate::identity;
 use crate::label::{Subject, peek};
@@ -72,20 +73,9 @@ hook! {
 
 #[inline(always)]
 fn governed(subject: Subject, request: Move) -> i32 {
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(
-            subject,
-            request.operation,
-            Decision::failure(Reason::NoPolicy),
-        );
-    };
-    let Some(scratch) = scratch::claim::<NameScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, request.operation, decision);
+    let (policy, scratch) = match prepare::<NameScratch>(subject, request.operation) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refused,
     };
     let result = judge(subject, request, policy, scratch);
     scratch::release(scratch);

@@ -6,10 +6,10 @@ use agentguard_common::table::flags;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
-use super::{doors, locks};
+use super::{doors, locks, prepare};
 use crate::bound::forget;
 use crate::climb::climb;
-use crate::decide::{self, Decision, Policy, with_table};
+use crate::decide::{self, Policy, with_table};
 use crate::emit::{self, Outcome};
 use crate::identity;
 use crate::label::{Subject, peek};
@@ -133,20 +133,9 @@ hook! {
 /// Judges one name, and leaves the record.
 #[inline(always)]
 pub fn judge(subject: Subject, request: Request) -> i32 {
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(
-            subject,
-            request.operation,
-            Decision::failure(Reason::NoPolicy),
-        );
-    };
-    let Some(scratch) = scratch::claim::<NameScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, request.operation, decision);
+    let (policy, scratch) = match prepare::<NameScratch>(subject, request.operation) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refused,
     };
     let result = judge_in(subject, request, policy, scratch);
     scratch::release(scratch);

@@ -10,18 +10,14 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
+use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, record};
 use super::{redirect, unlabelled};
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
 use crate::label::{Standing, Subject, enter, load, standing};
-use crate::maps::{PATH_BUFFER, PathScratch};
 use crate::offsets::{self as off, get};
-use crate::scratch;
 
 const AF_UNSPEC: u16 = 0;
-const AF_UNIX: u16 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
 const AF_NETLINK: u16 = 16;
 const AF_ALG: u16 = 38;
 /// `sizeof(struct sockaddr_in)` without its padding; `SIN6_LEN_RFC2133`.
@@ -30,8 +26,6 @@ const INET6_LEN: u32 = 24;
 /// `IPPROTO_MPTCP`, judged as TCP: that is what goes over the wire.
 const IPPROTO_MPTCP: u16 = 262;
 const IPPROTO_ICMP: u16 = 1;
-const IPPROTO_TCP: u16 = 6;
-const IPPROTO_UDP: u16 = 17;
 const IPPROTO_ICMPV6: u16 = 58;
 const SOCK_STREAM: u16 = 1;
 const SOCK_DGRAM: u16 = 2;
@@ -214,29 +208,7 @@ fn governed(
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
         }
     };
-    let Some(scratch) = scratch::claim::<PathScratch>() else {
-        // The decision stands; only its target is missing from the record.
-        return emit::bare(subject, operation, decision);
-    };
-    let outcome = emit::outcome(decision);
-    // SAFETY: this task owns the slot until it is released.
-    unsafe {
-        let header = &mut (*scratch).header;
-        emit::fill(header, subject, operation, decision, outcome);
-        header.name = name;
-        let tail = &raw mut (*scratch).tail;
-        *tail.cast::<Destination>() = destination;
-        let tail_len = size_of::<Destination>() as u32;
-        header.target_len = tail_len;
-        emit::send::<{ PATH_BUFFER as u32 - 1 }>(
-            header,
-            tail_len,
-            outcome,
-            &raw mut (*scratch).emitted,
-        );
-    }
-    scratch::release(scratch);
-    crate::bound::verdict(outcome.refused)
+    record(subject, operation, decision, &destination, name, 0)
 }
 
 /// Copies bytes of the address out of kernel memory; false on a fault.

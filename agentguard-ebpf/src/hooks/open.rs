@@ -9,9 +9,9 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{Object, doors, identify, object, resolve, resolve_within};
+use super::{Object, doors, identify, object, prepare, resolve, resolve_within};
 use crate::bound::forget;
-use crate::decide::{self, Decision, Policy, with_table};
+use crate::decide::{self, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO, Facts};
 use crate::identity::{self, Identity};
 use crate::label::{Standing, Subject, enter, standing};
@@ -131,20 +131,9 @@ unsafe fn wanted(file: *const u8, file_flags: u32) -> u8 {
 #[inline(never)]
 extern "C" fn governed(task: *const u8, label: *mut Label, file: *const u8) -> i32 {
     let subject = Subject { task, label };
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(
-            subject,
-            Operation::Open,
-            Decision::failure(Reason::NoPolicy),
-        );
-    };
-    let Some(scratch) = scratch::claim::<PathScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, Operation::Open, decision);
+    let (policy, scratch) = match prepare::<PathScratch>(subject, Operation::Open) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refused,
     };
     let result = judged(subject, file, policy, scratch);
     scratch::release(scratch);

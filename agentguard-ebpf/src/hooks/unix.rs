@@ -8,6 +8,8 @@ use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
 use super::names::{parts, send};
+use super::prepare;
+use super::sockets::AF_UNIX;
 use crate::bound::{at_most, forget};
 use crate::climb::climb;
 use crate::decide::{self, Decision, with_table};
@@ -17,7 +19,6 @@ use crate::maps::{NameScratch, PATH_BUFFER};
 use crate::offsets::{self as off, get};
 use crate::scratch;
 
-const AF_UNIX: u16 = 1;
 /// Bytes of a record before the name.
 const HEAD: u32 = size_of::<Destination>() as u32;
 /// Longest name in an address, and the bytes before it.
@@ -62,16 +63,9 @@ pub fn received(subject: Subject, sk: u64) -> i32 {
 /// Judges reaching a socket by its name.
 #[inline(always)]
 fn reach(subject: Subject, operation: Operation, sk: u64) -> i32 {
-    // SAFETY: the label is a live map value.
-    let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
-        // The agent is gone or was never installed: deny (no-policy).
-        return emit::bare(subject, operation, Decision::failure(Reason::NoPolicy));
-    };
-    let Some(scratch) = scratch::claim::<NameScratch>() else {
-        // Every slot is taken: deny (scratch-unavailable).
-        let decision =
-            with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ScratchUnavailable));
-        return emit::bare(subject, operation, decision);
+    let (policy, scratch) = match prepare::<NameScratch>(subject, operation) {
+        Ok(prepared) => prepared,
+        Err(refused) => return refused,
     };
     // SAFETY: this task owns the slot until it is released.
     let refused = unsafe {
