@@ -1,8 +1,7 @@
-//! Addresses that names opened, and where resolvers listen: the maps behind `agentguard_common::opened`.
+//! Addresses that names opened: the maps behind `agentguard_common::opened`.
 //! It must never open what it was not asked to, and a map that is full is an error.
 
 use std::collections::HashMap as Table;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,7 +10,6 @@ use agentguard_common::opened::{
 };
 use aya::maps::{Array, HashMap, Map, MapData};
 
-use super::attach::{REDIRECTS, of_program, program};
 use super::guard::Bytes;
 use super::load::{failed, open};
 use super::{Guard, KernelError, sys};
@@ -21,6 +19,11 @@ const NAME: usize = 256;
 
 /// Ports, first and last, and protocol; `None` for all.
 pub type Grants = Vec<(u16, u16, Option<u8>)>;
+
+/// A protocol as the map has it.
+fn number_of(protocol: Option<u8>) -> u16 {
+    protocol.map_or(EVERY_PROTOCOL, u16::from)
+}
 
 /// What the kernel is asked to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +40,6 @@ pub struct Opening {
     pub deadline: u64,
     /// What for.
     pub grants: Grants,
-}
-
-/// Where the resolver of an agent listens, on loopback.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResolverPlace {
-    /// Session of the agent.
-    pub session: u32,
-    /// Inode of the network namespace.
-    pub namespace: u32,
-    /// The port.
-    pub port: u16,
 }
 
 /// The names behind the numbers in records.
@@ -107,8 +99,8 @@ impl NameBook {
 pub(super) struct Names {
     opened: HashMap<MapData, Bytes<Address>, Bytes<Opened>>,
     numbered: HashMap<MapData, u32, [u8; NAME]>,
-    resolvers: Array<MapData, Bytes<Resolver>>,
-    ports: Array<MapData, u64>,
+    pub(super) resolvers: Array<MapData, Bytes<Resolver>>,
+    pub(super) ports: Array<MapData, u64>,
     book: NameBook,
 }
 
@@ -202,7 +194,7 @@ impl Names {
     }
 
     /// Removes what is over.
-    fn sweep(&mut self, now: u64) -> Result<usize, KernelError> {
+    fn sweep(&mut self, now: u64) -> Result<(), KernelError> {
         let over = |value: &Opened| value.grants.iter().all(|grant| grant.deadline <= now);
         let ended: Vec<Address> = self
             .entries()?
@@ -210,10 +202,10 @@ impl Names {
             .filter(|(_, value)| over(value))
             .map(|(key, _)| key)
             .collect();
-        for key in &ended {
-            self.take(*key)?;
+        for key in ended {
+            self.take(key)?;
         }
-        Ok(ended.len())
+        Ok(())
     }
 
     fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
@@ -250,7 +242,7 @@ impl Names {
 /// when a new policy takes away one of them, and opens again as soon as the other one is asked for.
 fn merge(value: &mut Opened, name: u32, opening: &Opening, now: u64) -> Option<()> {
     for (low, high, protocol) in &opening.grants {
-        let protocol = protocol.map_or(EVERY_PROTOCOL, u16::from);
+        let protocol = number_of(*protocol);
         let same = |grant: &&mut Grant| {
             grant.deadline > now
                 && (grant.name, grant.low, grant.high, grant.protocol)
@@ -318,7 +310,7 @@ impl Guard {
                 let name = self.names.book.name(grant.name);
                 let kept = name.is_some_and(|name| {
                     grants(&name).iter().any(|(low, high, protocol)| {
-                        (*low, *high, protocol.map_or(EVERY_PROTOCOL, u16::from))
+                        (*low, *high, number_of(*protocol))
                             == (grant.low, grant.high, grant.protocol)
                     })
                 });
@@ -335,68 +327,9 @@ impl Guard {
         Ok(())
     }
 
-    /// Removes what is over; how many addresses that were.
-    pub fn sweep_addresses(&mut self) -> Result<usize, KernelError> {
-        let now = now()?;
-        self.names.sweep(now)
-    }
-
     /// The names behind the numbers in records.
     pub fn names(&self) -> NameBook {
         self.names.book.clone()
-    }
-
-    /// Where the resolver of an agent listens, if it does.
-    pub fn resolver_of(&self, agent: u32) -> Result<Option<ResolverPlace>, KernelError> {
-        let found = self
-            .names
-            .resolvers
-            .get(&agent, 0)
-            .map_err(|error| failed("RESOLVERS", &error))?
-            .0;
-        Ok((found.port != 0).then_some(ResolverPlace {
-            session: found.session,
-            namespace: found.namespace,
-            port: found.port as u16,
-        }))
-    }
-
-    /// Says where the resolver of an agent listens: questions of processes in `cgroup` go there from now on. With
-    /// `None` no question gets anywhere while the policy has rules by name, and none is redirected.
-    pub fn resolver_at(
-        &mut self,
-        agent: u32,
-        cgroup: &Path,
-        place: Option<ResolverPlace>,
-    ) -> Result<(), KernelError> {
-        let before = self.resolver_of(agent)?;
-        if place.is_some() {
-            // Only when the programs are there may anything be permitted to go to them.
-            self.redirect(cgroup)?;
-        }
-        let value = place.map_or_else(Resolver::default, |place| Resolver {
-            session: place.session,
-            namespace: place.namespace,
-            port: u32::from(place.port),
-            reserved: 0,
-        });
-        if let Some(place) = place {
-            self.mark_port(place.port, true)?;
-        }
-        self.names
-            .resolvers
-            .set(agent, Bytes(value), 0)
-            .map_err(|error| failed("RESOLVERS", &error))?;
-        if let Some(before) = before
-            && place.is_none_or(|place| place.port != before.port)
-        {
-            self.mark_port(before.port, false)?;
-        }
-        if place.is_none() {
-            // Sockets that were told of the resolver are as any others again.
-            Self::redirect_no_more(cgroup)?;
-        }
-        Ok(())
     }
 
     /// Nothing is open for an agent any more, and no resolver listens for it.
@@ -404,62 +337,6 @@ impl Guard {
         self.close_addresses(agent)?;
         if self.resolver_of(agent)?.is_some() {
             self.resolver_at(agent, Path::new(""), None)?;
-        }
-        Ok(())
-    }
-
-    fn mark_port(&mut self, port: u16, on: bool) -> Result<(), KernelError> {
-        let (word, bit) = (u32::from(port) / 64, 1u64 << (port % 64));
-        let ports = &mut self.names.ports;
-        let error = |error| failed("RESOLVER_PORTS", &error);
-        let bits = ports.get(&word, 0).map_err(error)?;
-        let bits = if on { bits | bit } else { bits & !bit };
-        ports.set(word, bits, 0).map_err(error)
-    }
-
-    /// Attaches the programs that redirect questions to a cgroup. They go with it.
-    fn redirect(&mut self, cgroup: &Path) -> Result<(), KernelError> {
-        let failed = |action: &'static str| move |error| KernelError::Io { action, error };
-        let folder = std::fs::File::open(cgroup).map_err(failed("open the agent's cgroup"))?;
-        for (name, kind) in REDIRECTS {
-            let program: &mut aya::programs::CgroupSockAddr = program(self.object(), name)?;
-            let ours = program
-                .fd()
-                .map_err(|error| of_program("find", name, error))?;
-            let id = program
-                .info()
-                .map_err(|error| of_program("find", name, error))?
-                .id();
-            let before = sys::attached(folder.as_fd(), *kind)
-                .map_err(failed("list the programs of the agent's cgroup"))?;
-            if before.iter().any(|other| other.id == id) {
-                continue;
-            }
-            sys::attach(folder.as_fd(), ours.as_fd(), *kind)
-                .map_err(failed("redirect the agent's questions to its resolver"))?;
-            // Those of an earlier daemon go; of others nothing is touched.
-            for other in before.iter().filter(|other| other.name == *name) {
-                let _ = sys::detach(folder.as_fd(), other.descriptor.as_fd(), *kind);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Guard {
-    /// Takes the programs that redirect questions off a cgroup, if it is still there.
-    fn redirect_no_more(cgroup: &Path) -> Result<(), KernelError> {
-        let Ok(folder) = std::fs::File::open(cgroup) else {
-            return Ok(());
-        };
-        let failed = |action: &'static str| move |error| KernelError::Io { action, error };
-        for (name, kind) in REDIRECTS {
-            let found = sys::attached(folder.as_fd(), *kind)
-                .map_err(failed("list the programs of the agent's cgroup"))?;
-            for ours in found.iter().filter(|other| other.name == *name) {
-                sys::detach(folder.as_fd(), ours.descriptor.as_fd(), *kind)
-                    .map_err(failed("stop redirecting the agent's questions"))?;
-            }
         }
         Ok(())
     }

@@ -403,6 +403,9 @@ pub fn attached(cgroup: BorrowedFd<'_>, kind: u32) -> io::Result<Vec<Attached>> 
     call(BPF_PROG_QUERY, &mut query)?;
     let count = (query.count as usize).min(MAX_PROGRAMS);
     let ids = &ids[..count];
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
     let found = aya::programs::loaded_programs()
         .filter_map(Result::ok)
         .filter(|program| ids.contains(&program.id()))

@@ -36,8 +36,6 @@ pub trait Enforcer: Send {
     fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError>;
     /// Opens an address that a name was answered with.
     fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError>;
-    /// Closes every address of an agent.
-    fn close_addresses(&mut self, agent: u32) -> Result<(), KernelError>;
     /// Judges the addresses that are open for an agent again, by the names that opened them.
     fn judge_addresses(
         &mut self,
@@ -110,10 +108,6 @@ impl Enforcer for Guard {
 
     fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
         Guard::open_address(self, opening)
-    }
-
-    fn close_addresses(&mut self, agent: u32) -> Result<(), KernelError> {
-        Guard::close_addresses(self, agent)
     }
 
     fn judge_addresses(

@@ -67,10 +67,6 @@ impl Enforcer for Memory {
         Ok(())
     }
 
-    fn close_addresses(&mut self, _: u32) -> Result<(), KernelError> {
-        Ok(())
-    }
-
     fn judge_addresses(
         &mut self,
         _: u32,
