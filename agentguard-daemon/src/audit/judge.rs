@@ -113,15 +113,7 @@ impl Judge {
 
     /// Judges a record again.
     pub fn review(&mut self, event: &Event<'_>) -> Review {
-        if !matches!(
-            event.reason,
-            Reason::Rule
-                | Reason::Default
-                | Reason::UnixSocket
-                | Reason::OwnSocket
-                | Reason::Opened
-                | Reason::Locked
-        ) {
+        if !is_of_policy(event.reason) {
             return Review::NotJudged;
         }
         if self.lost.contains(&event.generation) {
@@ -199,15 +191,7 @@ impl Judge {
     /// What a policy says about a record, whatever was decided. `None` where no policy has a say, or this one is
     /// not known.
     pub fn ask(&mut self, event: &Event<'_>) -> Option<Opinion> {
-        if !matches!(
-            event.reason,
-            Reason::Rule
-                | Reason::Default
-                | Reason::UnixSocket
-                | Reason::OwnSocket
-                | Reason::Opened
-                | Reason::Locked
-        ) {
+        if !is_of_policy(event.reason) {
             return None;
         }
         let policy = self.policies.get(&event.generation)?.clone();
@@ -357,4 +341,17 @@ impl From<&RuleRef> for RuleName {
             place: format!("{file}:{}", rule.line),
         }
     }
+}
+
+/// Whether a policy has a say in what has this reason.
+const fn is_of_policy(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::Rule
+            | Reason::Default
+            | Reason::UnixSocket
+            | Reason::OwnSocket
+            | Reason::Opened
+            | Reason::Locked
+    )
 }

@@ -178,6 +178,12 @@ impl Engine {
         }
     }
 
+    /// Something must not be so with an agent: says it to the operator, and in the log.
+    pub(super) fn alarm(&self, agent: &Agent, what: &str) {
+        tracing::error!("`{}`: {what}", agent.name);
+        self.note_about(agent.name.as_str(), agent.session, op::ALARM, what);
+    }
+
     fn note_about(&self, name: &str, session: u32, op: &'static str, detail: &str) {
         self.note(Record {
             agent: Some(Cow::Borrowed(name)),

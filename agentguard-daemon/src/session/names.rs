@@ -12,11 +12,12 @@ use std::time::Duration;
 use agentguard_common::verdict::{Reason, Verdict};
 
 use super::engine::{Engine, lock};
-use super::{SessionError, Target};
+use super::{Enforcer, SessionError, Target};
 use crate::agent::Agent;
 use crate::audit::{Record, record::op};
 use crate::event::escape::escape;
-use crate::kernel::{self, ResolverPlace};
+use crate::kernel::{self, Grants, KernelError, ResolverPlace};
+use crate::policy::names::Grant;
 use crate::policy::{Mode, Policy};
 use crate::resolver::{
     AddressVerdict, Asker, Gate, Judged, Limits, NetPlace, Opening, Refusal, Resolution, Resolver,
@@ -68,13 +69,12 @@ impl Gate for EngineGate {
             _ if policy.mode() == Mode::Shadow => Verdict::WouldDeny,
             _ => Verdict::Deny,
         };
-        let text = |text: &str| Arc::from(&*escape(text.as_bytes()));
         let rule = judged.rule.as_ref();
         Judged {
             verdict,
-            reason: rule.and_then(|rule| rule.reason.as_deref()).map(text),
-            rule_at: rule.map(|rule| text(&format!("{}:{}", rule.file.display(), rule.line))),
-            rule: rule.map(|rule| text(&rule.id)),
+            reason: rule.and_then(|rule| rule.reason.as_deref()).map(Arc::from),
+            rule_at: rule.map(|rule| format!("{}:{}", rule.file.display(), rule.line).into()),
+            rule: rule.map(|rule| rule.id.as_str().into()),
             grants: judged.grants.into(),
             generation,
         }
@@ -109,7 +109,7 @@ impl Gate for EngineGate {
             },
             (_, rule) => Refusal {
                 reason: format!("the name points to {address}, which a rule denies").into(),
-                rule: rule.map(|rule| Arc::from(&*escape(rule.id.as_bytes()))),
+                rule: rule.map(|rule| rule.id.into()),
             },
         };
         if policy.mode() == Mode::Shadow {
@@ -128,14 +128,13 @@ impl Gate for EngineGate {
         }
         let now = kernel::boot_time().map_err(|error| error.to_string())?;
         let lifetime = u64::try_from(opening.lifetime.as_nanos()).unwrap_or(u64::MAX);
-        let grants = opening.grants.iter();
         let wanted = kernel::Opening {
             agent: asker.agent,
             session: asker.session,
             address: in_v6(opening.address),
             name: opening.name.to_owned(),
             deadline: now.saturating_add(lifetime),
-            grants: grants.map(|it| (it.low, it.high, it.protocol)).collect(),
+            grants: for_kernel(opening.grants),
         };
         // A policy comes into force under this lock, and what is open is judged again before it does.
         let mut enforcer = lock(&engine.enforcer);
@@ -178,6 +177,23 @@ impl Gate for EngineGate {
         };
         engine.recorder().decided(record);
     }
+}
+
+/// Closes what names opened for an agent and a policy does not permit.
+pub(super) fn judge_openings(
+    enforcer: &mut dyn Enforcer,
+    agent: &Agent,
+    policy: &Policy,
+) -> Result<(), KernelError> {
+    enforcer.judge_addresses(agent.slot, &mut |name| {
+        for_kernel(&policy.judge_name(name).grants)
+    })
+}
+
+/// What a policy grants, as the kernel is told.
+fn for_kernel(grants: &[Grant]) -> Grants {
+    let parts = |it: &Grant| (it.low, it.high, it.protocol);
+    grants.iter().map(parts).collect()
 }
 
 /// In the form that the kernel programs judge.
@@ -249,7 +265,7 @@ impl Engine {
         let asker = asker(agent);
         if !policy.has_name_rules() {
             if !resolver.places(asker).is_empty() {
-                lock(&self.enforcer).resolver_at(agent.slot, agent.cgroup.path(), None)?;
+                self.redirect_no_more(agent)?;
                 resolver.stop(asker);
             }
             return Ok(());
@@ -302,23 +318,20 @@ impl Engine {
         if resolver.places(asker).is_empty() {
             return;
         }
-        let ended = lock(&self.enforcer).resolver_at(agent.slot, agent.cgroup.path(), None);
-        if let Err(error) = ended {
+        if let Err(error) = self.redirect_no_more(agent) {
             // Its questions go nowhere: that is for its processes to complain about, not for us to stay for.
             tracing::warn!("`{}`: {error}", agent.name);
         }
         resolver.stop(asker);
     }
 
+    fn redirect_no_more(&self, agent: &Agent) -> Result<(), KernelError> {
+        lock(&self.enforcer).resolver_at(agent.slot, agent.cgroup.path(), None)
+    }
+
     fn complain(&self, agent: &Agent, error: &SessionError) {
         let what = format!("names are not resolved for it: {}", error.line());
-        tracing::error!("`{}`: {what}", agent.name);
-        self.note(Record {
-            agent: Some(Cow::Borrowed(agent.name.as_str())),
-            session: Some(agent.session),
-            detail: Some(escape(what.as_bytes())),
-            ..Record::new(op::ALARM)
-        });
+        self.alarm(agent, &what);
     }
 
     fn agents_with_names(&self) -> Vec<(Agent, Arc<Policy>)> {

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::engine::{Engine, InForce, Retired, about, lock, watch};
+use super::names::judge_openings;
 use super::objects::{Searched, warn_of_cuts};
-use super::{AgentInfo, Enforcer, PolicyRequest, SessionError};
+use super::{AgentInfo, PolicyRequest, SessionError};
 use crate::agent::{Agent, RegistryError};
 use crate::audit::{Record, record::op};
 use crate::event::escape::escape;
-use crate::kernel::KernelError;
 use crate::policy::{Policy, places};
 
 impl Engine {
@@ -87,13 +87,7 @@ impl Engine {
         warn_of_cuts(agent, &searched);
         if let Err(error) = self.protect(agent, searched) {
             let what = format!("not all objects of the new policy are protected: {error}");
-            tracing::error!("`{}`: {what}", agent.name);
-            self.note(Record {
-                agent: Some(Cow::Borrowed(agent.name.as_str())),
-                session: Some(agent.session),
-                detail: Some(escape(what.as_bytes())),
-                ..Record::new(op::ALARM)
-            });
+            self.alarm(agent, &what);
         }
         Ok(swapped)
     }
@@ -191,17 +185,4 @@ impl Engine {
         }
         outcomes
     }
-}
-
-/// Closes what names opened for an agent and a policy does not permit.
-fn judge_openings(
-    enforcer: &mut dyn Enforcer,
-    agent: &Agent,
-    policy: &Policy,
-) -> Result<(), KernelError> {
-    enforcer.judge_addresses(agent.slot, &mut |name| {
-        let grants = policy.judge_name(name).grants;
-        let grants = grants.iter();
-        grants.map(|it| (it.low, it.high, it.protocol)).collect()
-    })
 }
