@@ -167,7 +167,7 @@ pub struct NetworkPattern {
     /// The addresses; `None` is every address of both families.
     pub range: Option<Range>,
     /// The ports, as inclusive ranges; `None` is every port.
-    pub ports: Option<Vec<(u16, u16)>>,
+    pub ports: Option<Ports>,
     /// The protocols.
     pub protocol: Protocol,
 }
@@ -276,8 +276,11 @@ fn split_ports(body: &str) -> Result<Split<'_>, PatternError> {
     }
 }
 
+/// Ranges of ports, first and last of each.
+pub type Ports = Vec<(u16, u16)>;
+
 /// Parses `443`, `80,443`, `1024-65535`.
-pub fn parse_ports(text: &str) -> Result<Vec<(u16, u16)>, PatternError> {
+pub fn parse_ports(text: &str) -> Result<Ports, PatternError> {
     let help = "write a port (`443`), a list (`80,443`) or a range (`8000-8999`) of numbers from 0 to 65535";
     let mut ports = Vec::new();
     let mut at = 0;

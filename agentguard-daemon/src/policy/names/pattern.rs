@@ -2,7 +2,7 @@
 //! each with ports and a protocol.
 
 use super::Grant;
-use crate::policy::address::{Protocol, parse_ports};
+use crate::policy::address::{Ports, Protocol, parse_ports};
 use crate::policy::diagnostic::PatternError;
 
 /// Longest name, and longest label.
@@ -26,7 +26,7 @@ pub struct NamePattern {
     /// Which names.
     pub shape: Shape,
     /// The ports, as inclusive ranges; `None` is every port.
-    pub ports: Option<Vec<(u16, u16)>>,
+    pub ports: Option<Ports>,
     /// The protocols.
     pub protocol: Protocol,
 }

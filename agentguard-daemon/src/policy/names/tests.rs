@@ -3,7 +3,7 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::{LoadOptions, load_text};
+use crate::policy::{Action, LoadOptions, load_text};
 
 fn policy(text: &str) -> Policy {
     load_text("names.yaml".as_ref(), text, &LoadOptions::default()).expect("a policy")
@@ -160,6 +160,26 @@ proptest! {
         for name in names {
             prop_assert_eq!(policy.judge_name(&name), policy.judge_name_plainly(&name), "{}\n{}", name, text);
         }
+    }
+}
+
+#[test]
+fn an_empty_list_of_ports_is_no_port() {
+    for (rule, expected) in [
+        ("{name: a.test}", Verdict::Allow),
+        ("{name: a.test, port: []}", Verdict::Deny),
+        ("{name: a.test, port: [80]}", Verdict::Deny),
+        ("{name: a.test, port: [80, 443]}", Verdict::Allow),
+    ] {
+        let policy = policy(&format!(
+            "version: 1\nnetwork:\n  default: deny\n  allow:\n    - {rule}\n"
+        ));
+        let action = Action::Name {
+            name: "a.test",
+            port: 443,
+            protocol: 6,
+        };
+        assert_eq!(policy.judge(&action).verdict, expected, "{rule}");
     }
 }
 
