@@ -129,16 +129,9 @@ impl Kernel {
 
     fn run(&mut self) -> (Verdict, Reason) {
         self.input.set(0, *self.case, 0).unwrap();
-        let program: &mut SchedClassifier = self
-            .guard
-            .object()
-            .program_mut("selftest")
-            .unwrap()
-            .try_into()
-            .unwrap();
         let mut options = TestRunOptions::new();
         options.data_in = Some(&[0u8; 64]);
-        let result = program.test_run(options).unwrap().return_value;
+        let result = self.program().test_run(options).unwrap().return_value;
         (
             Verdict::from_number((result >> 16) as u8).unwrap(),
             Reason::from_number((result & 0xffff) as u16).unwrap(),
@@ -147,19 +140,17 @@ impl Kernel {
 }
 
 impl Kernel {
+    fn program(&mut self) -> &mut SchedClassifier {
+        let program = self.guard.object().program_mut("selftest").unwrap();
+        program.try_into().unwrap()
+    }
+
     /// How long the last case takes, on average of many runs.
     fn time(&mut self) -> std::time::Duration {
-        let program: &mut SchedClassifier = self
-            .guard
-            .object()
-            .program_mut("selftest")
-            .unwrap()
-            .try_into()
-            .unwrap();
         let mut options = TestRunOptions::new();
         options.data_in = Some(&[0u8; 64]);
         options.repeat = 100_000;
-        program.test_run(options).unwrap().duration
+        self.program().test_run(options).unwrap().duration
     }
 }
 

@@ -247,8 +247,8 @@ impl Scene {
         println!(
             "{}",
             if held {
-                "Every action went as expected. Next: `agentguard doctor` says whether this machine can enforce, \
-                 and the README's \"A first policy\" goes on from there."
+                "Every action went as expected. Next: \"Install\" in the README, then `agentguard doctor`, which says \
+                 whether this machine can enforce."
             } else {
                 "Some expectations did NOT hold."
             }

@@ -71,6 +71,15 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
     );
 }
 
+/// A script with what all of them have.
+fn text_of(script: &str) -> String {
+    format!("{PRELUDE}\n{script}\n")
+}
+
+fn python(text: &str) -> [&str; 3] {
+    ["/usr/bin/python3", "-c", text]
+}
+
 /// Runs a program in a cgroup; gives what it said and what it complained of, however it ended.
 fn said_in(group: &Group, words: &[&str]) -> Result<(String, String)> {
     let procs = group.path().join("cgroup.procs");
@@ -112,13 +121,6 @@ impl Scene {
             agent: Agent::attach("names", "names")?,
             twin: Group::new("names-twin")?,
         })
-    }
-
-    fn script(script: &str) -> Vec<String> {
-        let text = format!("{PRELUDE}\n{script}\n");
-        ["/usr/bin/python3", "-c", &text]
-            .map(str::to_owned)
-            .to_vec()
     }
 
     /// Runs a program, governed or not; gives what it said.
@@ -175,9 +177,8 @@ impl Scene {
     }
 
     fn way(&mut self, script: &str, op: &str, target: &str) -> Result<()> {
-        let words = Self::script(script);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        self.denied(&words, op, target)
+        let text = text_of(script);
+        self.denied(&python(&text), op, target)
     }
 
     fn asks(&mut self) -> Result<()> {
@@ -188,9 +189,8 @@ impl Scene {
                 "2606:2800::53",
                 "2001:4860:4860::8888",
             ] {
-                let words = Self::script(&format!("by('{server}', 'good.example.com'{how})"));
-                let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                let (said, complaint) = self.said(&words, true)?;
+                let text = text_of(&format!("by('{server}', 'good.example.com'{how})"));
+                let (said, complaint) = self.said(&python(&text), true)?;
                 ensure!(
                     said.contains("reached"),
                     "{server}{how}: {said} {complaint}"
@@ -205,9 +205,8 @@ impl Scene {
     fn at_once(&mut self) -> Result<()> {
         const TIME_OUT: f64 = 5000.0;
         let script = "best = 9\nfor n in range(5):\n t = time.monotonic()\n try: socket.getaddrinfo('evil.example.net', 1)\n except OSError: best = min(best, time.monotonic() - t)\nprint('%.1f' % (best * 1000))";
-        let words = Self::script(script);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (said, complaint) = self.said(&words, true)?;
+        let text = text_of(script);
+        let (said, complaint) = self.said(&python(&text), true)?;
         let took: f64 = said.trim().parse().with_context(|| complaint.clone())?;
         println!("a denied name is refused after {took} ms");
         ensure!(took < TIME_OUT, "it took {took} ms");
@@ -224,9 +223,8 @@ impl Scene {
     fn others(&mut self) -> Result<()> {
         write_policy("names-other", OTHER)?;
         let other = Agent::attach("names-other", "names-other")?;
-        let words = Self::script("get('evil.example.net')");
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (said, complaint) = said_in(&other.group, &words)?;
+        let text = text_of("get('evil.example.net')");
+        let (said, complaint) = said_in(&other.group, &python(&text))?;
         ensure!(
             said.contains("reached"),
             "the other agent does not reach it: {said} {complaint}"
@@ -238,9 +236,8 @@ impl Scene {
     /// Kept 5 seconds at least, and open 10 more.
     fn over(&mut self) -> Result<()> {
         let script = "get('short.example.com')\ntime.sleep(20)\ntry: get('93.184.216.4'); print('again')\nexcept OSError as e: print(e.errno)";
-        let words = Self::script(script);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let (said, complaint) = self.said(&words, true)?;
+        let text = text_of(script);
+        let (said, complaint) = self.said(&python(&text), true)?;
         if !said.starts_with("reached") || said.contains("again") {
             bail!("{said} {complaint}");
         }
@@ -254,7 +251,7 @@ impl Scene {
         let agent = Agent::attach("names-apart", "names-apart")?;
         // It looks every second where agents are; until then, asking is denied.
         let script = "found = None\nfor n in range(60):\n try: found = ask('8.8.8.8', 'good.example.com')\n except OSError: pass\n if found: break\n time.sleep(.5)\nprint(found)\nask('8.8.8.8', 'evil.example.net', tcp=True)";
-        let words = Self::script(script);
+        let text = text_of(script);
         // Made by somebody else, as a container is.
         let mut child = Command::new("/usr/bin/dash")
             .args(["-c", "read go; exec \"$@\"", "sh"])
@@ -266,7 +263,7 @@ impl Scene {
                 "/usr/sbin/ip link set lo up && echo made; read go; exec \"$@\"",
                 "sh",
             ])
-            .args(&words)
+            .args(python(&text))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -295,9 +292,8 @@ impl Scene {
     /// What is open closes with the rule that opened it, and the name is refused. (An address that another permitted
     /// name leads to as well would stay.)
     fn swapped(&mut self) -> Result<()> {
-        let script = Self::script("get('alias.example.com')");
-        let words: Vec<&str> = script.iter().map(String::as_str).collect();
-        self.reaches(&words)?;
+        let text = text_of("get('alias.example.com')");
+        self.reaches(&python(&text))?;
         let installed = Wanted {
             agent: Some("names".into()),
             op: Some("policy-install".into()),
@@ -313,7 +309,7 @@ impl Scene {
         write_policy("names", POLICY)?;
         self.trail.wait(mark, &installed)?;
         ended?;
-        self.reaches(&words)
+        self.reaches(&python(&text))
     }
 }
 
