@@ -3,7 +3,7 @@
 //! environment or decide policy by itself.
 //!
 //! Kernel to daemon: [`record`] (ring buffers). Daemon to kernel: [`table`] (compiled policies),
-//! [`label`] (who is governed) and [`offsets`] (where the running kernel keeps its fields).
+//! [`label`] (who is governed), [`budget`] (how much) and [`offsets`] (where the running kernel keeps its fields).
 #![no_std]
 
 /// Version of everything that pinned maps hold: keys, values, records in the rings, tables.
@@ -30,6 +30,7 @@ macro_rules! shared {
     };
 }
 
+pub mod budget;
 pub mod identity;
 pub mod label;
 pub mod offsets;

@@ -47,7 +47,8 @@ shared! {
         pub generation: u32,
         /// [`crate::verdict::Reason`] by number.
         pub reason: u16,
-        /// Positive errno of a helper that failed on the way; 0 if none.
+        /// Positive errno of a helper that failed on the way; 0 if none. Where a budget is spent, the number of its
+        /// meter.
         pub errno: u16,
         /// Process (thread group) id, in the initial pid namespace.
         pub pid: u32,

@@ -22,6 +22,9 @@ pub mod kind {
     pub const ABSTRACT: u32 = 8;
     /// Listening at a [`crate::record::Destination`].
     pub const LISTEN: u32 = 9;
+    /// Charging `count` of the kinds in `access`, with the marks in `args_len`: 0, or one more than the number of the
+    /// meter that had not enough.
+    pub const CHARGE: u32 = 10;
 }
 
 /// One case.

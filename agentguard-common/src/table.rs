@@ -90,7 +90,14 @@ pub mod flags {
     pub const HAS_COMMANDS: u32 = 8;
     /// The policy has rules about names: addresses may be open by name, and questions go to the resolver.
     pub const HAS_NAMES: u32 = 64;
+    /// The policy has budgets that the kernel charges: what is permitted is counted first.
+    pub const HAS_BUDGETS: u32 = 128;
 }
+
+/// Bits of a label, of paths and of destinations, that say which budgets count it: those of certain rules only.
+pub const MARKS: u32 = 0xf000;
+/// Different marks of one policy.
+pub const MAX_MARKS: u32 = MARKS.count_ones();
 
 /// Byte offset of the class map that `anchored` and `floating` share: 256 `u16`.
 pub const PATH_CLASSES: usize = 128;
@@ -156,6 +163,8 @@ const _: () = {
     assert!(core::mem::offset_of!(TableHeader, floating) == 48);
     assert!(core::mem::offset_of!(TableHeader, command) == 64);
     assert!(core::mem::offset_of!(TableHeader, network) == 80);
+    assert!(MARKS.trailing_zeros() + MAX_MARKS == 16 && MARKS & 3 << path_label::LISTEN == 0);
+    assert!(MARKS & flags::HAS_BUDGETS == 0);
     assert!(ROWS.is_multiple_of(4));
     assert!(SMALL_TABLE.is_power_of_two() && LARGE_TABLE.is_power_of_two());
 };

@@ -109,6 +109,8 @@ stable! {
         /// A question to a name server that would not get to the agent's resolver, or a resolver that was called
         /// directly.
         ResolverOnly = 23 => "resolver-only",
+        /// A budget that the kernel charges is spent.
+        Budget = 24 => "budget",
     }
 }
 

@@ -4,7 +4,7 @@
 use agentguard_common::opened::Address;
 use agentguard_common::record::Destination;
 use agentguard_common::table::{
-    LARGE_TABLE, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, network_label, path_label,
+    LARGE_TABLE, MARKS, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, network_label, path_label,
 };
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
@@ -23,7 +23,7 @@ pub struct Decision {
     pub reason: u32,
     /// Generation of the policy that decided, or 0.
     pub generation: u32,
-    /// Flags of that policy.
+    /// Flags of that policy, and [`MARKS`] of what was judged.
     pub flags: u32,
 }
 
@@ -45,6 +45,15 @@ impl Decision {
         Self {
             verdict: verdict as u32,
             reason: reason as u32,
+            ..self
+        }
+    }
+
+    /// With the marks of what was judged, for budgets that count certain rules only.
+    #[inline(always)]
+    const fn marked(self, label: u32) -> Self {
+        Self {
+            flags: self.flags | label & MARKS,
             ..self
         }
     }
@@ -166,7 +175,7 @@ const fn combined((a, b): (u32, u32)) -> u32 {
         ) << path_label::CONNECT
         // Abstract names are all anchored.
         | a & 3 << path_label::LISTEN
-        | (a | b) & path_label::EXEC_BY_COMMAND
+        | (a | b) & (path_label::EXEC_BY_COMMAND | MARKS)
 }
 
 /// The combined label of a path: the stricter of both automata for each access.
@@ -271,7 +280,7 @@ pub fn file<const BYTES: usize>(
 #[inline(always)]
 pub fn file_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
     const _: () = assert!(path_label::READ == 0 && path_label::WRITE == access::WRITE as u32);
-    let decision = begin(table);
+    let decision = begin(table).marked(label);
     let default = table.field(offset_of!(TableHeader, path_default));
     let of = |shift| settle(decision, opinion(label, shift), opinion(default, shift));
     if wanted == access::READ as u32 || wanted == access::WRITE as u32 {
@@ -298,7 +307,7 @@ pub fn program<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u3
 /// The same for a label that is known already.
 #[inline(always)]
 pub fn program_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Decision {
-    let decision = begin(table);
+    let decision = begin(table).marked(label);
     let exec = opinion(label, path_label::EXEC);
     if exec == 0 && label & path_label::EXEC_BY_COMMAND != 0 {
         return decision.with(Verdict::Allow, Reason::Rule);
@@ -525,6 +534,7 @@ pub fn destination<const BYTES: usize>(
     // in a register has no bounds there.
     let key = core::hint::black_box(destination.key());
     let state = table.walk_destination(&key, table.field(offset_of!(TableHeader, network)));
+    let decision = decision.marked(state);
     if decision.flags & flags::HAS_NAMES != 0 && opinion(state, network_label::CONNECT) == 0 {
         let mut address = Address {
             agent,

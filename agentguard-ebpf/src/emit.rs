@@ -119,7 +119,8 @@ pub fn complete(
         header.agent = label.agent;
         header.session = label.session;
         header.generation = decision.generation;
-        let why = decision.reason & 0xffff | u32::from(facts.errno) << 16;
+        // The upper half of a reason is the number of the meter of a budget that is spent.
+        let why = decision.reason | u32::from(facts.errno) << 16;
         (&raw mut header.reason).cast::<u32>().write(why);
         header.pid = field!(task, OFF_TASK_TGID, u32);
         header.tid = field!(task, OFF_TASK_PID, u32);

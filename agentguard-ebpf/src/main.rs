@@ -12,6 +12,7 @@
 
 mod atomic;
 mod bound;
+mod budget;
 mod climb;
 mod decide;
 mod emit;

@@ -4,6 +4,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 
 use crate::decide::Decision;
+use agentguard_common::budget::{Limits, MAX_METERS, Meter};
 use agentguard_common::identity::{FILTER_WORDS, MAX_OBJECTS, Object};
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::opened::{Address, MAX_OPENED, Opened, PORT_WORDS, Redirect, Resolver};
@@ -195,6 +196,16 @@ pub static POLICIES_SMALL: ArrayOfMaps<Array<SmallTable, 1, RDONLY_PROG>, { MAX_
 #[btf_map]
 pub static POLICIES_LARGE: ArrayOfMaps<Array<LargeTable, 1, RDONLY_PROG>, { MAX_AGENTS as usize }> =
     ArrayOfMaps::new();
+
+/// agent slot → its budgets that programs charge. Written by the daemon in one step; there before a policy that has
+/// such budgets, and gone after it.
+#[btf_map]
+pub static LIMITS: ArrayOfMaps<Array<Limits, 1, RDONLY_PROG>, { MAX_AGENTS as usize }> =
+    ArrayOfMaps::new();
+
+/// number of a meter → what was charged. Changed by programs alone, under its lock; read by the daemon.
+#[btf_map]
+pub static METERS: Array<Meter, { MAX_METERS as usize }> = Array::new();
 
 /// Scratch memory for opens and for what has no arguments.
 #[btf_map]

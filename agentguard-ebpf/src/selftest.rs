@@ -8,6 +8,7 @@ use aya_ebpf::macros::{btf_map, classifier};
 use aya_ebpf::programs::TcContext;
 
 use crate::bound::{at_most, at_most_64};
+use crate::budget::charged;
 use crate::decide::{self, Command, Moved, Place, with_table};
 use crate::maps::{ExecScratch, SHORT_PATH};
 use crate::scratch;
@@ -79,6 +80,9 @@ pub fn selftest(_ctx: TcContext) -> i32 {
                 let from = with_table!(policy, t => decide::place_of(t, buffer, path_len));
                 let to = with_table!(policy, t => decide::place_of(t, second, second_len));
                 with_table!(policy, t => decide::moved(t, Place::new(t, from), Place::new(t, to), Moved::Folder))
+            }
+            kind::CHARGE => {
+                return charged(1, (*case).access | (*case).args_len, (*case).count) as i32;
             }
             _ => return 0,
         }

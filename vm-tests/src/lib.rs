@@ -4,7 +4,9 @@
 
 pub mod act;
 pub mod attempt;
+pub mod budgets;
 pub mod clients;
+pub mod contend;
 pub mod demo;
 pub mod fixture;
 pub mod guard;

@@ -9,7 +9,7 @@ use clap::Parser;
 use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
-use vm_tests::{act, fixture, listen, names, row, scenario, survival, table, workshop};
+use vm_tests::{act, contend, fixture, listen, names, row, scenario, survival, table, workshop};
 
 /// Tests that run in a guest.
 #[derive(Parser)]
@@ -37,6 +37,14 @@ enum Task {
     },
     /// Perform one act when a byte arrives on standard input.
     Act(act::Options),
+    /// Be 64 threads or processes that try something at once, in rounds.
+    #[command(hide = true)]
+    Contend {
+        /// What.
+        what: contend::What,
+        /// Who.
+        who: contend::Who,
+    },
     /// Start a process outside of every agent, for setup.
     Victim {
         /// `plain`, or `giver NAME FILE`.
@@ -60,6 +68,9 @@ enum Task {
 fn main() -> ExitCode {
     match Task::parse() {
         Task::Act(options) => ExitCode::from(u8::try_from(act::main(&options)).unwrap_or(1)),
+        Task::Contend { what, who } => {
+            said(contend::main(what, who).map_err(std::io::Error::other))
+        }
         Task::Victim { words } => said(act::victim::start(&words)),
         Task::Outsider { words } => said(act::victim::serve(&words)),
         Task::Table { folder } => match row::load(&folder) {

@@ -78,6 +78,27 @@ pub const SCENARIOS: &[Scenario] = &[
         "budget: wall-clock time is spent, the agent frozen until it is granted more",
         |stage| crate::limits::wall_time(&mut stage.trail),
     ),
+    (
+        "budget: 64 race for the last unit, and exactly the limit is granted",
+        |stage| crate::budgets::races(&mut stage.trail),
+    ),
+    ("budget: what certain rules permit is counted", |stage| {
+        crate::budgets::by_rule(&mut stage.trail)
+    }),
+    (
+        "budget: a fork bomb ends, and is frozen, and nobody else is",
+        |stage| crate::budgets::fork_bomb(&mut stage.trail),
+    ),
+    ("budget: too many refusals freeze the agent", |stage| {
+        crate::budgets::refusals(&mut stage.trail)
+    }),
+    ("budget: a spent budget closes the network", |stage| {
+        crate::budgets::no_network(&mut stage.trail)
+    }),
+    (
+        "budget: a count belongs to the name, whatever the cgroup",
+        |stage| crate::budgets::by_name(&mut stage.trail),
+    ),
     ("guard: a second daemon is refused", second_daemon),
     (
         "guard: a governed root process may not command the daemon",

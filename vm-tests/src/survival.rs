@@ -67,6 +67,10 @@ pub const SCENARIOS: &[Scenario] = &[
         crate::names::survives,
     ),
     (
+        "survival: budgets, through kills, stops and a clock set back",
+        crate::budgets::survives,
+    ),
+    (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
     ),

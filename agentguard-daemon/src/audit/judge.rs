@@ -9,6 +9,7 @@ use std::sync::Arc;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 
 use super::objects::Objects;
+use super::spent::Spent;
 use crate::event::escape::escape;
 use crate::event::{Event, Target};
 use crate::kernel::NameBook;
@@ -61,6 +62,7 @@ pub struct Judge {
     /// Generations whose policies are lost: of another life of the daemon.
     lost: BTreeSet<u32>,
     objects: Objects,
+    spent: Spent,
     names: NameBook,
     young: HashMap<Box<[u8]>, Opinion>,
     old: HashMap<Box<[u8]>, Opinion>,
@@ -90,9 +92,15 @@ impl Judge {
         &mut self.objects
     }
 
-    /// What stands behind the denial of a protected object.
-    pub fn of_object(&self, event: &Event<'_>) -> Option<Opinion> {
-        let rule = self.objects.rule(event)?;
+    /// The budgets behind meters.
+    pub fn spent(&mut self) -> &mut Spent {
+        &mut self.spent
+    }
+
+    /// What stands behind the denial of a protected object, or of what a budget counts.
+    pub fn of_denial(&self, event: &Event<'_>) -> Option<Opinion> {
+        let rule = self.objects.rule(event);
+        let rule = rule.or_else(|| self.spent.budget(event))?;
         Some(Opinion {
             verdict: event.verdict,
             reason: event.reason,

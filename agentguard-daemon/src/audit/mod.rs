@@ -25,6 +25,7 @@ mod recorder_tests;
 pub mod replay;
 pub mod report;
 pub mod segment;
+mod spent;
 pub mod stats;
 pub mod verify;
 pub mod words;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use agentguard_common::record::class;
-use agentguard_common::verdict::{Operation, Verdict};
+use agentguard_common::verdict::{Operation, Reason, Verdict};
 use tokio::sync::broadcast;
 
 use super::clock::Clock;
@@ -346,7 +346,7 @@ impl Recorder {
         let review = self.judge.review(event);
         let (opinion, alarm) = match review {
             Review::Agrees(opinion) => (Some(opinion), None),
-            Review::NotJudged => (self.judge.of_object(event), None),
+            Review::NotJudged => (self.judge.of_denial(event), None),
             Review::Disagrees(what) => (None, Some(what)),
         };
         let name = self.count(event);
@@ -494,7 +494,8 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
         exec_id: Some(event.exec_id),
         tid: (event.tid != event.pid).then_some(event.tid),
         euid: (event.euid != event.uid).then_some(event.euid),
-        errno: (event.errno != 0).then_some(event.errno),
+        // That of a budget is the number of a meter.
+        errno: (event.errno != 0 && event.reason != Reason::Budget).then_some(event.errno),
         ..Record::default()
     };
     if event.flags != 0 {

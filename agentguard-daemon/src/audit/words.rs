@@ -37,6 +37,7 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
             _ if event.access & access::WRITE != 0 => "no rule permits writing this path",
             _ => "no rule permits reading this path",
         },
+        Reason::Budget => "a budget is spent",
         Reason::NoPolicy => "the agent has no policy in force",
         Reason::PathUnreadable => "the path could not be read or is longer than 4,095 bytes",
         Reason::ScratchUnavailable => "the kernel had no memory for the decision",

@@ -17,6 +17,25 @@ pub struct Grant {
     pub until: Option<u64>,
 }
 
+/// Units that are given out to the kernel at a time at least.
+const LEAST_CHUNK: u64 = 10_000;
+
+/// A meter of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Slot {
+    /// Its number.
+    pub index: u32,
+    /// Since when it counts this: no other count has that number.
+    pub epoch: u64,
+    /// What had been spent when it began.
+    pub base: u64,
+    /// In which window.
+    pub base_window: u64,
+    /// How far the kernel may go in a window that the file does not know yet.
+    pub chunk: u64,
+}
+
 /// A meter with what is not spent yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +51,9 @@ pub struct Entry {
     pub ceiling: u64,
     /// The window that the ceiling is for.
     pub window: u64,
+    /// The meter in the kernel that counts it, where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Slot>,
     /// Reserved and not settled.
     #[serde(skip)]
     pub reserved: u64,
@@ -48,6 +70,7 @@ impl Entry {
             grants: Vec::new(),
             ceiling: 0,
             window: 0,
+            kernel: None,
             reserved: 0,
             limit: budget.limit,
         }
@@ -84,14 +107,35 @@ impl Entry {
 
     /// How far it may rise after the next writing: a hundredth of the limit more than is taken.
     pub fn next_ceiling(&self, now: u64, more: u64) -> u64 {
+        if self.kernel.is_some() {
+            return self.kernel_ceiling(now);
+        }
         let taken = self.taken(now).saturating_add(more);
         let limit = self.limit.saturating_add(self.granted(now));
         taken.saturating_add(limit / 100).min(limit.max(taken))
     }
 
+    /// The same where the kernel counts: it goes on without us for a while, so the steps are larger, and none is
+    /// taken back within a window.
+    pub fn kernel_ceiling(&self, now: u64) -> u64 {
+        let (taken, present) = (self.taken(now), self.ceiling_now(now));
+        let limit = self.limit.saturating_add(self.granted(now));
+        let chunk = chunk(limit);
+        if present >= limit.min(taken.saturating_add(chunk / 2)) && present > 0 {
+            return present;
+        }
+        taken
+            .saturating_add(chunk)
+            .min(limit.max(taken))
+            .max(present)
+    }
+
     /// After somebody who did not come to an end: everything that may have been spent is.
     pub fn suspect(&mut self, now: u64) {
         if self.window != self.meter.window(now) {
+            // The kernel may have gone on in a window that the file knew nothing of.
+            self.meter
+                .add(now, self.kernel.map_or(0, |slot| slot.chunk));
             return;
         }
         let spent = self.meter.spent(now);
@@ -99,6 +143,11 @@ impl Entry {
             self.meter.add(now, self.ceiling - spent);
         }
     }
+}
+
+/// How far the kernel may go without us: small budgets are given out as a whole.
+pub fn chunk(limit: u64) -> u64 {
+    (limit / 4).max(limit.min(LEAST_CHUNK))
 }
 
 /// What the timekeeper saw last of a session.
@@ -113,6 +162,9 @@ pub struct Seen {
     pub cpu: u64,
     /// When it last did something, in the ledger's time.
     pub busy: u64,
+    /// Its refusals.
+    #[serde(default)]
+    pub denied: u64,
     /// Whether its schedule froze it.
     pub rests: bool,
 }
@@ -222,6 +274,8 @@ impl Entry {
         Self {
             meter: self.meter.emptied(),
             grants: Vec::new(),
+            kernel: None,
+            ceiling: 0,
             ..self.clone()
         }
     }

@@ -16,7 +16,7 @@ pub struct Amounts {
 }
 
 impl Amounts {
-    /// The amount of a quantity; times are not a call's.
+    /// The amount of a quantity; of what is not a call's, none.
     pub fn of(&self, quantity: Quantity) -> u64 {
         match quantity {
             Quantity::Requests => 1,
@@ -25,7 +25,7 @@ impl Amounts {
             Quantity::CachedTokens => self.cached,
             Quantity::Tokens => self.input.saturating_add(self.output),
             Quantity::Money => self.money,
-            Quantity::WallTime | Quantity::CpuTime | Quantity::IdleTime => 0,
+            _ => 0,
         }
     }
 }

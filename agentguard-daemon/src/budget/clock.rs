@@ -100,6 +100,11 @@ impl Time {
         self.progress
     }
 
+    /// What the boot clock must be added to in this boot.
+    pub fn since_boot(&self) -> u64 {
+        self.progress.saturating_sub(self.boot)
+    }
+
     /// The latest that it can be, in nanoseconds since 1970: never earlier than it once was.
     pub fn wall(&self) -> u64 {
         self.wall

@@ -66,6 +66,8 @@ pub(super) struct Inner {
     written: bool,
     /// When we took over from somebody who did not come to an end.
     pub(super) doubt: Option<u64>,
+    /// The newest [`super::account::Slot::epoch`].
+    pub(super) epoch: u64,
     /// Why nothing is granted.
     pub(super) broken: Option<StateError>,
 }
@@ -346,7 +348,7 @@ impl Ledger {
                         Some((who, need)) if who == name => need.get(key).copied().unwrap_or(0),
                         _ => 0,
                     };
-                    let next = if clean {
+                    let next = if clean && entry.kernel.is_none() {
                         entry.taken(now)
                     } else {
                         entry.next_ceiling(now, more)
@@ -361,9 +363,9 @@ impl Ledger {
                 }
             }
             for account in saved.values_mut() {
-                account
-                    .entries
-                    .retain(|_, entry| entry.ceiling > 0 || !entry.grants.is_empty());
+                account.entries.retain(|_, entry| {
+                    entry.ceiling > 0 || !entry.grants.is_empty() || entry.kernel.is_some()
+                });
             }
             saved.retain(|_, account| !account.is_empty());
             inner.changed = false;
@@ -497,6 +499,7 @@ impl Inner {
             changed: false,
             written: false,
             doubt: None,
+            epoch: 0,
             broken: None,
         }
     }
@@ -509,10 +512,13 @@ impl Inner {
         let doubt = (!saved.clean).then_some(now);
         for account in accounts.values_mut() {
             if doubt.is_some() {
-                account.entries.retain(|_, entry| !entry.meter.is_short());
+                account
+                    .entries
+                    .retain(|_, entry| !entry.meter.is_short() || entry.kernel.is_some());
             }
             for entry in account.entries.values_mut() {
-                if doubt.is_some() {
+                // Where the kernel counts it goes on without us: what it really has is seen later.
+                if doubt.is_some() || entry.kernel.is_some() {
                     entry.suspect(now);
                 }
                 // What the file has is not a ceiling of ours before it is written again.
@@ -525,6 +531,7 @@ impl Inner {
             changed: true,
             written: false,
             doubt,
+            epoch: 0,
             broken: None,
         }
     }

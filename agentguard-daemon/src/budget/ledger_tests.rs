@@ -87,6 +87,14 @@ fn tokens(input: u64, output: u64) -> Amounts {
     }
 }
 
+fn sight(cpu: u64, active: bool) -> Sight {
+    Sight {
+        cpu,
+        active,
+        denied: 0,
+    }
+}
+
 #[test]
 fn what_is_reserved_is_settled_or_released() {
     let bench = Bench::new();
@@ -283,7 +291,7 @@ fn a_damaged_file_grants_nothing_until_an_operator_resets_it() {
             "{}",
             refused.message
         );
-        assert_eq!(ledger.observe("a", 1, &list, 0, false).len(), 1);
+        assert_eq!(ledger.observe("a", 1, &list, sight(0, false)).len(), 1);
         ledger.close().unwrap_err();
         // Every single byte counts.
         for at in 0..good.len() {
@@ -350,9 +358,17 @@ fn times_are_charged_also_while_nobody_looks() {
     );
     let ids = |overruns: Vec<Overrun>| overruns.into_iter().map(|it| it.budget).collect::<Vec<_>>();
     let (ledger, _events) = bench.open();
-    assert!(ledger.observe("a", 1, &list, 1_000_000, false).is_empty());
+    assert!(
+        ledger
+            .observe("a", 1, &list, sight(1_000_000, false))
+            .is_empty()
+    );
     bench.hands.0.pass(20 * 60 * SECOND);
-    assert!(ledger.observe("a", 1, &list, 300_000_000, false).is_empty());
+    assert!(
+        ledger
+            .observe("a", 1, &list, sight(300_000_000, false))
+            .is_empty()
+    );
     ledger.checkpoint().unwrap();
     drop(ledger);
     // The daemon is dead for 39 minutes, and the clock goes back.
@@ -360,22 +376,22 @@ fn times_are_charged_also_while_nobody_looks() {
     bench.hands.0.set_back(DAY);
     let (ledger, _events) = bench.open();
     assert_eq!(
-        ids(ledger.observe("a", 1, &list, 300_000_001, false)),
+        ids(ledger.observe("a", 1, &list, sight(300_000_001, false))),
         ["idle"]
     );
     bench.hands.0.pass(60 * SECOND);
     assert_eq!(
-        ids(ledger.observe("a", 1, &list, 500_000_000, false)),
+        ids(ledger.observe("a", 1, &list, sight(500_000_000, false))),
         ["wall"]
     );
     // A cgroup that was made anew begins at nothing: what it did counts all the same.
     assert_eq!(
-        ids(ledger.observe("a", 1, &list, 102_000_000, true)),
+        ids(ledger.observe("a", 1, &list, sight(102_000_000, true))),
         ["wall", "cpu"]
     );
     ledger.end_session("a", 1);
     // A new session has its own hour, and the same day.
-    assert_eq!(ids(ledger.observe("a", 2, &list, 0, false)), ["cpu"]);
+    assert_eq!(ids(ledger.observe("a", 2, &list, sight(0, false))), ["cpu"]);
 }
 
 #[derive(Clone, Debug)]

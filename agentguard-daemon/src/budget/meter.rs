@@ -93,6 +93,27 @@ impl Meter {
         }
     }
 
+    /// Replaces what was spent in each part: numbers and amounts, oldest first.
+    pub fn replace(&mut self, parts: impl Iterator<Item = (u64, u64)>) {
+        self.parts.clear();
+        self.parts.extend(parts.filter(|(_, amount)| *amount > 0));
+    }
+
+    /// Length of a part for the kernel, in nanoseconds; 0 where nothing is ever forgotten.
+    pub fn part_length(&self) -> u64 {
+        self.part()
+    }
+
+    /// The number of the part that holds now.
+    pub fn part_number(&self, now: u64) -> u64 {
+        self.number(now)
+    }
+
+    /// Whether the window moves with the time.
+    pub fn is_sliding(&self) -> bool {
+        self.sliding
+    }
+
     /// When no more than `most` will be spent, in the ledger's time; none if never.
     pub fn falls_to(&self, now: u64, most: u64) -> Option<u64> {
         let mut left = self.spent(now);

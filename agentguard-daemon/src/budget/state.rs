@@ -64,6 +64,12 @@ pub enum StateError {
     /// Somebody else has it.
     #[error("the ledger {path} is in use by another `agentguard run`; start the daemon, which holds the budgets of all agents", path = .0.display())]
     Busy(PathBuf),
+    /// The kernel counts for too many.
+    #[error(
+        "more than {} budgets are charged by the kernel at a time; let agents share accounts, or write fewer",
+        agentguard_common::budget::MAX_METERS
+    )]
+    Full,
     /// It cannot be read or written.
     #[error("failed to {call} the ledger {path}: {what}; nothing that it counts is granted until that works", path = .path.display())]
     Io {

@@ -4,6 +4,17 @@ use super::account::Seen;
 use super::ledger::Ledger;
 use crate::policy::limits::{AtLimit, Budget, Quantity};
 
+/// What is seen of a session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sight {
+    /// Processor time of its cgroup, in microseconds.
+    pub cpu: u64,
+    /// Whether a call of a model is under way.
+    pub active: bool,
+    /// Its refusals since this daemon knows it.
+    pub denied: u64,
+}
+
 /// A budget that calls for an act.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overrun {
@@ -61,16 +72,18 @@ impl Ledger {
         }
     }
 
-    /// Charges the times of a session until now, and gives what calls for an act. `cpu` is the processor time of
-    /// its cgroup in microseconds, `active` whether a call of a model is under way. What passed while nobody
-    /// looked is charged with the next look.
+    /// Charges the times and refusals of a session until now, and gives what calls for an act. What passed while
+    /// nobody looked is charged with the next look.
     pub fn observe(
         &self,
         name: &str,
         session: u32,
         budgets: &[Budget],
-        cpu: u64,
-        active: bool,
+        Sight {
+            cpu,
+            active,
+            denied,
+        }: Sight,
     ) -> Vec<Overrun> {
         let (mut inner, now) = self.locked();
         if let Some(error) = &inner.broken {
@@ -85,6 +98,7 @@ impl Ledger {
             since: now,
             cpu,
             busy: now,
+            denied: 0,
             rests: false,
         });
         let passed = now.saturating_sub(seen.at) / 1000;
@@ -92,6 +106,9 @@ impl Ledger {
         // A cgroup that was made anew begins at nothing.
         let computed = cpu.checked_sub(seen.cpu).unwrap_or(cpu);
         seen.cpu = cpu;
+        // Nor do refusals that another daemon counted.
+        let refused = denied.checked_sub(seen.denied).unwrap_or(denied);
+        seen.denied = denied;
         if active || seen.rests || computed.saturating_mul(100) > passed {
             seen.busy = now;
         }
@@ -108,6 +125,9 @@ impl Ledger {
                     continue;
                 }
                 Quantity::IdleTime => continue,
+                Quantity::Denials => refused,
+                // Charged by kernel programs.
+                quantity if quantity.kinds() != 0 => 0,
                 _ => {
                     if account.tripped.remove(&budget.id) {
                         let what = format!("{} are spent", budget.text());
@@ -135,7 +155,7 @@ impl Ledger {
                 self.tell(session, &budget.id, what);
             }
         }
-        if passed > 0 || computed > 0 {
+        if passed > 0 || computed > 0 || refused > 0 {
             inner.changed = true;
         }
         overruns

@@ -71,7 +71,7 @@ pub fn model(policy: &Policy, model: &str, json: bool) -> Result<Exit, CliError>
         permitted: limits.models.is_some(),
         providers: limits.models.as_ref().map_or(&[], |it| &it.providers),
         budgets: budgets
-            .filter(|it| !it.quantity.is_time() && it.covers(model))
+            .filter(|it| it.quantity.is_of_calls() && it.covers(model))
             .map(Explained::of)
             .collect(),
     };

@@ -180,7 +180,7 @@ async fn prepare(
     let budgets: Vec<Budget> = limits
         .budgets
         .iter()
-        .filter(|it| !it.quantity.is_time() && it.covers(&asked.model))
+        .filter(|it| it.quantity.is_of_calls() && it.covers(&asked.model))
         .cloned()
         .collect();
     let price = price(

@@ -12,6 +12,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::Iter;
 
 use super::attach::{ITERATOR, of_program, program};
+use super::budget::Budgets;
 use super::journal::Journal;
 use super::load::{failed, open};
 use super::objects::Objects;
@@ -54,6 +55,7 @@ pub struct Guard {
     state: Array<MapData, Bytes<State>>,
     objects: Objects,
     pub(super) names: Names,
+    pub(super) budgets: Budgets,
     /// Programs are loaded by the numbers of these descriptors: they stay open.
     denied: Map,
     allowed: Map,
@@ -84,6 +86,7 @@ impl Guard {
                 take("RESOLVERS")?,
                 take("RESOLVER_PORTS")?,
             ])?,
+            budgets: Budgets::open([take("LIMITS")?, take("METERS")?])?,
             denied: take("DENIED")?,
             allowed: take("ALLOWED")?,
             rings_taken: false,
@@ -160,7 +163,8 @@ impl Guard {
         self.forget_names(agent)?;
         check_slot(agent)?;
         self.small.clear(agent)?;
-        self.large.clear(agent)
+        self.large.clear(agent)?;
+        self.forget_limits(agent)
     }
 
     /// Replaces the objects that an agent may not reach by whatever name. New ones come before old ones go.
@@ -308,7 +312,7 @@ impl Guard {
     }
 }
 
-fn check_slot(agent: u32) -> Result<(), KernelError> {
+pub(super) fn check_slot(agent: u32) -> Result<(), KernelError> {
     if agent == 0 || agent >= MAX_AGENTS {
         Err(KernelError::Slot(agent))
     } else {

@@ -4,6 +4,7 @@
 mod adopt;
 mod attach;
 mod btf;
+mod budget;
 mod error;
 mod fields;
 mod guard;

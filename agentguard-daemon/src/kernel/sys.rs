@@ -143,10 +143,21 @@ fn element(
     key: u32,
     value: *const u8,
 ) -> io::Result<()> {
+    element_by(command, map, key, value, 0)
+}
+
+fn element_by(
+    command: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: u32,
+    value: *const u8,
+    flags: u64,
+) -> io::Result<()> {
     let mut attr = Element {
         map_fd: map.as_raw_fd().cast_unsigned(),
         key: (&raw const key).addr() as u64,
         value: value.addr() as u64,
+        flags,
         ..Element::default()
     };
     call(command, &mut attr)
@@ -177,6 +188,18 @@ where
 {
     let value = std::ptr::from_mut(value).cast::<u8>().cast_const();
     element(BPF_MAP_LOOKUP_ELEM, map, key, value)
+}
+
+/// `BPF_F_LOCK`: with the lock in the value held.
+const BPF_F_LOCK: u64 = 4;
+
+/// The same for a value with a lock in it, which nobody changes meanwhile.
+pub fn look_up_locked<T>(map: BorrowedFd<'_>, key: u32, value: &mut T) -> io::Result<()>
+where
+    T: zerocopy::FromBytes + zerocopy::IntoBytes,
+{
+    let value = std::ptr::from_mut(value).cast::<u8>().cast_const();
+    element_by(BPF_MAP_LOOKUP_ELEM, map, key, value, BPF_F_LOCK)
 }
 
 /// Writes an element of an array.

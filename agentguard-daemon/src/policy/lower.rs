@@ -95,7 +95,7 @@ fn build(
         audit: audit.or(inherited).unwrap_or(Audit::All),
         defaults: defaults(documents),
         kernel: Locks::join(documents)?,
-        limits: Arc::new(Limits::join(documents)?),
+        limits: Arc::new(Limits::join(documents, &rules)?),
         names: NameIndex::of(&rules),
         rules,
         sources,

@@ -170,6 +170,8 @@ impl Engine {
             enforcer.label_members()?;
             Ok(())
         };
+        let cut = self.tell_limits(agent, policy)?;
+        self.note_cuts(agent, policy, &cut);
         lock(&self.enforcer).install(agent.slot, table)?;
         warn_of_cuts(agent, &searched);
         self.protect(agent, searched)?;

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use agentguard_common::budget::{Limits, Meter};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
@@ -14,6 +15,10 @@ pub trait Enforcer: Send {
     fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError>;
     /// Takes an agent's policy away: what carries its label is denied everything.
     fn uninstall(&mut self, agent: u32) -> Result<(), KernelError>;
+    /// Says what an agent's budgets are that programs charge; before a policy that has some.
+    fn set_limits(&mut self, agent: u32, limits: &Limits) -> Result<(), KernelError>;
+    /// What a meter has.
+    fn meter(&self, number: u32) -> Result<Meter, KernelError>;
     /// Replaces the objects that are protected from an agent, whatever their names.
     fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError>;
     /// Agents from which objects are protected.
@@ -64,6 +69,14 @@ impl Enforcer for Guard {
 
     fn uninstall(&mut self, agent: u32) -> Result<(), KernelError> {
         Guard::uninstall(self, agent)
+    }
+
+    fn set_limits(&mut self, agent: u32, limits: &Limits) -> Result<(), KernelError> {
+        Guard::set_limits(self, agent, limits)
+    }
+
+    fn meter(&self, number: u32) -> Result<Meter, KernelError> {
+        Guard::meter(self, number)
     }
 
     fn protect(&mut self, agent: u32, objects: &[Protection]) -> Result<(), KernelError> {

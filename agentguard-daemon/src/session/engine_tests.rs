@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use agentguard_common::budget::{CELLS, Limits, Meter, bpf_spin_lock};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
@@ -12,6 +13,7 @@ use super::engine::Parts;
 use super::*;
 use crate::agent::Hierarchy;
 use crate::audit::read::Reader;
+use crate::audit::record::op;
 use crate::audit::{Log, Record, Recorder};
 use crate::kernel::{Grants, KernelError, NameBook, Opening, Protection, ResolverPlace};
 
@@ -23,6 +25,8 @@ struct Kernel {
     cgroups: BTreeMap<u64, Membership>,
     labelled: HashSet<u32>,
     objects: BTreeMap<u32, Vec<Protection>>,
+    limits: BTreeMap<u32, Limits>,
+    meters: BTreeMap<u32, Meter>,
     /// Processes that carry the label of the first agent.
     carriers: HashSet<u32>,
     /// The operation that fails.
@@ -50,6 +54,24 @@ impl Memory {
 }
 
 impl Enforcer for Memory {
+    fn set_limits(&mut self, agent: u32, limits: &Limits) -> Result<(), KernelError> {
+        self.call("set_limits", |kernel| {
+            kernel.limits.insert(agent, *limits);
+        })
+    }
+
+    fn meter(&self, number: u32) -> Result<Meter, KernelError> {
+        let kernel = self.0.lock().unwrap();
+        Ok(kernel.meters.get(&number).copied().unwrap_or(Meter {
+            lock: bpf_spin_lock::default(),
+            reserved: 0,
+            epoch: 0,
+            window: 0,
+            sum: 0,
+            cells: [0; CELLS],
+        }))
+    }
+
     fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError> {
         let generation = u32::from_ne_bytes(table[8..12].try_into().unwrap());
         self.call("install", |kernel| {
@@ -60,6 +82,7 @@ impl Enforcer for Memory {
     fn uninstall(&mut self, agent: u32) -> Result<(), KernelError> {
         self.call("uninstall", |kernel| {
             kernel.tables.remove(&agent);
+            kernel.limits.remove(&agent);
         })
     }
 
@@ -761,4 +784,75 @@ async fn a_replaced_file_is_protected_soon() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     }
+}
+
+const COUNTED: &str =
+    "version: 1\nbudgets:\n  - {id: few, opens: 7, per: session, at_limit: deny-network}\n";
+
+#[tokio::test]
+async fn limits_are_in_the_kernel_before_a_policy_that_counts() {
+    let bench = Bench::new();
+    bench.write("p", COUNTED);
+    bench.attach("a", "/one").await.unwrap();
+    let calls = bench.kernel(|kernel| std::mem::take(&mut kernel.calls));
+    assert_eq!(calls[..2], ["set_limits", "install"]);
+    let limits = bench.kernel(|kernel| kernel.limits[&1]);
+    assert_eq!((limits.count, limits.charges[0].limit), (1, 7));
+    // Told once, until something changes.
+    bench.engine.charge_all();
+    assert!(bench.kernel(|kernel| kernel.calls.is_empty()));
+    bench.engine.grant("a", "few", "3").unwrap();
+    assert_eq!(
+        bench.kernel(|kernel| kernel.limits[&1].charges[0].limit),
+        10
+    );
+    // Limits that the kernel does not take leave the policy before in force.
+    bench.write("p", &COUNTED.replace('7', "8"));
+    bench.kernel(|kernel| kernel.fails = Some("set_limits"));
+    assert!(bench.engine.swap("a", None).await.is_err());
+    assert_eq!(bench.kernel(|kernel| kernel.tables[&1]), 1);
+}
+
+#[tokio::test]
+async fn what_the_kernel_counted_is_shown_and_acted_on() {
+    let bench = Bench::new();
+    bench.write("p", COUNTED);
+    bench.attach("a", "/one").await.unwrap();
+    let charge = bench.kernel(|kernel| kernel.limits[&1].charges[0]);
+    let count = |spent| {
+        bench.kernel(|kernel| {
+            let meter = Meter {
+                lock: bpf_spin_lock::default(),
+                reserved: 0,
+                epoch: charge.epoch,
+                window: 0,
+                sum: spent,
+                cells: [0; CELLS],
+            };
+            kernel.meters.insert(charge.meter, meter);
+        });
+    };
+    count(3);
+    let shown = bench.engine.budgets(Some("a")).unwrap();
+    assert_eq!(
+        (shown[0].budgets[0].spent, shown[0].budgets[0].left),
+        (3, 4)
+    );
+    count(7);
+    bench.engine.charge_all();
+    bench.engine.charge_all();
+    assert_eq!(bench.kernel(|kernel| kernel.limits[&1].count), 2);
+    let told = bench.records();
+    let told: Vec<_> = told.iter().filter(|it| it.op == op::BUDGET).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].rule.as_deref(), Some("few"));
+    // Gone and come again, it begins anew: a session is another one.
+    bench.engine.detach("a").await.unwrap();
+    bench.attach("a", "/one").await.unwrap();
+    let limits = bench.kernel(|kernel| kernel.limits.clone());
+    let [again] = limits.values().collect::<Vec<_>>()[..] else {
+        panic!("limits of one that is gone: {limits:?}");
+    };
+    let again = again.charges[0];
+    assert!(again.epoch > charge.epoch && again.base == 0);
 }

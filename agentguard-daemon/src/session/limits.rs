@@ -1,22 +1,24 @@
 //! Budgets, schedules and the model gateway of this engine's agents.
 //!
-//! The ledger is opened, and the gateway started, when the first policy needs them. A timekeeper looks at every
+//! What kernel programs charge is told to them, and taken over from them, in `charges.rs`. The ledger is opened, and the gateway started, when the first policy needs them. A timekeeper looks at every
 //! such agent once a second, charges its times, and freezes or kills where a budget or a schedule says so. What
 //! it cannot find out counts against the agent.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};
 
+use super::charges::Told;
 use super::engine::{Engine, lock};
 use super::{Nearest, PolicyRequest, SessionError};
 use crate::agent::Agent;
 use crate::audit::{Record, record::op};
-use crate::budget::{AccountStatus, Event, HostClock, Ledger, Overrun};
+use crate::budget::{AccountStatus, Event, HostClock, Ledger, Overrun, Sight};
 use crate::event::escape::escape;
 use crate::gateway::{Caller, Gateway, GatewayConfig, Host};
 use crate::policy::Policy;
@@ -24,6 +26,8 @@ use crate::policy::limits::{AtLimit, Outside, Schedule, parse_amount};
 
 /// How often the timekeeper looks.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same where kernel programs charge: before they come to the end of what they were told.
+const GLANCE: Duration = Duration::from_millis(250);
 /// After so many looks what changed is written down.
 const LOOKS: u32 = 5;
 
@@ -38,6 +42,8 @@ pub(super) struct Limits {
     /// For those who only look.
     running: Mutex<Option<Arc<Gateway>>>,
     alert: Arc<Notify>,
+    /// By agent slot.
+    pub(super) told: Mutex<BTreeMap<u32, Told>>,
     events: mpsc::UnboundedSender<Event>,
     listener: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
 }
@@ -53,6 +59,7 @@ impl Limits {
             gateway: tokio::sync::Mutex::default(),
             running: Mutex::default(),
             alert: Arc::default(),
+            told: Mutex::default(),
             events,
             listener: Mutex::new(Some(listener)),
         }
@@ -118,6 +125,7 @@ impl Engine {
                 .iter()
                 .map(|it| it.session)
                 .collect();
+            ledger.adopt(|number| self.meter(number));
             ledger.keep_sessions(&live);
             if let Some(error) = ledger.broken() {
                 tracing::error!("{error}");
@@ -200,7 +208,7 @@ impl Engine {
     }
 
     /// Agents with something to hold.
-    fn limited(&self) -> Vec<(Agent, Arc<Policy>)> {
+    pub(super) fn limited(&self) -> Vec<(Agent, Arc<Policy>)> {
         let state = lock(&self.state);
         let pairs = state.registry.iter().filter_map(|agent| {
             let policy = state.in_force.get(&agent.slot)?.policy.clone();
@@ -224,14 +232,30 @@ impl Engine {
         };
         let (engine, alert) = (Arc::downgrade(self), self.limits.alert.clone());
         tokio::spawn(async move {
-            for looks in 1.. {
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK) => {}
-                    () = alert.notified() => {}
-                }
+            let (mut looks, mut looked) = (0u32, Instant::now());
+            let mut pause = LOOK;
+            loop {
+                let alerted = tokio::select! {
+                    () = tokio::time::sleep(pause) => false,
+                    () = alert.notified() => true,
+                };
                 let Some(engine) = engine.upgrade() else {
                     return;
                 };
+                pause = if engine.charged().is_empty() {
+                    LOOK
+                } else {
+                    GLANCE
+                };
+                if !alerted && looked.elapsed() < LOOK {
+                    let glance = tokio::task::spawn_blocking(move || engine.charge_all());
+                    if let Err(error) = glance.await {
+                        tracing::error!("ALARM: the timekeeper failed: {error}");
+                    }
+                    continue;
+                }
+                looked = Instant::now();
+                looks = looks.wrapping_add(1);
                 while let Ok(event) = events.try_recv() {
                     engine.note_event(&event);
                 }
@@ -245,6 +269,7 @@ impl Engine {
 
     /// One look at every agent.
     fn look(&self, write: bool) {
+        self.charge_all();
         for (agent, policy) in self.limited() {
             let running = lock(&self.limits.running).clone();
             let active = running.is_some_and(|it| it.is_active(agent.session));
@@ -254,8 +279,11 @@ impl Engine {
                 agent.account.as_str(),
                 agent.session,
                 &policy.limits().budgets,
-                cpu,
-                active,
+                Sight {
+                    cpu,
+                    active,
+                    denied: self.recorder().tally(agent.session).denied,
+                },
             );
             for overrun in overruns {
                 self.overrun(&agent, &overrun);
@@ -274,8 +302,8 @@ impl Engine {
     fn overrun(&self, agent: &Agent, overrun: &Overrun) {
         let what = match overrun.at_limit {
             AtLimit::Kill => self.end_by_limit(agent, &overrun.what),
-            // A budget that only denies has no other act.
-            AtLimit::Deny => return,
+            // What only denies is denied where it is counted.
+            AtLimit::Deny | AtLimit::DenyNetwork => return,
             AtLimit::Freeze => self.freeze_by_limit(agent, &overrun.what),
         };
         if let Some(what) = what {
@@ -367,7 +395,7 @@ impl Engine {
         });
     }
 
-    fn note_of(
+    pub(super) fn note_of(
         &self,
         agent: &Agent,
         op: &'static str,
@@ -389,12 +417,16 @@ impl Engine {
     /// An agent is gone: what was counted for its session goes too.
     pub(super) fn end_limits(&self, agent: &Agent) {
         if let Some(ledger) = self.limits.ledger.get() {
+            self.end_charges(agent);
             ledger.end_session(agent.account.as_str(), agent.session);
         }
     }
 
     /// The end of this engine: what is spent is exact for the next.
     pub(super) async fn close_limits(&self) {
+        for (agent, _) in self.charged() {
+            self.take_counts(&agent);
+        }
         *lock(&self.limits.running) = None;
         self.limits.gateway.lock().await.take();
         if let Some(ledger) = self.limits.ledger.get()
@@ -408,6 +440,9 @@ impl Engine {
     pub fn budgets(&self, name: Option<&str>) -> Result<Vec<AccountStatus>, SessionError> {
         if let Some(name) = name {
             lock(&self.state).registry.find(name)?;
+        }
+        for (agent, _) in self.charged() {
+            self.take_counts(&agent);
         }
         let limited = self.limited();
         let wanted = limited
@@ -472,6 +507,7 @@ impl Engine {
         let more = parse_amount(found.quantity, amount).map_err(SessionError::Budget)?;
         self.ledger()
             .grant(agent.account.as_str(), agent.session, found, more)?;
+        self.charge_all();
         let what = format!("an operator granted {} more", found.quantity.text(more));
         self.note_of(&agent, op::BUDGET, Some(budget), None, &what);
         Ok(())
@@ -485,6 +521,7 @@ impl Engine {
             agent.unwrap_or_else(|_| name.to_owned())
         });
         self.ledger().reset(account.as_deref())?;
+        self.charge_all();
         let what = match &account {
             Some(account) => format!("an operator reset the account `{}`", account.escape_debug()),
             None => "an operator reset all accounts".to_owned(),

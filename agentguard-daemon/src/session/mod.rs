@@ -6,6 +6,7 @@
 
 mod attach;
 mod canary;
+mod charges;
 mod enforcer;
 mod engine;
 #[cfg(test)]

@@ -73,6 +73,12 @@ impl Engine {
             let gone = |agent| Note::of(agent, op::AGENT_DETACH, "it ended with the boot before");
             notes.extend(saved.agents.iter().map(gone));
         }
+        // Its records name budgets, and it may have come to the end of what it was told.
+        for (agent, policy) in self.charged() {
+            if let Err(error) = self.tell_limits(&agent, &policy) {
+                tracing::error!("`{}`: {}", agent.name, error.line());
+            }
+        }
         self.release_strangers(&memberships)?;
         self.unprotect_strangers();
         self.save()?;

@@ -121,6 +121,8 @@ impl Engine {
         };
         // First on the disk, then in the kernel: a daemon that finds us dead installs it again.
         let installed = self.save().and_then(|()| {
+            let cut = self.tell_limits(agent, policy)?;
+            self.note_cuts(agent, policy, &cut);
             let mut enforcer = lock(&self.enforcer);
             // What a name opened and is not permitted any more goes before the new policy comes.
             judge_openings(&mut **enforcer, agent, policy)?;
@@ -133,6 +135,11 @@ impl Engine {
                 state
                     .in_force
                     .extend(before.clone().map(|before| (agent.slot, before)));
+            }
+            if let Some(before) = &before
+                && let Err(error) = self.tell_limits(agent, &before.policy)
+            {
+                tracing::error!("`{}`: {}", agent.name, error.line());
             }
             // The new policy may have opened something meanwhile.
             if let Some(before) = &before

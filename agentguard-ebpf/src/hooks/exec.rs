@@ -4,8 +4,9 @@
 //! `bprm_committed_creds` judges the arguments that the new program will really see, which nobody
 //! else can change any more, and kills before its first instruction.
 
+use agentguard_common::budget::kind;
 use agentguard_common::record::record_flags;
-use agentguard_common::table::{MAX_COMMAND, flags};
+use agentguard_common::table::{MARKS, MAX_COMMAND, flags};
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::helpers::generated::{
     bpf_probe_read_user, bpf_probe_read_user_str, bpf_send_signal, bpf_task_pt_regs,
@@ -16,6 +17,7 @@ use core::ffi::c_void;
 
 use super::{identify, resolve, script};
 use crate::bound::at_most;
+use crate::budget;
 use crate::decide::{self, Command, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
 use crate::label::{Standing, Subject, enter, load, peek, standing};
@@ -270,6 +272,11 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
                 // No memory, or a script whose interpreter is a script with rules too: deny.
                 decision = decision.with(Verdict::Deny, Reason::ArgumentsUnreadable);
             }
+        }
+        if first {
+            // Its interpreter is part of it.
+            decision.flags |= label & MARKS;
+            decision = budget::charge(subject, decision, kind::EXECS);
         }
         let outcome = emit::outcome(decision);
         if !outcome.refused {

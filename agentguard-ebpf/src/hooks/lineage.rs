@@ -2,13 +2,16 @@
 //! cgroup or by being born in one. Choke points: `task_alloc` hands the label down before the child
 //! can run; entering a cgroup gives it; nothing but the daemon's detach takes it away.
 
+use agentguard_common::budget::kind;
+use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict};
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, lsm};
 use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
 use core::ffi::c_void;
 
-use crate::decide::Decision;
+use crate::budget;
+use crate::decide::{self, Decision, with_table};
 use crate::emit::{self, DENIED_ERRNO};
 use crate::label::{
     Standing, Subject, current, enter, give, governs, load, membership, membership_of, peek,
@@ -44,6 +47,10 @@ unsafe extern "C" fn alloc(ctx: *mut c_void, task: *const u8) -> i32 {
         Standing::Governed(subject) => {
             // SAFETY: the label is a live map value.
             let label = unsafe { *subject.label };
+            let clone_flags: u64 = ctx.arg(1);
+            if clone_flags & CLONE_THREAD == 0 && exhausted(subject, label.agent) {
+                return DENIED_ERRNO;
+            }
             if give(ctx.arg(0), label.agent, label.session, label.exec_id).is_null() {
                 // No memory: deny (label-unavailable).
                 return emit::bare(
@@ -55,6 +62,21 @@ unsafe extern "C" fn alloc(ctx: *mut c_void, task: *const u8) -> i32 {
             0
         }
     }
+}
+
+/// Charges a new process; whether a budget is spent, and a record says so.
+#[inline(always)]
+fn exhausted(subject: Subject, agent: u32) -> bool {
+    // A process whose agent has no policy can do nothing.
+    let Some(policy) = decide::policy(agent) else {
+        return false;
+    };
+    if policy.flags() & flags::HAS_BUDGETS == 0 {
+        return false;
+    }
+    let granted = with_table!(policy, t => decide::fixed(t, Verdict::Allow, Reason::None));
+    let decision = budget::charge(subject, granted, kind::PROCESSES);
+    !decision.is_allowed() && emit::bare(subject, Operation::Fork, decision) != 0
 }
 
 /// `task_newtask(struct task_struct *task, unsigned long clone_flags)`: the child exists, has its

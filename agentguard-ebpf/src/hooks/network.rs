@@ -2,6 +2,7 @@
 //! Choke points: `socket_connect`, and `socket_sendmsg` for whatever names its destination in the
 //! message (UDP without connect, TCP fast open). Both read the address from kernel memory.
 
+use agentguard_common::budget::kind;
 use agentguard_common::record::Destination;
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict};
@@ -12,6 +13,7 @@ use core::ffi::c_void;
 
 use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, record};
 use super::{redirect, unlabelled};
+use crate::budget;
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
 use crate::label::{Standing, Subject, enter, load, standing};
@@ -202,7 +204,8 @@ fn governed(
             redirect::question(subject, policy, socket, sending, &destination)
         }
         Address::Internet => {
-            with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name))
+            let decision = with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name));
+            budget::charge(subject, decision, kind::CONNECTS)
         }
         Address::Refuse(reason) => {
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))

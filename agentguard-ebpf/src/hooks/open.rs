@@ -1,6 +1,7 @@
 //! Opening files. Threat: an agent reads or changes what its policy does not name.
 //! Choke point: `file_open`, after the kernel resolved the path, for every open by every syscall.
 
+use agentguard_common::budget::kind;
 use agentguard_common::label::Label;
 use agentguard_common::record::record_flags;
 use agentguard_common::table::flags;
@@ -11,6 +12,7 @@ use core::ffi::c_void;
 
 use super::{Object, doors, identify, object, prepare, resolve, resolve_within};
 use crate::bound::forget;
+use crate::budget;
 use crate::decide::{self, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO, Facts};
 use crate::identity::{self, Identity};
@@ -88,6 +90,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
         let decision = decide::file_labelled(policy.head(), label, u32::from(wanted));
         let decision = identity::guard(subject, decision, identity_of(object), wanted);
+        let decision = budget::charge(subject, decision, kind::OPENS);
         let outcome = emit::outcome(decision);
         let facts = Facts {
             access: wanted,
@@ -199,6 +202,9 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
                 }
             }
         }
+        if !anonymous && !for_exec && operation == Operation::Open {
+            decision = budget::charge(subject, decision, kind::OPENS);
+        }
         let decision = forget(kept, decision);
         let outcome = emit::outcome(decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
@@ -206,7 +212,9 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         }
         emit::fill(header, subject, operation, decision, outcome);
         header.access = wanted;
-        header.errno = errno;
+        if errno != 0 {
+            header.errno = errno;
+        }
         header.inode = inode;
         header.device = device;
         header.aux = aux;

@@ -9,10 +9,14 @@ use crate::policy::address::{NetworkPattern, Range};
 use crate::policy::command::{ArgumentPattern, CommandPattern};
 use crate::policy::diagnostic::PolicyError;
 use crate::policy::glob::{ByteSet, Glob, Token, is_abstract, is_floating};
+use crate::policy::limits::marks_of;
 use crate::policy::{Matcher, Policy, Rule};
 
 /// Ways through the braces of one command pattern.
 const MAX_COMMAND_ENDS: usize = 4096;
+
+/// Groups that the construction can tell apart.
+const MAX_GROUPS: usize = 1 << 16;
 
 /// The trees.
 pub struct Automata {
@@ -36,6 +40,7 @@ impl Automata {
             network: Nfa::new(),
         };
         for (index, rule) in policy.rules.iter().enumerate() {
+            let marks = marks_of(&policy.limits.budgets, &rule.id);
             match &rule.matcher {
                 Matcher::Path {
                     access,
@@ -44,7 +49,7 @@ impl Automata {
                 } => {
                     automata.paths(
                         index,
-                        label::of_path(rule.verdict, *access),
+                        label::marked(label::of_path(rule.verdict, *access), marks),
                         patterns,
                         except,
                     );
@@ -60,6 +65,7 @@ impl Automata {
                     except,
                 } => {
                     let label = label::of_destination(rule.verdict, *listen);
+                    let label = label::marked(label, marks);
                     automata.destinations(index, label, patterns, except);
                 }
             }
@@ -71,6 +77,12 @@ impl Automata {
             &mut automata.network,
         ] {
             nfa.finish();
+            if nfa.groups() > MAX_GROUPS {
+                return Err(PolicyError::general(
+                    format!("more than {MAX_GROUPS} different lists of exceptions"),
+                    "let several rules have the same exceptions, or write fewer rules with some",
+                ));
+            }
         }
         Ok(automata)
     }

@@ -1,13 +1,14 @@
-//! Arithmetic on labels: the verdicts that a state stands for, packed into twelve bits.
+//! Arithmetic on labels: the verdicts that a state stands for, packed into twelve bits, and four marks of budgets.
 
-use agentguard_common::table::network_label;
 use agentguard_common::table::path_label::{CONNECT, EXEC, EXEC_BY_COMMAND, LISTEN, READ, WRITE};
+use agentguard_common::table::{MARKS, network_label};
 use agentguard_common::verdict::{Verdict, access};
 
 /// Verdicts for reading, writing, executing, and for Unix-domain sockets connecting and listening (2 bits each), and
-/// "a command rule may speak of it".
+/// "a command rule may speak of it"; then marks for budgets.
 pub type Label = u16;
 
+const MARKED: Label = MARKS as Label;
 const MAY_WAIT: Label = EXEC_BY_COMMAND as Label;
 const READING: Label = 3 << READ;
 const WRITING: Label = 3 << WRITE;
@@ -23,18 +24,26 @@ pub const BY_COMMAND: Label = MAY_WAIT;
 /// The strictest of two labels, for each access by itself.
 ///
 /// Where executing is denied, nothing waits for arguments: that bit is then set in both, so that a
-/// label that denies everything absorbs all others.
+/// label that denies everything absorbs all others. For the same reason it has all marks.
 pub fn join(a: Label, b: Label) -> Label {
     let strictest = [READING, WRITING, EXECUTING, CONNECTING, LISTENING]
         .into_iter()
-        .fold((a | b) & MAY_WAIT, |all, field| {
+        .fold((a | b) & (MAY_WAIT | MARKED), |all, field| {
             all | (a & field).max(b & field)
         });
-    if strictest & EXECUTING >= DENIES {
-        strictest | MAY_WAIT
+    let waits = if strictest & EXECUTING >= DENIES {
+        MAY_WAIT
     } else {
-        strictest
-    }
+        0
+    };
+    strictest | waits | if denies_all(strictest) { MARKED } else { 0 }
+}
+
+/// Whether nothing is permitted, and so nothing counted.
+fn denies_all(label: Label) -> bool {
+    [READING, WRITING, EXECUTING, CONNECTING, LISTENING]
+        .into_iter()
+        .all(|field| label & field == field)
 }
 
 /// Whether `b` changes nothing where `a` holds already.
@@ -44,11 +53,21 @@ pub fn absorbs(a: Label, b: Label) -> bool {
 
 /// The label as the kernel reads it.
 pub fn published(label: Label) -> Label {
+    let label = if denies_all(label) {
+        label & !MARKED
+    } else {
+        label
+    };
     if label & EXECUTING >= DENIES {
         label & !MAY_WAIT
     } else {
         label
     }
+}
+
+/// The label with marks of budgets.
+pub fn marked(label: Label, marks: u32) -> Label {
+    label | marks as Label & MARKED
 }
 
 /// The label of a path rule.

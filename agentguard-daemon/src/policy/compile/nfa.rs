@@ -148,6 +148,11 @@ impl Nfa {
         (group, true)
     }
 
+    /// How many groups there are.
+    pub fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
     /// Where patterns of a group begin.
     pub fn root(&self, group: u32, negative: bool) -> NodeId {
         let (positive, exceptions) = self.groups[group as usize];

@@ -91,6 +91,7 @@ fn header_flags(policy: &Policy) -> u32 {
         (policy.audit == Audit::Denied, flags::QUIET_OPENS),
         (commands, flags::HAS_COMMANDS),
         (policy.has_name_rules(), flags::HAS_NAMES),
+        (policy.limits.are_for_kernel(), flags::HAS_BUDGETS),
     ]
     .into_iter()
     .filter(|(set, _)| *set)

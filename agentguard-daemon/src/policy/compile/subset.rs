@@ -107,7 +107,7 @@ pub fn determinise(nfa: &Nfa, classes: &Classes, limits: Limits) -> Outcome {
 }
 
 /// Bits of a label in a key; the rest of the word is the group.
-const GROUP: u32 = 12;
+const GROUP: u32 = Label::BITS;
 
 /// A draft in the form that is compared: sticky and now, number of groups, groups, positions.
 #[derive(Clone, PartialEq, Eq, Hash)]

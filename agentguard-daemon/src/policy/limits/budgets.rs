@@ -49,6 +49,8 @@ pub fn lower(source: &Source, rule: &At<BudgetRule>, number: usize) -> Result<Bu
         sliding,
         models,
         matcher,
+        rules: Vec::new(),
+        marks: 0,
         warn: warn(source, rule.warn.as_deref())?,
         at_limit: at_limit(source, rule, quantity)?,
         place: format!("{}:{}", source.path().display(), source.line(span.offset)),
@@ -69,6 +71,11 @@ fn amount(
         (Quantity::InputTokens, &rule.input_tokens),
         (Quantity::OutputTokens, &rule.output_tokens),
         (Quantity::CachedTokens, &rule.cached_tokens),
+        (Quantity::Execs, &rule.execs),
+        (Quantity::Opens, &rule.opens),
+        (Quantity::Connects, &rule.connects),
+        (Quantity::Processes, &rule.processes),
+        (Quantity::Denials, &rule.denials),
     ];
     let times = [
         (Quantity::WallTime, &rule.wall_time),
@@ -158,7 +165,7 @@ fn models(
         return Ok((Vec::new(), None));
     };
     let span = list.0.first().map(|it| it.span).unwrap_or_default();
-    if quantity.is_time() {
+    if !quantity.is_of_calls() {
         return Err(PolicyError::at(
             source,
             span,
@@ -222,10 +229,18 @@ fn at_limit(
             source,
             act.span,
             "time cannot be denied",
-            "write `freeze` or `kill`",
+            "write `deny-network`, `freeze` or `kill`",
         )),
+        Some(act) if act.value == AtLimit::Deny && quantity == Quantity::Denials => {
+            Err(PolicyError::at(
+                source,
+                act.span,
+                "what is counted was denied already",
+                "write `deny-network`, `freeze` or `kill`",
+            ))
+        }
         Some(act) => Ok(act.value),
-        None if quantity.is_time() => Ok(AtLimit::Freeze),
+        None if quantity.is_time() || quantity == Quantity::Denials => Ok(AtLimit::Freeze),
         None => Ok(AtLimit::Deny),
     }
 }

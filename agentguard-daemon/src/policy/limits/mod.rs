@@ -1,23 +1,26 @@
 //! The sections `budgets`, `schedule` and `models`: how much, and when.
 //!
-//! What they say is held by user space (the ledger, the timekeeper and the model gateway), not by the table in
-//! the kernel. Sections of several files add up: every budget and every schedule holds, so that a file that
-//! extends another can only tighten it. Budgets that kernel programs charge would be further kinds of
-//! [`Quantity`].
+//! What they say is not in the table: the ledger, the timekeeper and the model gateway hold it in user space, and
+//! kernel programs charge what they judge. Sections of several files add up: every budget and every schedule holds,
+//! so that a file that extends another can only tighten it.
 
 mod amount;
 mod budgets;
 mod hours;
 mod models;
 pub mod schema;
+mod select;
 
+use agentguard_common::budget::kind;
 use regex_automata::meta::Regex;
 
 pub use amount::{MICROS, PICO, duration_text, parse_amount, parse_usd, usd_text};
 pub use hours::{Hours, Schedule, Verdict as ScheduleVerdict, moment};
 pub use models::{Models, glob_regex};
 pub use schema::{AtLimit, Outside, Per, UnknownPrice};
+pub(super) use select::marks_of;
 
+use super::Rule;
 use super::diagnostic::{PolicyError, Source};
 use super::schema::Document;
 
@@ -36,6 +39,16 @@ pub enum Quantity {
     Tokens,
     /// Money, in millionths of millionths of a US dollar ([`PICO`]).
     Money,
+    /// Programs started.
+    Execs,
+    /// Files opened.
+    Opens,
+    /// Connections, and messages sent without one.
+    Connects,
+    /// Processes made.
+    Processes,
+    /// Refusals.
+    Denials,
     /// Time under governance, in microseconds.
     WallTime,
     /// Processor time of all processes, in microseconds.
@@ -46,13 +59,18 @@ pub enum Quantity {
 
 impl Quantity {
     /// Every one, in the order of the format's description.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 14] = [
         Self::Requests,
         Self::InputTokens,
         Self::OutputTokens,
         Self::CachedTokens,
         Self::Tokens,
         Self::Money,
+        Self::Execs,
+        Self::Opens,
+        Self::Connects,
+        Self::Processes,
+        Self::Denials,
         Self::WallTime,
         Self::CpuTime,
         Self::IdleTime,
@@ -67,6 +85,11 @@ impl Quantity {
             Self::CachedTokens => "cached_tokens",
             Self::Tokens => "tokens",
             Self::Money => "usd",
+            Self::Execs => "execs",
+            Self::Opens => "opens",
+            Self::Connects => "connects",
+            Self::Processes => "processes",
+            Self::Denials => "denials",
             Self::WallTime => "wall_time",
             Self::CpuTime => "cpu_time",
             Self::IdleTime => "idle_time",
@@ -76,6 +99,22 @@ impl Quantity {
     /// Whether the timekeeper charges it, and not the gateway.
     pub fn is_time(self) -> bool {
         matches!(self, Self::WallTime | Self::CpuTime | Self::IdleTime)
+    }
+
+    /// What kernel programs charge for it: bits of [`kind`]; none where user space counts.
+    pub fn kinds(self) -> u32 {
+        match self {
+            Self::Execs => kind::EXECS,
+            Self::Opens => kind::OPENS,
+            Self::Connects => kind::CONNECTS,
+            Self::Processes => kind::PROCESSES,
+            _ => 0,
+        }
+    }
+
+    /// Whether the gateway charges it, for calls of models.
+    pub fn is_of_calls(self) -> bool {
+        !self.is_time() && self != Self::Denials && self.kinds() == 0
     }
 
     /// An amount as people write it.
@@ -106,6 +145,10 @@ pub struct Budget {
     /// The models that it speaks of, as written; empty for all.
     pub models: Vec<String>,
     matcher: Option<Regex>,
+    /// The rules that permit what it counts; empty for all.
+    pub rules: Vec<String>,
+    /// Bits of [`agentguard_common::table::MARKS`] that stand for them in the table.
+    pub marks: u32,
     /// Percentages at which a warning is given, rising.
     pub warn: Vec<u8>,
     /// What happens when it is spent.
@@ -122,18 +165,23 @@ impl Budget {
             .is_none_or(|matcher| matcher.is_match(model))
     }
 
-    /// What is counted for which models in which window: budgets of the same meter share one count, and a
+    /// What is counted of which models or rules in which window: budgets of the same meter share one count, and a
     /// changed limit keeps it.
     pub fn meter(&self) -> String {
         let kind = if self.sliding { "sliding" } else { "fixed" };
-        let mut models = self.models.clone();
-        models.sort();
+        let mut of = [&*self.models, &*self.rules].concat();
+        of.sort();
         format!(
             "{}/{}/{kind}/{}",
             self.quantity.name(),
             self.per.name(),
-            models.join(",")
+            of.join(",")
         )
+    }
+
+    /// Whether kernel programs have to know of it: they charge it, or refuse connections when it is spent.
+    pub fn is_for_kernel(&self) -> bool {
+        self.quantity.kinds() != 0 || self.at_limit == AtLimit::DenyNetwork
     }
 
     /// In words: `100000 tokens per day of claude-*`.
@@ -159,6 +207,10 @@ impl Budget {
             text.push_str(" of ");
             text.push_str(&self.models.join(", "));
         }
+        if !self.rules.is_empty() {
+            text.push_str(" by ");
+            text.push_str(&self.rules.join(", "));
+        }
         text
     }
 }
@@ -180,8 +232,16 @@ impl Limits {
         self.budgets.is_empty() && self.schedules.is_empty() && self.models.is_none()
     }
 
-    /// Reads the sections of all files.
-    pub(super) fn join(documents: &[(&Source, &Document)]) -> Result<Self, PolicyError> {
+    /// Whether kernel programs have something to charge.
+    pub fn are_for_kernel(&self) -> bool {
+        self.budgets.iter().any(Budget::is_for_kernel)
+    }
+
+    /// Reads the sections of all files. The rules are those of all files, too.
+    pub(super) fn join(
+        documents: &[(&Source, &Document)],
+        rules: &[Rule],
+    ) -> Result<Self, PolicyError> {
         let mut limits = Self::default();
         for (source, document) in documents {
             for (index, rule) in document.budgets.iter().flatten().enumerate() {
@@ -198,6 +258,8 @@ impl Limits {
                     ));
                 }
                 limits.budgets.push(budget);
+                let last = limits.budgets.len() - 1;
+                select::mark(source, rule, &mut limits.budgets, last, rules)?;
             }
             if let Some(schedule) = &document.schedule {
                 limits.schedules.push(hours::lower(source, schedule)?);
@@ -205,7 +267,7 @@ impl Limits {
         }
         limits.models = models::join(documents)?;
         if limits.models.is_none()
-            && let Some(budget) = limits.budgets.iter().find(|it| !it.quantity.is_time())
+            && let Some(budget) = limits.budgets.iter().find(|it| it.quantity.is_of_calls())
         {
             let (source, rule) = documents
                 .iter()

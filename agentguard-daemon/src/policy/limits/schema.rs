@@ -23,6 +23,16 @@ pub struct BudgetRule {
     pub cached_tokens: Option<At<Count>>,
     /// Money in US dollars, as a decimal number.
     pub usd: Option<At<Decimal>>,
+    /// Programs started.
+    pub execs: Option<At<Count>>,
+    /// Files opened.
+    pub opens: Option<At<Count>>,
+    /// Connections, and messages sent without one.
+    pub connects: Option<At<Count>>,
+    /// Processes made.
+    pub processes: Option<At<Count>>,
+    /// Refusals.
+    pub denials: Option<At<Count>>,
     /// Time under governance: `8h`, `1h30m`, `2d`.
     pub wall_time: Option<At<Span>>,
     /// Processor time of all processes.
@@ -35,9 +45,12 @@ pub struct BudgetRule {
     pub window: Option<At<WindowKind>>,
     /// Globs over names of models that it speaks of; all if absent.
     pub models: Option<OneOrMany<String>>,
+    /// Ids of rules that permit what is counted (`execs`, `opens`, `connects`); everything that is permitted if absent.
+    pub rules: Option<OneOrMany<String>>,
     /// Percentages at which a warning is given: 50, 80 and 95 if absent.
     pub warn: Option<Vec<At<u8>>>,
-    /// What happens when it is spent: `deny` (default of calls), `freeze` (default of times) or `kill`.
+    /// What happens when it is spent: `deny` (default of what can be refused), `deny-network`, `freeze` (default of
+    /// times and refusals) or `kill`.
     pub at_limit: Option<At<AtLimit>>,
     /// Name of the budget in records; must be unique.
     pub id: Option<At<String>>,
@@ -101,13 +114,15 @@ pub enum WindowKind {
 
 /// What happens when a budget is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum AtLimit {
-    /// The call is refused.
+    /// What is counted is refused.
     Deny,
-    /// The call is refused, and the agent is frozen.
+    /// What is counted is refused, and so is every connection.
+    DenyNetwork,
+    /// What is counted is refused, and the agent is frozen.
     Freeze,
-    /// The call is refused, and the agent is killed.
+    /// What is counted is refused, and the agent is killed.
     Kill,
 }
 
@@ -116,6 +131,7 @@ impl AtLimit {
     pub fn name(self) -> &'static str {
         match self {
             Self::Deny => "deny",
+            Self::DenyNetwork => "deny-network",
             Self::Freeze => "freeze",
             Self::Kill => "kill",
         }

@@ -1,0 +1,393 @@
+//! Budgets that the kernel charges: exactly the limit is granted, whoever tries and however often something is
+//! restarted, and the trail says why the rest was refused.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
+
+use crate::contend::CONTENDERS;
+use crate::fixture;
+use crate::guard::{Agent, Daemon, Inside, agentguard, agentguard_ok, write_policy};
+use crate::run::PERMISSIVE;
+use crate::trail::{Trail, Wanted};
+
+/// Rounds of each race: a few by default, and 100 on demand.
+const ROUNDS: &str = "AGENTGUARD_BUDGET_ROUNDS";
+const DEFAULT_ROUNDS: u32 = 20;
+
+fn policy(name: &str, budgets: &str) -> Result<()> {
+    write_policy(name, &format!("{PERMISSIVE}budgets:\n{budgets}"))
+}
+
+/// What is refused, in the trail: by the budget, with its id.
+fn refused(agent: &str, op: &str, budget: &str) -> Wanted {
+    Wanted {
+        agent: Some(agent.into()),
+        op: Some(op.into()),
+        verdict: Some("deny".into()),
+        cause: Some("budget".into()),
+        rule: Some(budget.into()),
+        ..Wanted::default()
+    }
+}
+
+/// What is spent of an agent's first budget, as the command line says.
+fn spent(agent: &str) -> Result<u64> {
+    let shown = agentguard_ok(&["budget", "show", agent, "--json"])?;
+    let shown: serde_json::Value =
+        serde_json::from_str(&shown).context("`budget show --json` is no JSON")?;
+    shown[0]["budgets"][0]["spent"]
+        .as_u64()
+        .with_context(|| format!("no number is spent: {shown}"))
+}
+
+/// 64 that contend, started outside and put into the agent when all are there.
+struct Contest {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Contest {
+    fn start(agent: &Agent, what: &str, who: &str) -> Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["contend", what, who])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        let mut contest = Self { child, output };
+        ensure!(contest.line()? == "ready", "the contenders did not start");
+        let parent = contest.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+        for child in children.split_whitespace() {
+            agent.group.take(child.parse()?)?;
+        }
+        agent.group.take(parent)?;
+        Ok(contest)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// How many of all of them succeed at once.
+    fn round(&mut self) -> Result<u32> {
+        let mut input = self.child.stdin.as_ref().context("no input")?;
+        writeln!(input)?;
+        let line = self.line()?;
+        line.parse()
+            .with_context(|| format!("`{line}` is no number"))
+    }
+}
+
+impl Drop for Contest {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whoever races for the last units, exactly those are granted.
+pub fn races(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    let rounds = match std::env::var(ROUNDS) {
+        Ok(text) => text.parse().context(ROUNDS)?,
+        Err(_) => DEFAULT_ROUNDS,
+    };
+    for (what, key, op) in [
+        ("open", "opens", "open"),
+        ("connect", "connects", "connect"),
+        ("exec", "execs", "exec"),
+        ("process", "processes", "fork"),
+    ] {
+        for who in ["threads", "processes"] {
+            let name = format!("{what}-{who}");
+            policy(&name, &format!("  - {{id: few, {key}: 0, per: session}}\n"))?;
+            let agent = Agent::attach(&name, &name)?;
+            let mark = trail.mark()?;
+            let mut contest = Contest::start(&agent, what, who)?;
+            let before = contest.round()?;
+            ensure!(before == 0, "{name}: {before} were granted of nothing");
+            let wanted = refused(&name, op, "few");
+            trail.wait(mark, &wanted)?;
+            let mut all = 0;
+            for round in 0..rounds {
+                let more = 1 + round % 40;
+                agentguard_ok(&["budget", "grant", &name, "few", &more.to_string()])?;
+                let granted = contest.round()?;
+                ensure!(
+                    granted == more,
+                    "{name}, round {round}: {granted} of {CONTENDERS} were granted, {more} were left"
+                );
+                all += u64::from(more);
+            }
+            let spent = spent(&name)?;
+            ensure!(
+                spent == all,
+                "{name}: {spent} are spent, {all} were granted"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Only what certain rules permit is counted; what is refused and what others permit is not.
+pub fn by_rule(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    let text = "\
+version: 1
+files:
+  read:
+    default: allow
+    allow: [{id: letters, path: \"/t/ws/letters/**\"}]
+    deny: [{id: no, path: \"/t/ws/letters/secret\"}]
+  write: {default: allow}
+exec: {default: allow}
+network:
+  default: deny
+  unix: allow
+  allow:
+    - {id: one, address: 127.0.0.1, port: 9, protocol: udp}
+    - {id: two, address: 127.0.0.1, port: 10, protocol: udp}
+budgets:
+  - {id: few-letters, opens: 3, rules: letters, per: session}
+  - {id: few-calls, connects: 2, rules: [one], per: session}
+  - {id: all-calls, connects: 5, per: session}
+";
+    write_policy("by-rule", text)?;
+    let agent = Agent::attach("by-rule", "by-rule")?;
+    let mark = trail.mark()?;
+    let script = "\
+import os, socket, sys
+os.makedirs('/t/ws/letters', exist_ok=True)
+for name in ('a', 'secret', 'other'):
+    open('/t/ws/' + ('letters/' if name != 'other' else '') + name, 'w').close()
+sys.stdout.write('made\\n'); sys.stdout.flush(); sys.stdin.readline()
+def reads(path, times):
+    done = 0
+    for _ in range(times):
+        try:
+            os.close(os.open(path, os.O_RDONLY)); done += 1
+        except PermissionError:
+            pass
+    return done
+def calls(port, times):
+    done = 0
+    for _ in range(times):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            try:
+                s.connect(('127.0.0.1', port)); done += 1
+            except PermissionError:
+                pass
+    return done
+print(reads('/t/ws/letters/secret', 5), reads('/t/ws/other', 20), reads('/t/ws/letters/a', 5),
+      calls(9, 4), calls(10, 9), reads('/t/ws/other', 20))
+";
+    let mut child = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut output = BufReader::new(child.stdout.take().context("no output")?);
+    let mut line = String::new();
+    output.read_line(&mut line)?;
+    agent.group.take(child.id())?;
+    drop(child.stdin.take());
+    line.clear();
+    output.read_line(&mut line)?;
+    child.wait()?;
+    ensure!(
+        line.trim() == "0 20 3 2 3 20",
+        "what was granted is not what the budgets leave: {line}"
+    );
+    for (op, budget) in [
+        ("open", "few-letters"),
+        ("connect", "few-calls"),
+        ("connect", "all-calls"),
+    ] {
+        trail.wait(mark, &refused("by-rule", op, budget))?;
+    }
+    Ok(())
+}
+
+/// A fork bomb comes to an end, and an agent beside it does not notice.
+pub fn fork_bomb(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    policy(
+        "bomb",
+        "  - {id: enough, processes: 200, per: session, at_limit: freeze, reason: Loops end here.}\n",
+    )?;
+    policy("calm", "  - {id: enough, processes: 200, per: session}\n")?;
+    let (bomb, calm) = (
+        Agent::attach("bomb", "bomb")?,
+        Agent::attach("calm", "calm")?,
+    );
+    let mark = trail.mark()?;
+    let _bomb = Inside::script(&bomb, "b() { b | b & }; while :; do b; done")?;
+    trail.wait(mark, &refused("bomb", "fork", "enough"))?;
+    let frozen = Wanted {
+        agent: Some("bomb".into()),
+        op: Some("budget".into()),
+        detail: Some("frozen".into()),
+        rule: Some("enough".into()),
+        ..Wanted::default()
+    };
+    trail.wait(mark, &frozen)?;
+    let events = std::fs::read_to_string(bomb.group.path().join("cgroup.events"))?;
+    ensure!(events.contains("frozen 1"), "the fork bomb is not frozen");
+    ensure!(
+        spent("bomb")? == 200,
+        "{} processes were made",
+        spent("bomb")?
+    );
+    let why = agentguard_ok(&["why", "bomb"])?;
+    ensure!(
+        why.contains("enough") && why.contains("Loops end here"),
+        "`why` does not say which budget it was: {why}"
+    );
+    let mut beside = Inside::script(&calm, "for i in 1 2 3; do /usr/bin/true || exit 1; done")?;
+    ensure!(beside.0.wait()?.success(), "another agent was disturbed");
+    Ok(())
+}
+
+/// Too many refusals: the agent stands still.
+pub fn refusals(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    let text = format!(
+        "{}budgets:\n  - {{id: patience, denials: 20, per: session}}\n",
+        crate::scenario::GUARDED
+    );
+    write_policy("stubborn", &text)?;
+    let agent = Agent::attach("stubborn", "stubborn")?;
+    let mark = trail.mark()?;
+    let _inside = Inside::script(
+        &agent,
+        "while :; do /usr/bin/cat /t/secret/key 2>/dev/null; /usr/bin/sleep 0.02; done",
+    )?;
+    let frozen = Wanted {
+        agent: Some("stubborn".into()),
+        op: Some("budget".into()),
+        detail: Some("frozen".into()),
+        rule: Some("patience".into()),
+        ..Wanted::default()
+    };
+    trail.wait(mark, &frozen)?;
+    Ok(())
+}
+
+/// When a budget is spent that says so, the network is closed, and nothing else.
+pub fn no_network(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    let text = "\
+version: 1
+files:
+  read: {default: allow, allow: [{id: own, path: /t/ws/free.txt}]}
+  write: {default: allow}
+exec: {default: allow}
+network: {default: allow, unix: allow}
+budgets:
+  - {id: some, opens: 5, per: session, rules: own, at_limit: deny-network}
+";
+    write_policy("quiet", text)?;
+    let agent = Agent::attach("quiet", "quiet")?;
+    let mark = trail.mark()?;
+    let mut contest = Contest::start(&agent, "connect", "threads")?;
+    ensure!(
+        contest.round()? == CONTENDERS as u32,
+        "the network was closed too early"
+    );
+    let mut opens = Contest::start(&agent, "open", "threads")?;
+    let opened = opens.round()?;
+    ensure!(opened == 5, "{opened} files were opened");
+    let closed = Wanted {
+        agent: Some("quiet".into()),
+        op: Some("budget".into()),
+        detail: Some("no connection is permitted".into()),
+        rule: Some("some".into()),
+        ..Wanted::default()
+    };
+    trail.wait(mark, &closed)?;
+    let left = contest.round()?;
+    ensure!(left == 0, "{left} connections were made");
+    trail.wait(mark, &refused("quiet", "connect", "some"))?;
+    let mut files = Inside::script(&agent, "/usr/bin/cat /etc/hostname >/dev/null")?;
+    ensure!(files.0.wait()?.success(), "files were closed, too");
+    Ok(())
+}
+
+/// A count belongs to the agent's name: neither another cgroup, nor one below, nor detaching gives a unit back.
+pub fn by_name(_: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    policy("kept", "  - {id: few, opens: 100, per: total}\n")?;
+    agentguard_ok(&["budget", "reset", "kept"])?;
+    let mut granted = 0;
+    for round in 0..3 {
+        let agent = Agent::attach("kept", "kept")?;
+        let below = agent.group.path().join("below");
+        std::fs::create_dir_all(&below)?;
+        let mut contest = Contest::start(&agent, "open", "threads")?;
+        std::fs::write(below.join("cgroup.procs"), contest.child.id().to_string())?;
+        granted += contest.round()?;
+        drop(contest);
+        ensure!(
+            std::fs::remove_dir(&below).is_ok(),
+            "the cgroup below is busy"
+        );
+        ensure!(granted <= 100, "round {round}: {granted} were granted");
+    }
+    ensure!(granted == 100, "{granted} were granted");
+    agentguard_ok(&["budget", "reset", "kept"])?;
+    Ok(())
+}
+
+/// Budgets through the death of a daemon, and a clock that is set back a day: not a unit is regained.
+pub fn survives() -> Result<()> {
+    fixture::make(&[])?;
+    let daemon = Daemon::start()?;
+    policy("left", "  - {id: few, opens: 150, per: day}\n")?;
+    let agent = Agent::attach("left", "left")?;
+    let mut contest = Contest::start(&agent, "open", "processes")?;
+    let mut granted = contest.round()?;
+    ensure!(granted == CONTENDERS as u32, "{granted} were granted");
+    daemon.kill()?;
+    // Nobody is there: the kernel goes on counting.
+    granted += contest.round()?;
+    set_back_a_day()?;
+    let mut daemon = Daemon::start()?;
+    ensure!(
+        spent("left")? == u64::from(granted),
+        "{} are spent",
+        spent("left")?
+    );
+    for _ in 0..3 {
+        granted += contest.round()?;
+        drop(daemon);
+        granted += contest.round()?;
+        daemon = Daemon::start()?;
+    }
+    ensure!(granted == 150, "{granted} were granted of 150");
+    let more = agentguard(&["budget", "grant", "left", "few", "10"])?;
+    ensure!(more.status.success(), "an operator could not grant more");
+    let more = contest.round()?;
+    ensure!(more == 10, "{more} were granted of 10 more");
+    drop(contest);
+    drop(agent);
+    drop(daemon);
+    Ok(())
+}
+
+/// Sets the clock on the wall back.
+fn set_back_a_day() -> Result<()> {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+    clock_settime(
+        ClockId::CLOCK_REALTIME,
+        TimeSpec::new(now.tv_sec() - 86_400, now.tv_nsec()),
+    )
+    .context("the clock cannot be set")
+}
