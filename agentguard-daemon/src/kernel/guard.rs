@@ -18,6 +18,7 @@ use super::objects::Objects;
 use super::opened::Names;
 use super::pins::Pins;
 use super::tables::Tables;
+use super::traffic::Traffic;
 use super::{KernelError, Protection, Rings, sys};
 
 /// Walks over all tasks in one go. Two are enough but for tasks that fork at that very moment.
@@ -54,6 +55,7 @@ pub struct Guard {
     state: Array<MapData, Bytes<State>>,
     objects: Objects,
     pub(super) names: Names,
+    pub(super) traffic: Traffic,
     /// Programs are loaded by the numbers of these descriptors: they stay open.
     denied: Map,
     allowed: Map,
@@ -84,6 +86,7 @@ impl Guard {
                 take("RESOLVERS")?,
                 take("RESOLVER_PORTS")?,
             ])?,
+            traffic: Traffic::open([take("FLOWS")?, take("ACCOUNTS")?])?,
             denied: take("DENIED")?,
             allowed: take("ALLOWED")?,
             rings_taken: false,
