@@ -82,7 +82,7 @@ fn send(socket: &UdpSocket, to: SocketAddr, payload: usize) {
 }
 
 fn receive(socket: &UdpSocket) -> (usize, SocketAddr) {
-    socket.recv_from(&mut [0; 65_535]).expect("a datagram")
+    socket.recv_from(&mut vec![0; 65_535]).expect("a datagram")
 }
 
 /// One test, because all of it moves the process between cgroups.

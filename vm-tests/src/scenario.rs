@@ -78,6 +78,10 @@ pub const SCENARIOS: &[Scenario] = &[
         "budget: wall-clock time is spent, the agent frozen until it is granted more",
         |stage| crate::limits::wall_time(&mut stage.trail),
     ),
+    (
+        "traffic: bytes are those that a server counts, and no other's",
+        |stage| crate::traffic::counted(&mut stage.trail),
+    ),
     ("guard: a second daemon is refused", second_daemon),
     (
         "guard: a governed root process may not command the daemon",
@@ -678,6 +682,7 @@ fn commands_from_inside(_: &mut Stage) -> Result<()> {
     ensure!(control.errno == 0, "an ungoverned root may not list agents");
     for words in [
         &["exec", "/usr/bin/agentguard", "ps"][..],
+        &["exec", "/usr/bin/agentguard", "traffic"],
         &["exec", "/usr/bin/agentguard", "detach", "inside"],
     ] {
         // Whatever it says: it must not succeed.

@@ -67,6 +67,10 @@ pub const SCENARIOS: &[Scenario] = &[
         crate::names::survives,
     ),
     (
+        "survival: traffic is counted through the death of the daemon",
+        crate::traffic::survives,
+    ),
+    (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
     ),
