@@ -100,8 +100,8 @@ shared! {
     pub struct Meter {
         /// Held while anything here is changed.
         pub lock: bpf_spin_lock,
-        /// Zero.
-        pub reserved: u32,
+        /// 1 where the last charge was refused.
+        pub refused: u32,
         /// [`Charge::epoch`] since it counts.
         pub epoch: u64,
         /// Number of the window, or of the part of a sliding one, that was charged last.

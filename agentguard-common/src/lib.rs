@@ -2,7 +2,7 @@
 //! the boundary. This crate holds layouts and constants only; it must never allocate, read the
 //! environment or decide policy by itself.
 //!
-//! Kernel to daemon: [`record`] (ring buffers). Daemon to kernel: [`table`] (compiled policies),
+//! Kernel to daemon: [`record`] (ring buffers), [`traffic`] (counters). Daemon to kernel: [`table`] (compiled policies),
 //! [`label`] (who is governed), [`budget`] (how much) and [`offsets`] (where the running kernel keeps its fields).
 #![no_std]
 
@@ -38,4 +38,5 @@ pub mod opened;
 pub mod record;
 pub mod selftest;
 pub mod table;
+pub mod traffic;
 pub mod verdict;

@@ -7,6 +7,7 @@ use agentguard::kernel::{OBJECT, Structs};
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::record::RecordHeader;
 use agentguard_common::selftest::Case;
+use agentguard_common::traffic::{Account, Counts, Flow, Owner, Row};
 
 macro_rules! same {
     ($structs:ident; $($name:ident { $($field:ident)+ })+) => {
@@ -34,6 +35,11 @@ fn the_object_has_the_layouts_of_the_daemon() {
         Membership { agent session }
         State { unsettled exec_ids }
         Control { unlabel_agent settled changed }
+        Flow { agent session address port protocol }
+        Counts { bytes_in packets_in bytes_out packets_out }
+        Row { counts name reserved }
+        Account { rest rows session reserved }
+        Owner { cgroup called reserved }
         Case { kind access path_len args_len count reserved bytes }
     }
     assert!(structs.offset("RecordHeader", "gone").is_err());

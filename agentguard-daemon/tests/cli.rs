@@ -140,8 +140,9 @@ fn a_kernel_that_cannot_enforce_is_named() {
 #[test]
 fn without_a_daemon_its_commands_say_so() {
     let socket = "/nonexistent/agentguard.sock";
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
         &["ps"],
+        &["traffic"],
         &["why"],
         &["freeze", "x"],
         &["detach", "x"],
@@ -183,6 +184,7 @@ fn every_command_has_help_and_most_an_example() {
         "daemon",
         "attach",
         "ps",
+        "traffic",
         "reload",
         "why",
         "doctor",

@@ -240,6 +240,7 @@ unsafe fn take(charge: *const Charge, now: u64, amount: u64) -> u64 {
             }
         }
         write_volatile(&raw mut (*meter).sum, sum);
+        write_volatile(&raw mut (*meter).refused, u32::from(!fits));
         bpf_spin_unlock(lock);
         u64::from(fits)
     }

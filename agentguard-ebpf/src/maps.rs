@@ -10,29 +10,32 @@ use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::opened::{Address, MAX_OPENED, Opened, PORT_WORDS, Redirect, Resolver};
 use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, RecordHeader, class};
 use agentguard_common::table::{LARGE_TABLE, MAX_AGENTS, MAX_COMMAND, SMALL_TABLE};
+use agentguard_common::traffic::{Account, Flow, MAX_FLOWS, Owner, Row};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf};
 use aya_ebpf::macros::btf_map;
 
 /// Storage that goes with an object of the kernel. aya-ebpf 0.2 has no such maps, but the loader only reads these
 /// five fields.
 #[repr(C)]
-pub struct LocalStorage<T, const KIND: usize> {
+pub struct LocalStorage<T, const KIND: usize, const FLAGS: usize = NO_PREALLOC> {
     r#type: *const [i32; KIND],
     key: *const i32,
     value: *const T,
     max_entries: *const [i32; 0],
-    map_flags: *const [i32; 1], // BPF_F_NO_PREALLOC
+    map_flags: *const [i32; FLAGS],
 }
 
 /// `BPF_MAP_TYPE_TASK_STORAGE`.
 pub type TaskStorage<T> = LocalStorage<T, 29>;
 /// `BPF_MAP_TYPE_SK_STORAGE`.
 pub type SocketStorage<T> = LocalStorage<T, 24>;
+/// The same, where a listening socket hands what it has on to those that are accepted (`BPF_F_CLONE`).
+pub type InheritedStorage<T> = LocalStorage<T, 24, { NO_PREALLOC | 1 << 9 }>;
 
 // SAFETY: the fields are placeholders for the loader and are never read.
-unsafe impl<T, const KIND: usize> Sync for LocalStorage<T, KIND> {}
+unsafe impl<T, const KIND: usize, const FLAGS: usize> Sync for LocalStorage<T, KIND, FLAGS> {}
 
-impl<T, const KIND: usize> LocalStorage<T, KIND> {
+impl<T, const KIND: usize, const FLAGS: usize> LocalStorage<T, KIND, FLAGS> {
     /// A definition for the loader to fill in.
     pub const fn new() -> Self {
         Self {
@@ -248,6 +251,22 @@ pub static RESOLVER_PORTS: Array<u64, PORT_WORDS> = Array::new();
 /// agent's cgroup; freed with the socket.
 #[btf_map]
 pub static REDIRECTS: SocketStorage<Redirect> = SocketStorage::new();
+
+/// socket → whose it is, and whether it is called. Written and read by the programs that count traffic; freed with
+/// the socket, and handed on to those that are accepted from it.
+#[btf_map]
+pub static OWNERS: InheritedStorage<Owner> = InheritedStorage::new();
+
+/// agent and destination → bytes and packets. Rows are made and counted up by the programs that count traffic, read by
+/// the daemon, and removed by it when their numbers are in the log and no program counts for the agent any more. A
+/// full map takes no more: what has no row is counted in [`ACCOUNTS`].
+#[btf_map]
+pub static FLOWS: HashMap<Flow, Row, MAX_FLOWS> = HashMap::new();
+
+/// agent slot → what was counted without a row. Cleared by the daemon when an agent comes and when it has gone,
+/// counted up by the programs that count traffic.
+#[btf_map]
+pub static ACCOUNTS: Array<Account, { MAX_AGENTS as usize }> = Array::new();
 
 /// Records of allowed actions and of life cycles, to the daemon.
 #[btf_map]

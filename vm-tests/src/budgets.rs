@@ -2,7 +2,9 @@
 //! restarted, and the trail says why the rest was refused.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::UdpSocket;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::time::TimeSpec;
@@ -107,6 +109,8 @@ pub fn races(trail: &mut Trail) -> Result<()> {
         ("process", "processes", "fork"),
     ] {
         for who in ["threads", "processes"] {
+            // Many programs start here, and each leaves many records.
+            trail.forget();
             let name = format!("{what}-{who}");
             policy(&name, &format!("  - {{id: few, {key}: 0, per: session}}\n"))?;
             let agent = Agent::attach(&name, &name)?;
@@ -390,4 +394,91 @@ fn set_back_a_day() -> Result<()> {
         TimeSpec::new(now.tv_sec() - 86_400, now.tv_nsec()),
     )
     .context("the clock cannot be set")
+}
+
+/// A budget of bytes is kept to the packet, in its own direction; when it is spent connections are refused with it.
+pub fn bytes(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    policy(
+        "bytes",
+        "  - {id: out, bytes_sent: 100kB, per: session}\n  - {id: in, bytes_received: 50kB, per: session}\n",
+    )?;
+    let agent = Agent::attach("bytes", "bytes")?;
+    let mark = trail.mark()?;
+    let outside = UdpSocket::bind("127.0.0.1:0")?;
+    outside.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let port = outside.local_addr()?.port().to_string();
+    let script = "\
+import socket, sys
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sys.stdin.readline()
+out.connect(('127.0.0.1', int(sys.argv[1])))
+sent = 0
+for _ in range(200):
+    try:
+        out.send(b'x' * 1000); sent += 1
+    except PermissionError:
+        pass
+print(sent, flush=True)
+out.settimeout(2)
+got = 0
+try:
+    while True:
+        out.recv(2000); got += 1
+except TimeoutError:
+    pass
+print(got, flush=True)
+sys.stdin.readline()
+try:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', int(sys.argv[1])))
+    print('connected', flush=True)
+except PermissionError:
+    print('refused', flush=True)
+";
+    // The shell waits outside; what it becomes makes its sockets inside.
+    let mut child = Command::new("/usr/bin/dash")
+        .args([
+            "-c",
+            "read go; exec /usr/bin/python3 -c \"$0\" \"$1\"",
+            script,
+            &port,
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    agent.group.take(child.id())?;
+    let mut input = child.stdin.take().context("no input")?;
+    let mut output = BufReader::new(child.stdout.take().context("no output")?);
+    let mut line = || -> Result<String> {
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    };
+    write!(input, "\n\n")?;
+    // A datagram is 1,028 bytes on the network layer.
+    let sent = line()?;
+    ensure!(sent == "97", "{sent} datagrams were sent, 97 are 100 kB");
+    let (mut arrived, mut from, mut buffer) = (0, None, [0; 2000]);
+    while let Ok((_, address)) = outside.recv_from(&mut buffer) {
+        (arrived, from) = (arrived + 1, Some(address));
+    }
+    ensure!(arrived == 97, "{arrived} datagrams arrived");
+    for _ in 0..100 {
+        outside.send_to(&buffer[..1000], from.context("nothing arrived")?)?;
+    }
+    let got = line()?;
+    ensure!(got == "48", "{got} datagrams were received, 48 are 50 kB");
+    let closed = Wanted {
+        agent: Some("bytes".into()),
+        op: Some("budget".into()),
+        detail: Some("no connection is permitted".into()),
+        ..Wanted::default()
+    };
+    trail.wait(mark, &closed)?;
+    writeln!(input)?;
+    let last = line()?;
+    ensure!(last == "refused", "a connection after that: {last}");
+    trail.wait(mark, &refused("bytes", "connect", "out"))?;
+    child.wait()?;
+    Ok(())
 }

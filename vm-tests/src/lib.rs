@@ -20,5 +20,6 @@ pub mod scenario;
 pub mod survival;
 pub mod swap;
 pub mod table;
+pub mod traffic;
 pub mod trail;
 pub mod workshop;

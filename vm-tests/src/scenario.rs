@@ -92,12 +92,19 @@ pub const SCENARIOS: &[Scenario] = &[
     ("budget: too many refusals freeze the agent", |stage| {
         crate::budgets::refusals(&mut stage.trail)
     }),
+    ("budget: bytes are kept to the packet", |stage| {
+        crate::budgets::bytes(&mut stage.trail)
+    }),
     ("budget: a spent budget closes the network", |stage| {
         crate::budgets::no_network(&mut stage.trail)
     }),
     (
         "budget: a count belongs to the name, whatever the cgroup",
         |stage| crate::budgets::by_name(&mut stage.trail),
+    ),
+    (
+        "traffic: bytes are those that a server counts, and no other's",
+        |stage| crate::traffic::counted(&mut stage.trail),
     ),
     ("guard: a second daemon is refused", second_daemon),
     (
@@ -699,6 +706,7 @@ fn commands_from_inside(_: &mut Stage) -> Result<()> {
     ensure!(control.errno == 0, "an ungoverned root may not list agents");
     for words in [
         &["exec", "/usr/bin/agentguard", "ps"][..],
+        &["exec", "/usr/bin/agentguard", "traffic"],
         &["exec", "/usr/bin/agentguard", "detach", "inside"],
     ] {
         // Whatever it says: it must not succeed.

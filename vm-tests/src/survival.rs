@@ -71,6 +71,10 @@ pub const SCENARIOS: &[Scenario] = &[
         crate::budgets::survives,
     ),
     (
+        "survival: traffic is counted through the death of the daemon",
+        crate::traffic::survives,
+    ),
+    (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
     ),

@@ -135,6 +135,11 @@ async fn route(
             may_look(access)?;
             Ok(json(StatusCode::OK, &engine.list()))
         }
+        (&Method::GET, ["traffic"]) => {
+            may_look(access)?;
+            let traffic = engine.traffic(parameter(&query, "agent"))?;
+            Ok(json(StatusCode::OK, &traffic))
+        }
         (&Method::GET, ["audit"]) => {
             may_look(access)?;
             let owner = parameter(&query, "owner") == Some("true");

@@ -40,6 +40,8 @@ pub mod op {
     pub const ALARM: &str = "alarm";
     /// A model was called through the gateway, or was refused.
     pub const MODEL: &str = "model";
+    /// What an agent that goes exchanged with one destination.
+    pub const TRAFFIC: &str = "traffic";
     /// Something about a budget or a schedule: a warning, an act, a grant, a reset.
     pub const BUDGET: &str = "budget";
     /// A line that was cut off (power loss, full disk) was removed from the log's end.
@@ -181,6 +183,18 @@ pub struct Record<'a> {
     /// model: what the call took.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<crate::gateway::Used>,
+    /// traffic: bytes that the agent received, of IP with its headers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_in: Option<u64>,
+    /// traffic: bytes that it sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_out: Option<u64>,
+    /// traffic: packets that it received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_in: Option<u64>,
+    /// traffic: packets that it sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_out: Option<u64>,
     /// More, in words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<Cow<'a, str>>,

@@ -1,5 +1,6 @@
 //! Counts over records: what an agent did, in numbers. Every number is counted from the log.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
@@ -51,15 +52,34 @@ pub struct Stats {
     hosts: HashMap<String, u64>,
     listened: HashMap<String, u64>,
     resolved: HashMap<String, u64>,
+    sent: HashMap<String, u64>,
+    received: HashMap<String, u64>,
     seconds: BTreeMap<i64, Slice>,
 }
 
 fn add(to: &mut HashMap<String, u64>, what: &str) {
-    if let Some(count) = to.get_mut(what) {
-        *count += 1;
+    add_many(to, what, 1);
+}
+
+fn add_many(to: &mut HashMap<String, u64>, what: &str, number: u64) {
+    let what = if to.contains_key(what) || to.len() < DIFFERENT {
+        what
     } else {
-        let what = if to.len() < DIFFERENT { what } else { "other" };
-        *to.entry(what.to_owned()).or_default() += 1;
+        "other"
+    };
+    if let Some(count) = to.get_mut(what) {
+        *count = count.saturating_add(number);
+    } else {
+        to.insert(what.to_owned(), number);
+    }
+}
+
+/// A host by the name that opened its address, or by the address.
+fn host<'a>(record: &'a Record<'_>, target: &'a str) -> Cow<'a, str> {
+    match (&record.name, record.port) {
+        (Some(name), Some(port)) => format!("{name}:{port}").into(),
+        (Some(name), None) => Cow::Borrowed(name),
+        (None, _) => target.into(),
     }
 }
 
@@ -83,6 +103,20 @@ impl Stats {
         }
         if let Some(agent) = &record.agent {
             add(&mut self.agents, agent);
+        }
+        if record.op == "traffic" {
+            let host = host(
+                record,
+                record.target.as_deref().unwrap_or("everything else"),
+            );
+            for (to, bytes) in [
+                (&mut self.sent, record.bytes_out),
+                (&mut self.received, record.bytes_in),
+            ] {
+                if let Some(bytes) = bytes.filter(|bytes| *bytes > 0) {
+                    add_many(to, &host, bytes);
+                }
+            }
         }
         let Some(verdict) = record.verdict.as_deref() else {
             return;
@@ -110,8 +144,8 @@ impl Stats {
         }
         let is_socket = record.family.is_some();
         match (&*record.op, record.access.as_deref()) {
-            ("connect" | "send", _) => self.reached(record, target),
-            ("receive", _) if is_socket => self.reached(record, target),
+            ("connect" | "send", _) => add(&mut self.hosts, &host(record, target)),
+            ("receive", _) if is_socket => add(&mut self.hosts, &host(record, target)),
             ("listen", _) => add(&mut self.listened, target),
             ("resolve", _) => add(&mut self.resolved, target),
             ("open" | "receive", Some("read")) => add(&mut self.read, target),
@@ -122,15 +156,6 @@ impl Stats {
                 _,
             ) if record.target.is_some() => add(&mut self.written, target),
             _ => {}
-        }
-    }
-
-    /// Counts a host by the name that opened its address, or by the address.
-    fn reached(&mut self, record: &Record<'_>, target: &str) {
-        match (&record.name, record.port) {
-            (Some(name), Some(port)) => add(&mut self.hosts, &format!("{name}:{port}")),
-            (Some(name), None) => add(&mut self.hosts, name),
-            (None, _) => add(&mut self.hosts, target),
         }
     }
 
@@ -183,6 +208,8 @@ impl Stats {
             hosts: most(&self.hosts),
             listened_at: most(&self.listened),
             names_resolved: most(&self.resolved),
+            bytes_sent: most(&self.sent),
+            bytes_received: most(&self.received),
             different_operations: self.ops.len(),
             different_agents: self.agents.len(),
             different_programs: self.programs.len(),
@@ -193,6 +220,8 @@ impl Stats {
             different_hosts: self.hosts.len(),
             different_listened_at: self.listened.len(),
             different_names_resolved: self.resolved.len(),
+            different_bytes_sent: self.sent.len(),
+            different_bytes_received: self.received.len(),
         }
     }
 }
@@ -230,6 +259,10 @@ pub struct Summary {
     pub listened_at: Vec<Count>,
     /// Names that were resolved.
     pub names_resolved: Vec<Count>,
+    /// Bytes that were sent, by host, of agents that have ended.
+    pub bytes_sent: Vec<Count>,
+    /// Bytes that were received, by host, of agents that have ended.
+    pub bytes_received: Vec<Count>,
     /// How many different ones, of all.
     pub different_operations: usize,
     /// How many different ones, of all.
@@ -250,11 +283,15 @@ pub struct Summary {
     pub different_listened_at: usize,
     /// How many different ones, of all.
     pub different_names_resolved: usize,
+    /// How many different ones, of all.
+    pub different_bytes_sent: usize,
+    /// How many different ones, of all.
+    pub different_bytes_received: usize,
 }
 
 impl Summary {
     /// Its lists, with what they are of and how many there are in all.
-    pub fn lists(&self) -> [(&'static str, &[Count], usize); 10] {
+    pub fn lists(&self) -> [(&'static str, &[Count], usize); 12] {
         [
             ("operations", &self.operations, self.different_operations),
             ("agents", &self.agents, self.different_agents),
@@ -273,6 +310,12 @@ impl Summary {
                 "names resolved",
                 &self.names_resolved,
                 self.different_names_resolved,
+            ),
+            ("bytes sent to", &self.bytes_sent, self.different_bytes_sent),
+            (
+                "bytes received from",
+                &self.bytes_received,
+                self.different_bytes_received,
             ),
         ]
     }

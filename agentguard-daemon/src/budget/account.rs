@@ -54,6 +54,9 @@ pub struct Entry {
     /// The meter in the kernel that counts it, where one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Slot>,
+    /// Whether the kernel refused what was to be charged last.
+    #[serde(skip)]
+    pub refused: bool,
     /// Reserved and not settled.
     #[serde(skip)]
     pub reserved: u64,
@@ -71,6 +74,7 @@ impl Entry {
             ceiling: 0,
             window: 0,
             kernel: None,
+            refused: false,
             reserved: 0,
             limit: budget.limit,
         }

@@ -13,6 +13,8 @@ use super::ledger::Ledger;
 use super::state::StateError;
 use crate::policy::limits::{AtLimit, Budget};
 
+/// Bytes of the largest packet.
+const PACKET: u64 = 1 << 16;
 /// What a spent budget that denies the network denies.
 const NETWORK: u32 = kind::CONNECTS | kind::SENT | kind::RECEIVED;
 
@@ -65,11 +67,14 @@ impl Ledger {
             if budget.quantity.kinds() != 0 {
                 charged.add(charge(budget, entry, slot, now));
             }
-            let spent = entry.meter.spent(now) >= entry.limit_of(budget, now);
-            if spent && budget.at_limit == AtLimit::DenyNetwork {
+            if budget.closes_network() && entry.is_spent(budget, now) {
                 charged.cut.push(index);
                 charged.add(Charge {
-                    kinds: NETWORK,
+                    kinds: match budget.at_limit {
+                        AtLimit::DenyNetwork => NETWORK,
+                        // Packets are refused by the budget itself, in its own direction.
+                        _ => kind::CONNECTS,
+                    },
                     meter: slot.index,
                     ..Charge::default()
                 });
@@ -198,11 +203,19 @@ fn charge(budget: &Budget, entry: &Entry, slot: Slot, now: u64) -> Charge {
 }
 
 impl Entry {
+    /// Whether there is no room for more. A packet may be too large for what is left.
+    fn is_spent(&self, budget: &Budget, now: u64) -> bool {
+        let (spent, limit) = (self.meter.spent(now), self.limit_of(budget, now));
+        let near = spent.saturating_add(PACKET) > limit;
+        spent >= limit || self.refused && near && budget.quantity.is_of_packets()
+    }
+
     /// Takes over what the kernel has; whether that is news. None: it has nothing of this count.
     fn learn(&mut self, read: &mut impl FnMut(u32) -> Option<Meter>) -> Option<bool> {
         let slot = self.kernel?;
         let found = read(slot.index).filter(|it| it.epoch == slot.epoch)?;
         let before = self.meter.clone();
+        self.refused = found.refused != 0;
         if self.meter.is_sliding() {
             let first = found.window.saturating_sub(LIVE - 1);
             let parts = first..=found.window;

@@ -44,7 +44,7 @@ impl Kernel {
     fn read(&self, number: u32) -> Option<Meter> {
         Some(self.meters.get(&number).copied().unwrap_or(Meter {
             lock: bpf_spin_lock::default(),
-            reserved: 0,
+            refused: 0,
             epoch: 0,
             window: 0,
             sum: 0,
@@ -307,7 +307,7 @@ fn a_spent_budget_may_deny_the_network() {
 fn refusals_are_counted_once() {
     let bench = Bench::new("  - {id: a, denials: 10, per: session, at_limit: kill}\n");
     let ledger = bench.open();
-    let mut seen = |denied| {
+    let seen = |denied| {
         let sight = Sight {
             denied,
             ..Sight::default()

@@ -17,6 +17,7 @@ mod policy;
 pub mod report;
 mod run;
 mod summary;
+mod traffic;
 mod uninstall;
 mod why;
 
@@ -67,6 +68,8 @@ enum Command {
     Reload(agents::ReloadArgs),
     /// Show budgets, and give agents more of them.
     Budget(budget::BudgetArgs),
+    /// Show what agents sent and received, by destination.
+    Traffic(traffic::TrafficArgs),
     /// Say what was refused last, by which rule and why, and what would permit it.
     Why(why::WhyArgs),
     /// Say what this machine can enforce.
@@ -110,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => agents::act(&args, "kill"),
         Command::Reload(args) => agents::reload(args),
         Command::Budget(args) => budget::run(args),
+        Command::Traffic(args) => traffic::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Uninstall(args) => uninstall::run(&args),

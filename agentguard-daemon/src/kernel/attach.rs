@@ -35,6 +35,7 @@ impl Guard {
         }
         self.load_iterator(btf)?;
         self.load_redirects()?;
+        self.load_counters()?;
         for name in hooks::present(btf) {
             let program: &mut Lsm = program(self.object(), name)?;
             program

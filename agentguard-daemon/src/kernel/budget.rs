@@ -46,7 +46,7 @@ impl Guard {
     pub fn meter(&self, number: u32) -> Result<Meter, KernelError> {
         let mut meter = Meter {
             lock: bpf_spin_lock::default(),
-            reserved: 0,
+            refused: 0,
             epoch: 0,
             window: 0,
             sum: 0,

@@ -19,6 +19,7 @@ use super::objects::Objects;
 use super::opened::Names;
 use super::pins::Pins;
 use super::tables::Tables;
+use super::traffic::Traffic;
 use super::{KernelError, Protection, Rings, sys};
 
 /// Walks over all tasks in one go. Two are enough but for tasks that fork at that very moment.
@@ -56,6 +57,7 @@ pub struct Guard {
     objects: Objects,
     pub(super) names: Names,
     pub(super) budgets: Budgets,
+    pub(super) traffic: Traffic,
     /// Programs are loaded by the numbers of these descriptors: they stay open.
     denied: Map,
     allowed: Map,
@@ -87,6 +89,7 @@ impl Guard {
                 take("RESOLVER_PORTS")?,
             ])?,
             budgets: Budgets::open([take("LIMITS")?, take("METERS")?])?,
+            traffic: Traffic::open([take("FLOWS")?, take("ACCOUNTS")?])?,
             denied: take("DENIED")?,
             allowed: take("ALLOWED")?,
             rings_taken: false,

@@ -111,6 +111,7 @@ impl Guard {
         if origin == Origin::Adopted {
             guard.load_iterator(&btf)?;
             guard.load_redirects()?;
+            guard.load_counters()?;
             guard.forget_scratch();
             let entry = journal.read().map_err(read_journal)?;
             pins.keep_only(entry.link_set)?;

@@ -21,6 +21,7 @@ mod ring;
 mod rings;
 mod sys;
 mod tables;
+mod traffic;
 
 pub use btf::{BtfError, Structs};
 pub use error::KernelError;
@@ -36,6 +37,7 @@ pub use probe::{Probe, ProbeStatus, probe};
 pub use redirect::ResolverPlace;
 pub use rings::{Positions, Rings, time};
 pub use sys::boot_time;
+pub use traffic::Counted;
 
 /// The kernel object, built by `build.rs`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("AGENTGUARD_OBJECT"));

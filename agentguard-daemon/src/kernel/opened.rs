@@ -12,6 +12,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 
 use super::guard::Bytes;
 use super::load::{failed, open};
+use super::traffic::Traffic;
 use super::{Guard, KernelError, sys};
 
 /// Bytes of a name in its map; the longest name has 253.
@@ -152,7 +153,7 @@ impl Names {
     }
 
     /// The number of a name, new if need be.
-    fn number(&mut self, name: &str) -> Result<u32, KernelError> {
+    fn number(&mut self, name: &str, traffic: &Traffic) -> Result<u32, KernelError> {
         if let Some(number) = self.book.known(name) {
             return Ok(number);
         }
@@ -167,7 +168,7 @@ impl Names {
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         let number = self.book.next();
         if self.numbered.insert(number, bytes, 0).is_err() {
-            self.forget_names()?;
+            self.forget_names(traffic)?;
             self.numbered
                 .insert(number, bytes, 0)
                 .map_err(|error| failed("NAMES", &error))?;
@@ -176,12 +177,14 @@ impl Names {
         Ok(number)
     }
 
-    /// Strikes names off that nothing is open by.
-    fn forget_names(&mut self) -> Result<(), KernelError> {
+    /// Strikes names off that nothing is open by, and no traffic is counted for.
+    fn forget_names(&mut self, traffic: &Traffic) -> Result<(), KernelError> {
+        let counted = traffic.names()?;
         let used: std::collections::HashSet<u32> = self
             .entries()?
             .iter()
             .flat_map(|(_, value)| value.grants.iter().map(|grant| grant.name))
+            .chain(counted)
             .collect();
         let all: Vec<u32> = self.numbered.keys().filter_map(Result::ok).collect();
         for number in all.into_iter().filter(|number| !used.contains(number)) {
@@ -208,9 +211,9 @@ impl Names {
         Ok(())
     }
 
-    fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
+    fn open_address(&mut self, opening: &Opening, traffic: &Traffic) -> Result<(), KernelError> {
         let now = now()?;
-        let name = self.number(&opening.name)?;
+        let name = self.number(&opening.name, traffic)?;
         let key = Address {
             agent: opening.agent,
             session: opening.session,
@@ -287,7 +290,7 @@ fn now() -> Result<u64, KernelError> {
 impl Guard {
     /// Opens an address for an agent.
     pub fn open_address(&mut self, opening: &Opening) -> Result<(), KernelError> {
-        self.names.open_address(opening)
+        self.names.open_address(opening, &self.traffic)
     }
 
     /// Closes every address of an agent, whatever its session. Connections that are made already stay.

@@ -383,6 +383,8 @@ const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_PROG_QUERY: libc::c_long = 16;
 /// Beside those of others, and of folders above and below.
 const BPF_F_ALLOW_MULTI: u32 = 2;
+/// In the place of another one.
+const BPF_F_REPLACE: u32 = 4;
 /// Most programs of one kind on one cgroup.
 const MAX_PROGRAMS: usize = 64;
 
@@ -395,6 +397,26 @@ pub fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io:
             program: program.as_raw_fd(),
             kind,
             flags: BPF_F_ALLOW_MULTI,
+            ..Attach::default()
+        },
+    )
+}
+
+/// Puts a program into the place of another one that is attached, in one step.
+pub fn replace(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+    earlier: BorrowedFd<'_>,
+    kind: u32,
+) -> io::Result<()> {
+    call(
+        BPF_PROG_ATTACH,
+        &mut Attach {
+            target: cgroup.as_raw_fd(),
+            program: program.as_raw_fd(),
+            kind,
+            flags: BPF_F_ALLOW_MULTI | BPF_F_REPLACE,
+            replaced: earlier.as_raw_fd().cast_unsigned(),
             ..Attach::default()
         },
     )

@@ -176,6 +176,7 @@ impl Engine {
         warn_of_cuts(agent, &searched);
         self.protect(agent, searched)?;
         self.serve_names(agent, policy, Some(&request.target))?;
+        self.count_traffic(agent)?;
         label()?;
         match request.target {
             Target::Cgroup(_) => Ok(()),

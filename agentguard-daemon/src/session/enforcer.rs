@@ -7,7 +7,9 @@ use agentguard_common::budget::{Limits, Meter};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
-use crate::kernel::{Grants, Guard, KernelError, NameBook, Opening, Protection, ResolverPlace};
+use crate::kernel::{
+    Counted, Grants, Guard, KernelError, NameBook, Opening, Protection, ResolverPlace,
+};
 
 /// The operations of [`Guard`] that sessions use; each means what the method of that name means.
 pub trait Enforcer: Send {
@@ -58,6 +60,14 @@ pub trait Enforcer: Send {
     fn resolver_of(&self, agent: u32) -> Result<Option<ResolverPlace>, KernelError>;
     /// The names behind the numbers in records.
     fn names(&self) -> NameBook;
+    /// Counts what the sockets of a cgroup send and receive.
+    fn count_traffic(&mut self, cgroup: &Path, who: Membership) -> Result<(), KernelError>;
+    /// Takes the programs that count off a cgroup.
+    fn count_no_more(&mut self, cgroup: &Path) -> Result<(), KernelError>;
+    /// What was counted.
+    fn traffic(&self) -> Result<Vec<Counted>, KernelError>;
+    /// Removes what was counted for an agent, which is released already.
+    fn forget_traffic(&mut self, who: Membership) -> Result<(), KernelError>;
     /// Puts the loaded programs into the place of an earlier build's.
     fn take_over(&mut self) -> Result<(), KernelError>;
 }
@@ -146,6 +156,22 @@ impl Enforcer for Guard {
 
     fn names(&self) -> NameBook {
         Guard::names(self)
+    }
+
+    fn count_traffic(&mut self, cgroup: &Path, who: Membership) -> Result<(), KernelError> {
+        Guard::count_traffic(self, cgroup, who)
+    }
+
+    fn count_no_more(&mut self, cgroup: &Path) -> Result<(), KernelError> {
+        Guard::count_no_more(self, cgroup)
+    }
+
+    fn traffic(&self) -> Result<Vec<Counted>, KernelError> {
+        Guard::traffic(self)
+    }
+
+    fn forget_traffic(&mut self, who: Membership) -> Result<(), KernelError> {
+        Guard::forget_traffic(self, who)
     }
 
     fn take_over(&mut self) -> Result<(), KernelError> {

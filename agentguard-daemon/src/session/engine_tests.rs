@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use agentguard_common::budget::{CELLS, Limits, Meter, bpf_spin_lock};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
+use agentguard_common::traffic::{Counts, Flow};
 
 use super::engine::Parts;
 use super::*;
@@ -15,7 +16,7 @@ use crate::agent::Hierarchy;
 use crate::audit::read::Reader;
 use crate::audit::record::op;
 use crate::audit::{Log, Record, Recorder};
-use crate::kernel::{Grants, KernelError, NameBook, Opening, Protection, ResolverPlace};
+use crate::kernel::{Counted, Grants, KernelError, NameBook, Opening, Protection, ResolverPlace};
 
 /// What a kernel would hold.
 #[derive(Debug, Default)]
@@ -29,6 +30,7 @@ struct Kernel {
     meters: BTreeMap<u32, Meter>,
     /// Processes that carry the label of the first agent.
     carriers: HashSet<u32>,
+    traffic: Vec<Counted>,
     /// The operation that fails.
     fails: Option<&'static str>,
     /// What was asked, in order.
@@ -64,7 +66,7 @@ impl Enforcer for Memory {
         let kernel = self.0.lock().unwrap();
         Ok(kernel.meters.get(&number).copied().unwrap_or(Meter {
             lock: bpf_spin_lock::default(),
-            reserved: 0,
+            refused: 0,
             epoch: 0,
             window: 0,
             sum: 0,
@@ -185,6 +187,24 @@ impl Enforcer for Memory {
         Ok(kernel.cgroups.iter().map(|(id, it)| (*id, *it)).collect())
     }
 
+    fn count_traffic(&mut self, _: &Path, _: Membership) -> Result<(), KernelError> {
+        self.call("count", |_| ())
+    }
+
+    fn count_no_more(&mut self, _: &Path) -> Result<(), KernelError> {
+        self.call("count-no-more", |_| ())
+    }
+
+    fn traffic(&self) -> Result<Vec<Counted>, KernelError> {
+        Ok(self.0.lock().unwrap().traffic.clone())
+    }
+
+    fn forget_traffic(&mut self, who: Membership) -> Result<(), KernelError> {
+        self.call("forget-traffic", |kernel| {
+            kernel.traffic.retain(|it| it.who != who);
+        })
+    }
+
     fn take_over(&mut self) -> Result<(), KernelError> {
         self.call("take-over", |_| ())
     }
@@ -300,7 +320,7 @@ async fn the_policy_is_in_force_before_anybody_is_labelled() {
     assert_eq!((agent.session, agent.generation), (1, 1));
     assert_eq!(
         bench.kernel(|kernel| kernel.calls.clone()),
-        ["install", "protect", "govern", "label"]
+        ["install", "protect", "count", "govern", "label"]
     );
     assert_eq!(bench.ops(), ["agent-attach", "policy-install"]);
     let found = bench.engine.agent_of_cgroup(&agent.cgroup.join("below"));
@@ -317,14 +337,22 @@ async fn detach_leaves_nothing_in_the_kernel() {
             kernel.tables.len(),
             kernel.cgroups.len(),
             kernel.labelled.len() + kernel.objects.len(),
-            kernel.calls.split_off(4),
+            kernel.calls.split_off(5),
         )
     });
     assert_eq!((tables, cgroups, labelled), (0, 0, 0));
     // Labels are taken until a round finds none; the policy goes last.
     assert_eq!(
         calls,
-        ["release", "unlabel", "unlabel", "uninstall", "protect"]
+        [
+            "release",
+            "unlabel",
+            "unlabel",
+            "uninstall",
+            "count-no-more",
+            "forget-traffic",
+            "protect"
+        ]
     );
     assert!(bench.engine.list().is_empty());
     assert!(bench.engine.detach("a").await.is_err());
@@ -334,9 +362,75 @@ async fn detach_leaves_nothing_in_the_kernel() {
     assert!(again.cgroup.is_dir());
 }
 
+/// So many bytes to a port of one address.
+fn counted(who: Membership, port: u16, bytes_out: u64) -> Counted {
+    Counted {
+        who,
+        flow: Some(Flow {
+            agent: who.agent,
+            session: who.session,
+            address: std::net::Ipv4Addr::new(192, 0, 2, 1)
+                .to_ipv6_mapped()
+                .octets(),
+            port,
+            protocol: 17,
+        }),
+        name: (port == 443).then(|| "a.test".into()),
+        counts: Counts {
+            bytes_out,
+            packets_out: 1,
+            ..Counts::default()
+        },
+    }
+}
+
+#[tokio::test]
+async fn traffic_is_forgotten_when_it_is_in_the_log() {
+    let mut bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    bench.attach("b", "/two").await.unwrap();
+    let who = |slot| Membership {
+        agent: slot,
+        session: slot,
+    };
+    bench.kernel(|kernel| {
+        kernel.traffic = vec![
+            counted(who(1), 53, 100),
+            counted(who(1), 443, 5_000),
+            counted(who(2), 80, 7),
+            counted(who(9), 22, 1),
+        ];
+    });
+    let asked = bench.engine.traffic(None).unwrap();
+    let sums: Vec<_> = asked.iter().map(|it| it.amounts.bytes_out).collect();
+    assert_eq!(sums, [5_100, 7]);
+    assert_eq!(asked[0].destinations[0].port, Some(443));
+    assert_eq!(bench.engine.traffic(Some("b")).unwrap().len(), 1);
+    assert!(bench.engine.traffic(Some("c")).is_err());
+    bench.engine.detach("a").await.unwrap();
+    let traffic = |bench: &Bench| -> Vec<(Option<String>, Option<u32>, Option<u64>)> {
+        let records = bench.records().into_iter();
+        records
+            .filter(|record| record.op == "traffic")
+            .map(|it| (it.agent.map(Into::into), it.session, it.bytes_out))
+            .collect()
+    };
+    let own = |name: &str, session, bytes| (Some(name.to_owned()), Some(session), Some(bytes));
+    assert_eq!(traffic(&bench), [own("a", 1, 5_000), own("a", 1, 100)]);
+    assert_eq!(bench.ops().last().map(String::as_str), Some("agent-detach"));
+    assert_eq!(bench.kernel(|kernel| kernel.traffic.len()), 2);
+    // The next one finds what nobody owns, and an agent whose cgroup has gone; others go on.
+    std::fs::remove_dir_all(bench.folder.path().join("cg/two")).unwrap();
+    bench.die();
+    bench.restore().unwrap();
+    let found = traffic(&bench);
+    assert_eq!(found[2..], [own("b", 2, 7), (None, Some(9), Some(1))]);
+    assert!(bench.kernel(|kernel| kernel.traffic.is_empty()));
+}
+
 #[tokio::test]
 async fn a_failure_half_way_is_undone() {
-    for step in ["install", "protect", "govern", "label"] {
+    for step in ["install", "protect", "count", "govern", "label"] {
         let bench = Bench::new();
         bench.kernel(|kernel| kernel.fails = Some(step));
         assert!(
@@ -488,8 +582,17 @@ async fn the_end_kills_and_takes_no_label_away() {
     assert!(bench.engine.end("a", agent.session + 1).await.is_err());
     bench.engine.end("a", agent.session).await.unwrap();
     assert!(!escaped.wait().unwrap().success());
-    let calls = bench.kernel(|kernel| kernel.calls.split_off(4));
-    assert_eq!(calls, ["release", "uninstall", "protect"]);
+    let calls = bench.kernel(|kernel| kernel.calls.split_off(5));
+    assert_eq!(
+        calls,
+        [
+            "release",
+            "uninstall",
+            "count-no-more",
+            "forget-traffic",
+            "protect"
+        ]
+    );
     assert_eq!(bench.ops()[2..], ["kill", "agent-detach"]);
     assert!(bench.engine.list().is_empty());
 }
@@ -548,7 +651,7 @@ async fn who_comes_after_a_death_knows_everybody() {
     );
     // All of it again, and harmless: the kernel has it already.
     let calls = bench.kernel(|kernel| kernel.calls.clone());
-    assert_eq!(calls, ["install", "protect", "govern", "label"]);
+    assert_eq!(calls, ["install", "protect", "count", "govern", "label"]);
     assert_eq!(
         bench.ops(),
         ["agent-attach", "policy-install", "agent-restore"]
@@ -823,7 +926,7 @@ async fn what_the_kernel_counted_is_shown_and_acted_on() {
         bench.kernel(|kernel| {
             let meter = Meter {
                 lock: bpf_spin_lock::default(),
-                reserved: 0,
+                refused: 0,
                 epoch: charge.epoch,
                 window: 0,
                 sum: spent,

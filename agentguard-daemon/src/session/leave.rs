@@ -37,6 +37,7 @@ impl Engine {
                 enforcer.uninstall(agent.slot)?;
             }
         }
+        self.settle_traffic(agent);
         self.unprotect(agent.slot);
         if let Some(guardian) = &self.guardian {
             lock(guardian).remove(agent.cgroup.path())?;

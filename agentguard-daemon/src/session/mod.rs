@@ -26,6 +26,7 @@ mod restore;
 mod scout;
 mod store;
 mod swap;
+mod traffic;
 mod watch;
 
 pub use canary::probe as canary_child;
@@ -38,4 +39,5 @@ pub use pump::Pump;
 pub use request::{AgentInfo, Attach, EngineOptions, Leave, Nearest, PolicyRequest, Target};
 pub use restore::{agents_in, saved_agents};
 pub use store::{SavedAgent, boot, clear as clear_state};
+pub use traffic::{AgentTraffic, Amounts, Destination};
 pub use watch::Watcher;

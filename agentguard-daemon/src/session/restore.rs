@@ -160,6 +160,11 @@ impl Engine {
             notes.push(Note::of(saved, op::POLICY_ERROR, what));
         }
         if same {
+            if let Err(error) = self.count_traffic(&agent) {
+                let what = format!("its traffic may not be counted: {error}");
+                tracing::error!("`{}`: {what}", agent.name);
+                notes.push(Note::of(saved, op::ALARM, what));
+            }
             lock(&self.enforcer).govern(agent.cgroup_id, agent.membership())?;
             let what = format!("generation {} is in force", in_force.generation);
             notes.push(Note::of(saved, op::AGENT_RESTORE, what));
@@ -242,6 +247,13 @@ impl Engine {
 
     /// Writes into the log what [`Engine::restore`] found.
     pub(super) fn tell(&self, notes: Vec<Note>) {
+        let names: Vec<(u32, String)> = notes
+            .iter()
+            .map(|note| (note.session, note.agent.clone()))
+            .collect();
+        if let Err(error) = self.settle_strangers(&names) {
+            tracing::error!("traffic of agents that have gone is not in the log: {error}");
+        }
         for note in notes {
             self.note(Record {
                 agent: Some(note.agent.into()),

@@ -43,6 +43,7 @@ pub mod outsiders;
 pub mod redirect;
 mod script;
 mod sockets;
+pub mod traffic;
 pub mod unix;
 
 use agentguard_common::record::{RecordHeader, record_flags};

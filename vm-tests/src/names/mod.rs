@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::guard::{Agent, Daemon, Group, agentguard, write_policy};
+use crate::guard::{Agent, Daemon, Group, agentguard, agentguard_ok, write_policy};
 use crate::run::Tally;
 use crate::trail::{Trail, Wanted};
 use server::{DATAGRAM, Server};
@@ -60,6 +60,7 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
     for (name, words) in PROGRAMS {
         each(name, &mut |scene| scene.denied(words, "", ""));
     }
+    each("traffic has the names", &mut Scene::traffic);
     each("refused at once", &mut Scene::at_once);
     each("the resolver's own port", &mut Scene::own_port);
     each("what another agent was given", &mut Scene::others);
@@ -81,7 +82,7 @@ fn python(text: &str) -> [&str; 3] {
 }
 
 /// Runs a program in a cgroup; gives what it said and what it complained of, however it ended.
-fn said_in(group: &Group, words: &[&str]) -> Result<(String, String)> {
+pub(crate) fn said_in(group: &Group, words: &[&str]) -> Result<(String, String)> {
     let procs = group.path().join("cgroup.procs");
     let script = format!("echo $$ >{} && exec \"$@\"", procs.display());
     let output = Command::new("/usr/bin/dash")
@@ -179,6 +180,20 @@ impl Scene {
     fn way(&mut self, script: &str, op: &str, target: &str) -> Result<()> {
         let text = text_of(script);
         self.denied(&python(&text), op, target)
+    }
+
+    /// What was exchanged is counted by address, with the name that opened it.
+    fn traffic(&mut self) -> Result<()> {
+        self.reaches(GOOD[0].1)?;
+        let said = agentguard_ok(&["traffic", "names", "--json"])?;
+        let said: serde_json::Value = serde_json::from_str(&said)?;
+        let all = said[0]["destinations"].as_array().context("a list")?;
+        let fits = |it: &&serde_json::Value| {
+            it["name"] == "good.example.com" && it["port"] == 8080 && it["protocol"] == "tcp"
+        };
+        let bytes = all.iter().find(fits).map(|it| it["bytes_in"].as_u64());
+        ensure!(bytes.flatten().is_some_and(|it| it > 0), "{said}");
+        Ok(())
     }
 
     fn asks(&mut self) -> Result<()> {

@@ -90,7 +90,7 @@ fn table(page: &mut String, title: &str, counts: &[Count], refused: bool) {
     };
     let _ = writeln!(page, "<h2>{}</h2>\n<table>", text(title));
     for count in counts {
-        let width = count.count * 190 / most.max(1) + 1;
+        let width = u128::from(count.count) * 190 / u128::from(most.max(1)) + 1;
         let refused = refused || matches!(&*count.what, "deny" | "ask" | "would-deny");
         let class = if refused { "no" } else { "bar" };
         let _ = writeln!(

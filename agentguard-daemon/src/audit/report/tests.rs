@@ -142,6 +142,42 @@ fn no_text_of_a_log_makes_a_line_of_its_own() {
 }
 
 #[test]
+fn bytes_are_summed_by_host() {
+    let record = |target: Option<&'static str>, name: Option<&'static str>, sent| Record {
+        target: target.map(Into::into),
+        port: target.map(|_| 443),
+        name: name.map(Into::into),
+        bytes_out: Some(sent),
+        bytes_in: Some(0),
+        ..Record::new("traffic")
+    };
+    let mut stats = Stats::default();
+    for record in [
+        record(Some("192.0.2.1:443"), Some("a.test"), 1_000),
+        record(Some("192.0.2.2:443"), Some("a.test"), 500),
+        record(Some("192.0.2.3:443"), None, 20),
+        record(None, None, 3),
+    ] {
+        stats.add(&record);
+    }
+    let report = Report::new(&stats, Vec::new(), 2);
+    let sent = &report.summary.bytes_sent;
+    assert_eq!(
+        (sent[0].what.as_str(), sent[0].count),
+        ("a.test:443", 1_500)
+    );
+    assert_eq!(
+        (sent[1].what.as_str(), sent[1].count),
+        ("192.0.2.3:443", 20)
+    );
+    assert_eq!(report.summary.different_bytes_sent, 3);
+    assert!(report.summary.bytes_received.is_empty());
+    for form in [Form::Text, Form::Markdown, Form::Html] {
+        assert!(report.write(form).contains("bytes sent to (2 of 3)"));
+    }
+}
+
+#[test]
 fn what_shadow_mode_let_pass_is_not_called_refused() {
     let record = |verdict: &'static str| Record {
         time: "2026-11-23T04:00:00.000000000Z".into(),

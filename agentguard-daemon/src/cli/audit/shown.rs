@@ -18,12 +18,30 @@ pub fn action(record: &Record<'_>) -> String {
                 record.class.as_deref().unwrap_or("?")
             )
         }
+        ("traffic", ..) => traffic(record),
         ("open" | "exec" | "connect" | "send", ..) => denial::deed(record),
         _ => match record.detail.as_deref().or(record.target.as_deref()) {
             Some(detail) => format!("{}: {detail}", record.op),
             None => record.op.to_string(),
         },
     }
+}
+
+/// How much was exchanged, and with whom.
+fn traffic(record: &Record<'_>) -> String {
+    let target = record.target.as_deref().or(record.detail.as_deref());
+    let name = record.name.as_deref();
+    format!(
+        "traffic: {}{}{}, {} bytes in, {} out",
+        record
+            .protocol
+            .as_deref()
+            .map_or(String::new(), |it| format!("{it} ")),
+        target.unwrap_or("?"),
+        name.map_or(String::new(), |name| format!(" ({name})")),
+        record.bytes_in.unwrap_or(0),
+        record.bytes_out.unwrap_or(0)
+    )
 }
 
 /// One line of `tail`.

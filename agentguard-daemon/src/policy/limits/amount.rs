@@ -34,9 +34,59 @@ pub fn parse_amount(quantity: Quantity, text: &str) -> Result<u64, String> {
     let parsed = match quantity {
         Quantity::Money => parse_usd(text),
         _ if quantity.is_time() => parse_duration(text),
+        _ if quantity.is_of_packets() => parse_size(text),
         _ => parse_count(text),
     };
     parsed.map_err(|error| format!("{}; {}", error.message, error.help))
+}
+
+/// Units of bytes.
+const UNITS: [(&str, u64); 9] = [
+    ("B", 1),
+    ("kB", 1000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+];
+
+/// Bytes: a whole number, with a unit perhaps.
+pub fn parse_size(text: &str) -> Result<u64, PatternError> {
+    let wrong = || {
+        PatternError::new(
+            0,
+            text.len(),
+            format!("`{}` is not an amount of bytes", text.escape_debug()),
+            "write a whole number, with a unit perhaps: `100000`, `10MB`, `1GiB`",
+        )
+    };
+    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+    let unit = &text[digits.len()..];
+    let factor = match unit {
+        "" => 1,
+        unit => {
+            UNITS
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .ok_or_else(wrong)?
+                .1
+        }
+    };
+    let count = parse_count(digits.trim_end_matches(' ')).map_err(|_| wrong())?;
+    count.checked_mul(factor).ok_or_else(wrong)
+}
+
+/// Bytes as people read them: three digits and a unit of a thousand.
+pub fn size_text(bytes: u64) -> String {
+    let unit = UNITS[..5].iter().rev().find(|(_, size)| bytes >= *size);
+    let Some((name, size)) = unit.filter(|(_, size)| *size > 1) else {
+        return format!("{bytes} B");
+    };
+    let tenths = u128::from(bytes) * 10 / u128::from(*size);
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
 }
 
 /// US dollars to millionths of millionths. Exact, or refused.
@@ -178,6 +228,36 @@ mod tests {
         }
         assert_eq!(usd_text(5 * PICO), "5.00");
         assert_eq!(usd_text(1), "0.000000000001");
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("100_000", 100_000),
+            ("10MB", 10_000_000),
+            ("10 kB", 10_000),
+            ("1GiB", 1 << 30),
+            ("7B", 7),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for text in [
+            "",
+            "MB",
+            "1.5MB",
+            "-1",
+            "10mb",
+            "10M",
+            "1 0",
+            "20000000TB",
+            "1  MBx",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert_eq!(size_text(999), "999 B");
+        assert_eq!(size_text(1_550_000), "1.5 MB");
+        assert_eq!(size_text(u64::MAX), "18446744.0 TB");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use regex_automata::meta::Regex;
 
-use super::amount::{parse_count, parse_duration, parse_usd};
+use super::amount::{parse_count, parse_duration, parse_size, parse_usd};
 use super::schema::{AtLimit, BudgetRule, Per, WindowKind};
 use super::{Budget, Quantity};
 use crate::policy::diagnostic::{PatternError, PolicyError, Source, Span};
@@ -82,10 +82,21 @@ fn amount(
         (Quantity::CpuTime, &rule.cpu_time),
         (Quantity::IdleTime, &rule.idle_time),
     ];
+    let sizes = [
+        (Quantity::Bytes, &rule.bytes),
+        (Quantity::BytesSent, &rule.bytes_sent),
+        (Quantity::BytesReceived, &rule.bytes_received),
+    ];
     let written: Vec<(Quantity, &str, Span, Parse)> = counts
         .into_iter()
         .filter_map(|(kind, it)| Some((kind, it.as_ref()?)))
         .map(|(kind, it)| (kind, it.value.0.as_str(), it.span, parse_count as Parse))
+        .chain(
+            sizes
+                .into_iter()
+                .filter_map(|(kind, it)| Some((kind, it.as_ref()?)))
+                .map(|(kind, it)| (kind, it.value.0.as_str(), it.span, parse_size as Parse)),
+        )
         .chain(rule.usd.iter().map(|it| {
             (
                 Quantity::Money,

@@ -14,7 +14,7 @@ mod select;
 use agentguard_common::budget::kind;
 use regex_automata::meta::Regex;
 
-pub use amount::{MICROS, PICO, duration_text, parse_amount, parse_usd, usd_text};
+pub use amount::{MICROS, PICO, duration_text, parse_amount, parse_usd, size_text, usd_text};
 pub use hours::{Hours, Schedule, Verdict as ScheduleVerdict, moment};
 pub use models::{Models, glob_regex};
 pub use schema::{AtLimit, Outside, Per, UnknownPrice};
@@ -47,6 +47,12 @@ pub enum Quantity {
     Connects,
     /// Processes made.
     Processes,
+    /// Bytes of packets, sent and received.
+    Bytes,
+    /// Bytes of packets sent.
+    BytesSent,
+    /// Bytes of packets received.
+    BytesReceived,
     /// Refusals.
     Denials,
     /// Time under governance, in microseconds.
@@ -59,7 +65,7 @@ pub enum Quantity {
 
 impl Quantity {
     /// Every one, in the order of the format's description.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
         Self::Requests,
         Self::InputTokens,
         Self::OutputTokens,
@@ -70,6 +76,9 @@ impl Quantity {
         Self::Opens,
         Self::Connects,
         Self::Processes,
+        Self::Bytes,
+        Self::BytesSent,
+        Self::BytesReceived,
         Self::Denials,
         Self::WallTime,
         Self::CpuTime,
@@ -89,6 +98,9 @@ impl Quantity {
             Self::Opens => "opens",
             Self::Connects => "connects",
             Self::Processes => "processes",
+            Self::Bytes => "bytes",
+            Self::BytesSent => "bytes_sent",
+            Self::BytesReceived => "bytes_received",
             Self::Denials => "denials",
             Self::WallTime => "wall_time",
             Self::CpuTime => "cpu_time",
@@ -108,8 +120,16 @@ impl Quantity {
             Self::Opens => kind::OPENS,
             Self::Connects => kind::CONNECTS,
             Self::Processes => kind::PROCESSES,
+            Self::Bytes => kind::SENT | kind::RECEIVED,
+            Self::BytesSent => kind::SENT,
+            Self::BytesReceived => kind::RECEIVED,
             _ => 0,
         }
+    }
+
+    /// Whether it is of packets, and so has amounts that seldom fill it to the last unit.
+    pub fn is_of_packets(self) -> bool {
+        self.kinds() & (kind::SENT | kind::RECEIVED) != 0
     }
 
     /// Whether the gateway charges it, for calls of models.
@@ -122,6 +142,7 @@ impl Quantity {
         match self {
             Self::Money => usd_text(amount),
             _ if self.is_time() => duration_text(amount),
+            _ if self.is_of_packets() => size_text(amount),
             _ => amount.to_string(),
         }
     }
@@ -179,6 +200,11 @@ impl Budget {
         )
     }
 
+    /// Whether the network is closed when it is spent: it is asked for, or no packet would go through.
+    pub fn closes_network(&self) -> bool {
+        self.at_limit == AtLimit::DenyNetwork || self.quantity.is_of_packets()
+    }
+
     /// Whether kernel programs have to know of it: they charge it, or refuse connections when it is spent.
     pub fn is_for_kernel(&self) -> bool {
         self.quantity.kinds() != 0 || self.at_limit == AtLimit::DenyNetwork
@@ -189,6 +215,9 @@ impl Budget {
         let amount = self.quantity.text(self.limit);
         let mut text = match self.quantity {
             Quantity::Money => format!("{amount} USD"),
+            Quantity::Bytes => format!("{amount} sent and received"),
+            Quantity::BytesSent => format!("{amount} sent"),
+            Quantity::BytesReceived => format!("{amount} received"),
             quantity => format!("{amount} {}", quantity.name().replace('_', " ")),
         };
         if self.quantity != Quantity::IdleTime {

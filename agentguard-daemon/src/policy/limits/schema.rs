@@ -31,6 +31,12 @@ pub struct BudgetRule {
     pub connects: Option<At<Count>>,
     /// Processes made.
     pub processes: Option<At<Count>>,
+    /// Bytes of internet packets sent and received: a number, or with a unit (`10MB`, `1GiB`).
+    pub bytes: Option<At<Size>>,
+    /// Bytes of internet packets sent.
+    pub bytes_sent: Option<At<Size>>,
+    /// Bytes of internet packets received.
+    pub bytes_received: Option<At<Size>>,
     /// Refusals.
     pub denials: Option<At<Count>>,
     /// Time under governance: `8h`, `1h30m`, `2d`.
@@ -216,6 +222,12 @@ kept_as_text!(
     Count,
     "Count",
     { "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9_]+$" }] }
+);
+kept_as_text!(
+    /// An amount of bytes, kept as text.
+    Size,
+    "Size",
+    { "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9_]+ ?([kKMGT]i?B)?$" }] }
 );
 kept_as_text!(
     /// A decimal number, kept as text: it never becomes a floating-point number.

@@ -22,8 +22,10 @@ pub fn mark(
     last: usize,
     rules: &[Rule],
 ) -> Result<(), PolicyError> {
-    let charged = budgets.iter().filter(|it| it.is_for_kernel()).count();
-    if charged > PER_AGENT && budgets[last].is_for_kernel() {
+    // One that closes the network, too, takes two places.
+    let places =
+        |it: &Budget| usize::from(it.quantity.kinds() != 0) + usize::from(it.closes_network());
+    if budgets.iter().map(places).sum::<usize>() > PER_AGENT && budgets[last].is_for_kernel() {
         return Err(PolicyError::at(
             source,
             written.span,
