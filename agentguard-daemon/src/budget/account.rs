@@ -17,8 +17,9 @@ pub struct Grant {
     pub until: Option<u64>,
 }
 
-/// Units that are given out to the kernel at a time at least.
-const LEAST_CHUNK: u64 = 10_000;
+/// Actions and bytes that are given out to the kernel at a time at least.
+const LEAST_ACTIONS: u64 = 10_000;
+const LEAST_BYTES: u64 = 64 << 20;
 
 /// A meter of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,9 @@ pub struct Entry {
     /// Whether the kernel refused what was to be charged last.
     #[serde(skip)]
     pub refused: bool,
+    /// Whether it counts bytes of packets.
+    #[serde(skip)]
+    pub of_packets: bool,
     /// Reserved and not settled.
     #[serde(skip)]
     pub reserved: u64,
@@ -75,6 +79,7 @@ impl Entry {
             window: 0,
             kernel: None,
             refused: false,
+            of_packets: budget.quantity.is_of_packets(),
             reserved: 0,
             limit: budget.limit,
         }
@@ -119,12 +124,22 @@ impl Entry {
         taken.saturating_add(limit / 100).min(limit.max(taken))
     }
 
+    /// How far the kernel may go without us: small budgets are given out as a whole.
+    pub fn chunk(&self, limit: u64) -> u64 {
+        let least = if self.of_packets {
+            LEAST_BYTES
+        } else {
+            LEAST_ACTIONS
+        };
+        (limit / 4).max(limit.min(least))
+    }
+
     /// The same where the kernel counts: it goes on without us for a while, so the steps are larger, and none is
     /// taken back within a window.
     pub fn kernel_ceiling(&self, now: u64) -> u64 {
         let (taken, present) = (self.taken(now), self.ceiling_now(now));
         let limit = self.limit.saturating_add(self.granted(now));
-        let chunk = chunk(limit);
+        let chunk = self.chunk(limit);
         if present >= limit.min(taken.saturating_add(chunk / 2)) && present > 0 {
             return present;
         }
@@ -147,11 +162,6 @@ impl Entry {
             self.meter.add(now, self.ceiling - spent);
         }
     }
-}
-
-/// How far the kernel may go without us: small budgets are given out as a whole.
-pub fn chunk(limit: u64) -> u64 {
-    (limit / 4).max(limit.min(LEAST_CHUNK))
 }
 
 /// What the timekeeper saw last of a session.
@@ -208,6 +218,7 @@ impl Account {
             entry
         });
         entry.limit = entry.limit.max(budget.limit);
+        entry.of_packets = budget.quantity.is_of_packets();
         entry
     }
 

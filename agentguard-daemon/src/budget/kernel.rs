@@ -7,7 +7,7 @@
 
 use agentguard_common::budget::{CELLS, Charge, LIVE, Limits, MAX_METERS, Meter, PER_AGENT, kind};
 
-use super::account::{Entry, Slot, chunk};
+use super::account::{Entry, Slot};
 use super::clock::Time;
 use super::ledger::Ledger;
 use super::state::StateError;
@@ -100,7 +100,7 @@ impl Ledger {
         let mut late = false;
         for budget in budgets.iter().filter(|it| it.is_for_kernel()) {
             let entry = account.entry(budget, session, doubt);
-            let chunk = chunk(entry.limit);
+            let chunk = entry.chunk(entry.limit);
             if entry.kernel.is_none() {
                 let Some(free) = taken.iter().position(|it| !it) else {
                     return Err(StateError::Full);
