@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod attempt;
+pub mod bench;
 pub mod clients;
 pub mod demo;
 pub mod fixture;
