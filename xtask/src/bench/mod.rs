@@ -3,6 +3,7 @@
 
 mod circumstances;
 mod measure;
+mod native;
 mod store;
 
 use anyhow::Result;
@@ -27,8 +28,11 @@ pub struct Options {
     /// Only rows whose name contains this, besides the bare kernel; nothing is written. Can be given several times.
     #[arg(long)]
     only: Vec<String>,
+    /// Measure what needs no guest, on this machine, instead.
+    #[arg(long, conflicts_with_all = ["kernel", "only"])]
+    native: bool,
     /// Only write the page and the plots again, from the stored figures.
-    #[arg(long, conflicts_with_all = ["kernel", "compare", "only"])]
+    #[arg(long, conflicts_with_all = ["kernel", "compare", "only", "native"])]
     page: bool,
 }
 
@@ -36,6 +40,12 @@ pub struct Options {
 pub fn main(options: &Options) -> Result<i32> {
     if options.page {
         store::write_page()?;
+        return Ok(0);
+    }
+    if options.native {
+        let figures = native::run()?;
+        show(&figures);
+        keep(options, &figures)?;
         return Ok(0);
     }
     let names = if options.kernel.is_empty() {
@@ -50,19 +60,29 @@ pub fn main(options: &Options) -> Result<i32> {
         let figures = bench.run(kernels::find(&name)?, &options.only)?;
         show(&figures);
         regressed |= compare(&figures)?;
-        if !options.compare && options.only.is_empty() {
-            store::write(&figures)?;
-            store::write_page()?;
-        }
+        keep(options, &figures)?;
     }
     Ok(if regressed { REGRESSED } else { 0 })
+}
+
+/// Stores figures, unless they are only to be compared or are not whole.
+fn keep(options: &Options, figures: &Figures) -> Result<()> {
+    if options.compare || !options.only.is_empty() {
+        return Ok(());
+    }
+    store::write(figures)?;
+    store::write_page()
 }
 
 fn show(figures: &Figures) {
     for table in &figures.tables {
         println!("\n{}", text::plain(table));
     }
-    for promise in promises::judge(figures) {
+    let promises = promises::judge(figures);
+    for promise in promises
+        .iter()
+        .filter(|_| figures.table("operations").is_some())
+    {
         let holds = match promise.holds {
             Some(true) => "holds",
             Some(false) => "DOES NOT HOLD",
