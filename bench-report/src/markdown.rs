@@ -130,7 +130,7 @@ fn records(table: &Table, page: &mut String) {
     if rows.is_empty() {
         return;
     }
-    *page += "| records | written | lost | instructions of the daemon for each |\n| --- | ---: | ---: | ---: |\n";
+    *page += "| records | written | lost | instructions of the daemon meanwhile, for each |\n| --- | ---: | ---: | ---: |\n";
     for (row, records) in rows {
         let number = |value: Option<u64>| value.map_or("–".into(), counted);
         let written = (records.written > 0).then_some(records.written);

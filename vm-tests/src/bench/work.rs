@@ -15,7 +15,7 @@ const ROUNDS: u32 = 3;
 /// Files in the tree that is unpacked and searched, and in the repository.
 const FILES: usize = 800;
 /// Modules of tests.
-const MODULES: usize = 40;
+const MODULES: usize = 10;
 const FOLDER: &str = "/tmp/work";
 
 /// Each with a script of the shell.
@@ -32,7 +32,7 @@ const JOBS: &[(&str, &str, &str)] = &[
     ),
     (
         "python-tests",
-        "python -m unittest, 40 modules",
+        "python -m unittest, 10 modules",
         "cd /tmp/work/tests && python3 -B -m unittest discover -q 2>/dev/null",
     ),
 ];
