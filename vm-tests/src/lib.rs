@@ -4,6 +4,7 @@
 
 pub mod act;
 pub mod attempt;
+pub mod bench;
 pub mod budgets;
 pub mod clients;
 pub mod contend;

@@ -9,7 +9,9 @@ use clap::Parser;
 use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
-use vm_tests::{act, contend, fixture, listen, names, row, scenario, survival, table, workshop};
+use vm_tests::{
+    act, bench, contend, fixture, listen, names, row, scenario, survival, table, workshop,
+};
 
 /// Tests that run in a guest.
 #[derive(Parser)]
@@ -61,6 +63,9 @@ enum Task {
         /// Folder with the row files.
         folder: PathBuf,
     },
+    /// Measure what operations cost.
+    #[command(subcommand)]
+    Bench(bench::Task),
     /// Play the demonstration.
     Demo(Scene),
 }
@@ -80,6 +85,13 @@ fn main() -> ExitCode {
             }
             Err(error) => {
                 eprintln!("failed to read the rows: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Task::Bench(task) => match bench::main(&task) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("measuring broke off: {error:#}\n{}", guard::log_tail());
                 ExitCode::FAILURE
             }
         },

@@ -1,7 +1,8 @@
-//! `cargo xtask`: sets up, demonstrates, tests, boots and packages AgentGuard. It must never write
-//! into the repository outside cargo's target folder.
+//! `cargo xtask`: sets up, demonstrates, tests, measures, boots and packages AgentGuard. It must never write
+//! into the repository outside cargo's target folder, but for `bench`: figures, and the page about them.
 
 mod archive;
+mod bench;
 mod command;
 mod debian;
 mod demo;
@@ -23,12 +24,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Set up, demonstrate, test, boot and package AgentGuard.
+/// Set up, demonstrate, test, measure, boot and package AgentGuard.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
     /// Find or install what building and testing need, each only when it is missing.
     Setup(setup::Options),
+    /// Measure what everything costs, and compare with the stored figures; 3 if something became dearer.
+    Bench(bench::Options),
     /// Show what an agent under `policies/coding-agent.yaml` can and cannot do.
     Demo(demo::Options),
     /// Pack the release: programs, policies, unit, completions and manual pages, with checksums.
@@ -44,6 +47,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::Setup(options) => setup::main(&options),
+        Task::Bench(options) => bench::main(&options),
         Task::Demo(options) => demo::main(&options),
         Task::Dist(options) => dist::main(&options),
         Task::Fuzz(options) => fuzz::main(&options),

@@ -35,6 +35,16 @@ pub const GUEST: Userland = Userland {
     unwanted: &[DOCUMENTATION, SPARE],
 };
 
+/// What is measured, and what it is compared with.
+pub const BENCH: Userland = Userland {
+    name: "bench userland",
+    why: "the programs of the measured work, and bubblewrap",
+    file: "bench",
+    edition: 1,
+    packages: &[BASE, &["bubblewrap"]],
+    unwanted: &[DOCUMENTATION, SPARE],
+};
+
 /// The tools of a day's work, for the tests that nothing of it is broken. Ten times as large.
 pub const WORKSHOP: Userland = Userland {
     name: "guest workshop",

@@ -1,9 +1,7 @@
-//! How many records a second become durable lines of the log, on one core: from the bytes of the kernel's ring
-//! to sealed lines on the disk, as the daemon does it, but without a kernel.
-//!
-//! `taskset -c 0 cargo run --release --package agentguard-daemon --example throughput -- FOLDER [RECORDS]`
+//! The way of a record on one core: from the bytes of the kernel's ring to sealed lines on the disk, as the
+//! daemon does it, but without a kernel.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,7 +32,7 @@ exec:
 "#;
 
 /// One open, as the ring has it.
-fn open(number: usize, time: u64, to: &mut Vec<u8>) {
+pub fn open(number: usize, time: u64, to: &mut Vec<u8>) {
     let file = number % FILES;
     let refused = number % 100 == 99;
     let path = if refused {
@@ -72,27 +70,12 @@ fn open(number: usize, time: u64, to: &mut Vec<u8>) {
     to.extend_from_slice(path.as_bytes());
 }
 
-fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let folder = PathBuf::from(arguments.next().context("name a folder for the log")?);
-    let total: u32 = arguments
-        .next()
-        .map_or(Ok(2_000_000), |text| text.parse())?;
+/// Fills a log with so many records, and returns how many nanoseconds one took.
+pub fn fill(folder: &Path, total: u32) -> anyhow::Result<f64> {
+    let mut recorder = recorder(folder)?;
     let count = total as usize;
-    let path = folder.join("audit.jsonl");
-    let (key, _) = Key::of_state(&folder)?;
-    let log = Log::open_after(&path, 0..0, LogOptions::default(), Some(key))?;
-    let mut recorder = Recorder::new(log, [0, 0]);
-    let policy = load_text(Path::new("/p/build.yaml"), POLICY, &LoadOptions::default())
-        .context("failed to read the policy")?;
-    recorder.judge().add(3, Arc::new(policy), &[3]);
-    recorder.begin_session(7, "build");
-    for process in 0..500 {
-        recorder.name_program(1 + process, "/usr/bin/cc");
-    }
-
     let mut ring = Vec::with_capacity(2 * BATCH);
-    let (mut spent, mut longest) = (std::time::Duration::ZERO, std::time::Duration::ZERO);
+    let mut spent = std::time::Duration::ZERO;
     let mut done = 0;
     while done < count {
         // What the kernel does is not measured.
@@ -114,20 +97,35 @@ fn main() -> anyhow::Result<()> {
         anyhow::ensure!(recorder.flush(), "the log was not written");
         recorder.tend();
         spent += begin.elapsed();
-        longest = longest.max(begin.elapsed());
     }
     let begin = Instant::now();
     recorder.sync();
     spent += begin.elapsed();
     let totals = recorder.totals();
     anyhow::ensure!(totals.alarms == 0 && totals.malformed == 0, "{totals:?}");
-    println!(
-        "{count} records in {:.2} s: {:.0} records a second; the longest batch took {:.0} ms",
-        spent.as_secs_f64(),
-        f64::from(total) / spent.as_secs_f64(),
-        longest.as_secs_f64() * 1000.0
-    );
-    // What is compressed beside it, so that the folder can be used to measure searches.
+    Ok(spent.as_secs_f64() * 1e9 / f64::from(total))
+}
+
+/// A recorder that knows the policy, the agent and its programs.
+fn recorder(folder: &Path) -> anyhow::Result<Recorder> {
+    let (key, _) = Key::of_state(folder)?;
+    let path = folder.join("audit.jsonl");
+    let log = Log::open_after(&path, 0..0, LogOptions::default(), Some(key))?;
+    let mut recorder = Recorder::new(log, [0, 0]);
+    let policy = load_text(Path::new("/p/build.yaml"), POLICY, &LoadOptions::default())
+        .context("failed to read the policy")?;
+    recorder.judge().add(3, Arc::new(policy), &[3]);
+    recorder.begin_session(7, "build");
+    for process in 0..500 {
+        recorder.name_program(1 + process, "/usr/bin/cc");
+    }
+    Ok(recorder)
+}
+
+/// Waits until what is closed is compressed, so that the folder can be used to measure searches.
+pub fn pack(folder: &Path) -> anyhow::Result<()> {
+    let mut recorder = recorder(folder)?;
+    let path = folder.join("audit.jsonl");
     while segment::closed_of(&path)?
         .iter()
         .any(|closed| !closed.packed)

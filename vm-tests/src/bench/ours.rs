@@ -1,0 +1,111 @@
+//! `AgentGuard` as its users run it: the daemon, attached cgroups, the log.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bench_report::figures::Records;
+use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+use super::confine::{Confined, measured};
+use super::policy::{self, Kind};
+use super::programs::Place;
+use super::rows::{Measurement, SETTLE};
+use super::work;
+use crate::guard::{AUDIT, Agent, Daemon, agentguard_ok, write_policy};
+use crate::trail::Trail;
+
+/// A daemon that governs.
+pub struct Running(Daemon);
+
+impl Running {
+    /// Starts it.
+    pub fn start() -> Result<Self> {
+        Daemon::start().map(Self)
+    }
+
+    /// Ends it, and removes what outlives it.
+    pub fn end(self) -> Result<()> {
+        drop(self.0);
+        agentguard_ok(&["uninstall", "--yes"]).map(drop)
+    }
+
+    /// The operations under a policy.
+    pub fn operations(&self, name: &str, kind: Kind, rules: usize) -> Result<Measurement> {
+        self.under(name, kind, rules, |cgroup| {
+            measured(&if kind == Kind::Denied {
+                Confined::Denied(cgroup)
+            } else {
+                Confined::Cgroup(cgroup)
+            })
+        })
+    }
+
+    /// Ordinary work under a policy with 1,000 rules; with `alone` while the daemon stands still, so that only
+    /// what is on the way of a call is in the figures.
+    pub fn work(&self, name: &str, alone: bool) -> Result<Measurement> {
+        self.under(name, Kind::Recorded, 1_000, |cgroup| {
+            let place = Place {
+                cgroup: Some(cgroup),
+                ..Place::default()
+            };
+            if alone {
+                self.signal(Signal::SIGSTOP)?;
+            }
+            let cells = work::cells(&place);
+            self.signal(Signal::SIGCONT)?;
+            Ok(cells)
+        })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.0.pid())?);
+        kill(pid, signal).context("failed to signal the daemon")
+    }
+
+    /// Measures in a cgroup under a policy, and counts the records.
+    fn under(
+        &self,
+        name: &str,
+        kind: Kind,
+        rules: usize,
+        measure: impl FnOnce(String) -> Result<super::confine::Cells>,
+    ) -> Result<Measurement> {
+        write_policy(name, &policy::text(kind, rules))?;
+        let agent = Agent::attach(name, name)?;
+        thread::sleep(SETTLE);
+        let mut trail = Trail::at(AUDIT);
+        let before = spent(self.0.pid())?;
+        let cells = measure(agent.group.path().display().to_string())?;
+        thread::sleep(SETTLE);
+        let spent = spent(self.0.pid())? - before;
+        Ok((cells, Some(records(&mut trail, spent)?)))
+    }
+}
+
+/// Instructions of a process so far, with its threads that have ended: the kernel counts their time.
+fn spent(pid: u32) -> Result<u64> {
+    // The clock of another process, as `clock_getcpuclockid` makes its number.
+    let clock = (!i32::try_from(pid)? << 3) | 2;
+    let time =
+        clock_gettime(ClockId::from_raw(clock)).context("failed to read a process's time")?;
+    u64::try_from(Duration::from(time).as_nanos()).context("a process's time is too long")
+}
+
+/// What became of the records since the trail was opened.
+fn records(trail: &mut Trail, spent: u64) -> Result<Records> {
+    let (mut written, mut lost) = (0, 0);
+    for record in trail.since(0)? {
+        match record.get("lost").and_then(serde_json::Value::as_u64) {
+            Some(count) => lost += count,
+            None => written += 1,
+        }
+    }
+    Ok(Records {
+        written,
+        lost,
+        daemon_instructions: spent.checked_div(written),
+    })
+}
