@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what it costs, measured in guests whose time counts instructions, compared
-//! with the stored figures, and written to `benchmarks/` and `docs/`.
+//! with the stored figures, and written to `docs/`.
 
 mod circumstances;
 mod measure;

@@ -1,4 +1,4 @@
-//! The stored figures in `benchmarks/`, and the page and plots in `docs/` that are written from them.
+//! The stored figures and plots in `docs/benchmarks/`, and the page in `docs/` that are written from them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn file(kernel: &str) -> PathBuf {
     // A kernel may be given by its path.
     let name = kernel.trim_start_matches('/').replace('/', "_");
     place::workspace()
-        .join("benchmarks")
+        .join("docs/benchmarks")
         .join(format!("{name}.json"))
 }
 

@@ -1,4 +1,4 @@
-//! The figures of one run, as they are kept in `benchmarks/KERNEL.json`.
+//! The figures of one run, as they are kept in `docs/benchmarks/KERNEL.json`.
 
 use std::collections::BTreeMap;
 

@@ -11,7 +11,7 @@ use crate::text;
 pub fn page(runs: &[Figures]) -> String {
     let mut page = String::from(
         "# What it costs\n\n\
-         <!-- Written by `cargo xtask bench` from the files in benchmarks/. Changes by hand are lost. -->\n\n\
+         <!-- Written by `cargo xtask bench` from the files in docs/benchmarks/. Changes by hand are lost. -->\n\n\
          Every figure on this page is written by a command, from [files](../benchmarks) that the same command made:\n\n\
          ```\n",
     );
@@ -72,9 +72,9 @@ fn run(figures: &Figures, page: &mut String) {
     }
 }
 
-/// Name of a kernel's picture, beside the page.
+/// Path of a kernel's picture, from the page.
 pub fn plot_name(kernel: &str) -> String {
-    format!("benchmarks-{kernel}.svg")
+    format!("benchmarks/{kernel}.svg")
 }
 
 fn circumstances(about: &Circumstances, page: &mut String) {
@@ -160,7 +160,7 @@ mod tests {
             "## Linux 6.12.0-test",
             "- revision: 0123abc",
             "- Guest time counts instructions.",
-            "![Instructions more than on a bare kernel](benchmarks-6.12.svg)",
+            "![Instructions more than on a bare kernel](benchmarks/6.12.svg)",
             "\\[1\\] Not measured: this kernel has no Landlock",
             "| governed, 1,000 rules | 5,000 | 0 | 21,000 |",
             "```yaml\nversion: 1\n```",
