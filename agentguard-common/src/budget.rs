@@ -77,7 +77,6 @@ shared! {
 }
 
 /// The kernel's lock; its name is what the verifier knows it by. Four bytes that only helpers touch.
-#[allow(non_camel_case_types, reason = "the kernel knows it by this name")]
 #[repr(C)]
 #[cfg_attr(
     feature = "user",
@@ -120,5 +119,5 @@ const _: () = {
     assert!(CELLS.is_power_of_two() && CELLS as u64 > LIVE);
     assert!(MAX_METERS < NO_METER as u32);
     // Kinds and marks travel in one word.
-    assert!(2 * kind::RECEIVED - 1 & crate::table::MARKS == 0);
+    assert!((2 * kind::RECEIVED - 1) & crate::table::MARKS == 0);
 };

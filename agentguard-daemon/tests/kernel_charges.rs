@@ -190,7 +190,7 @@ fn the_kernel_charges_as_a_list_of_all_charges_says() {
         let count = 1 + random.below(PER_AGENT);
         let charges: Vec<Charge> = (0..count)
             .map(|index| {
-                let part = |length| if length == 0 { 0 } else { start / length };
+                let part = |length| start.checked_div(length).unwrap_or(0);
                 any_charge(&mut random, index as u32, seed + 1, part)
             })
             .collect();
@@ -206,7 +206,7 @@ fn the_kernel_charges_as_a_list_of_all_charges_says() {
             .unwrap();
         for _ in 0..150 {
             if random.below(8) == 0 {
-                now += HOUR * (1 << random.below(9)) as u64;
+                now += HOUR * (1u64 << random.below(9));
                 kernel
                     .guard
                     .set_limits(1, &limits(offset_at(now), &charges))
@@ -215,13 +215,7 @@ fn the_kernel_charges_as_a_list_of_all_charges_says() {
             let (kinds, marks) = (1 << random.below(4), (random.below(16) as u32) << 12);
             let amount = 1 + random.below(4) as u64;
             kernel.charge_this(kinds, marks, amount as u32);
-            let part = |charge: &Charge| {
-                if charge.length == 0 {
-                    0
-                } else {
-                    now / charge.length
-                }
-            };
+            let part = |charge: &Charge| now.checked_div(charge.length).unwrap_or(0);
             let concerned: Vec<usize> = (0..count)
                 .filter(|index| {
                     let charge = &charges[*index];

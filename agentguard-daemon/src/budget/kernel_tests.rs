@@ -41,19 +41,19 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn read(&self, number: u32) -> Option<Meter> {
-        Some(self.meters.get(&number).copied().unwrap_or(Meter {
+    fn read(&self, number: u32) -> Meter {
+        self.meters.get(&number).copied().unwrap_or(Meter {
             lock: bpf_spin_lock::default(),
             refused: 0,
             epoch: 0,
             window: 0,
             sum: 0,
             cells: [0; CELLS],
-        }))
+        })
     }
 
     fn take(&mut self, charge: &Charge, now: u64, amount: u64) -> bool {
-        let mut meter = self.read(charge.meter).unwrap();
+        let mut meter = self.read(charge.meter);
         if meter.epoch < charge.epoch {
             meter.epoch = charge.epoch;
             meter.window = charge.base_window;
@@ -106,12 +106,12 @@ impl Bench {
     fn open(&self) -> Arc<Ledger> {
         let (sender, _) = unbounded_channel();
         let ledger = Ledger::open(self.folder.path(), Box::new(self.hands.clone()), sender);
-        ledger.adopt(|number| self.kernel.read(number));
+        ledger.adopt(|number| Some(self.kernel.read(number)));
         ledger
     }
 
     fn tell(&mut self, ledger: &Ledger) {
-        ledger.take_over("a", |number| self.kernel.read(number));
+        ledger.take_over("a", |number| Some(self.kernel.read(number)));
         self.told = Some(ledger.charged("a", 1, &self.list).unwrap());
     }
 
@@ -126,7 +126,7 @@ impl Bench {
     }
 
     fn spent(&self, ledger: &Ledger) -> u64 {
-        ledger.take_over("a", |number| self.kernel.read(number));
+        ledger.take_over("a", |number| Some(self.kernel.read(number)));
         ledger.report("a", 1, &self.list)[0].spent
     }
 
@@ -230,7 +230,7 @@ fn an_orderly_end_with_agents_running_counts_on() {
     let ledger = bench.open();
     bench.tell(&ledger);
     assert_eq!(bench.act(10), 10);
-    ledger.take_over("a", |number| bench.kernel.read(number));
+    ledger.take_over("a", |number| Some(bench.kernel.read(number)));
     ledger.close().unwrap();
     drop(ledger);
     assert_eq!(bench.act(10), 10);
@@ -238,7 +238,7 @@ fn an_orderly_end_with_agents_running_counts_on() {
     bench.tell(&ledger);
     assert_eq!(bench.spent(&ledger), 20);
     // And one where nobody charges any more is exact.
-    ledger.take_over("a", |number| bench.kernel.read(number));
+    ledger.take_over("a", |number| Some(bench.kernel.read(number)));
     ledger.give_back_slots("a");
     ledger.close().unwrap();
     drop(ledger);

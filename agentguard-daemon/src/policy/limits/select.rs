@@ -65,21 +65,20 @@ pub fn mark(
     ids.sort();
     ids.dedup();
     let others = &budgets[..last];
-    let marks = match others.iter().find(|it| it.rules == ids) {
-        Some(same) => same.marks,
-        None => {
-            let taken = others.iter().fold(0, |all, it| all | it.marks);
-            let free = MARKS & !taken;
-            if free == 0 {
-                return Err(PolicyError::at(
-                    source,
-                    first.span,
-                    format!("more than {MAX_MARKS} different selections of rules"),
-                    "let several budgets count by the same rules",
-                ));
-            }
-            1 << free.trailing_zeros()
+    let marks = if let Some(same) = others.iter().find(|it| it.rules == ids) {
+        same.marks
+    } else {
+        let taken = others.iter().fold(0, |all, it| all | it.marks);
+        let free = MARKS & !taken;
+        if free == 0 {
+            return Err(PolicyError::at(
+                source,
+                first.span,
+                format!("more than {MAX_MARKS} different selections of rules"),
+                "let several budgets count by the same rules",
+            ));
         }
+        1 << free.trailing_zeros()
     };
     budgets[last].rules = ids;
     budgets[last].marks = marks;
