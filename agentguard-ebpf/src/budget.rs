@@ -86,7 +86,12 @@ pub extern "C" fn charged(agent: u32, what: u32, amount: u32) -> u64 {
             return 0;
         }
         // Those before it had enough, and get it back.
-        bpf_loop((short - 1) as u32, give_back_next as *mut c_void, context, 0);
+        bpf_loop(
+            (short - 1) as u32,
+            give_back_next as *mut c_void,
+            context,
+            0,
+        );
         match at(limits, short - 1) {
             Some(charge) => u64::from((*charge).meter as u16) + 1,
             None => u64::from(NO_METER) + 1,
@@ -117,7 +122,11 @@ fn at(limits: *const Limits, index: u64) -> Option<*const Charge> {
         return None;
     }
     // SAFETY: bounded just above; the caller's value is live.
-    Some(unsafe { (&raw const (*limits).charges).cast::<Charge>().add(index as usize) })
+    Some(unsafe {
+        (&raw const (*limits).charges)
+            .cast::<Charge>()
+            .add(index as usize)
+    })
 }
 
 /// Takes from the next budget. Returns 1 to stop.

@@ -69,6 +69,10 @@ fn times(len: usize) -> anyhow::Result<Vec<f64>> {
     (0..ROUNDS).map(run).collect()
 }
 
+#[expect(
+    clippy::large_stack_arrays,
+    reason = "the type has that size; it is made once"
+)]
 fn case(len: usize) -> Input {
     let mut case = Case {
         kind: kind::FILE,

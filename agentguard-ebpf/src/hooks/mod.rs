@@ -71,7 +71,11 @@ pub fn policy_of(subject: Subject, operation: Operation) -> Result<Policy, i32> 
 
 /// A slot to work in; or the verdict, and its record, where every one is taken.
 #[inline(always)]
-pub fn slot_of<S: Slot>(subject: Subject, operation: Operation, policy: Policy) -> Result<*mut S, i32> {
+pub fn slot_of<S: Slot>(
+    subject: Subject,
+    operation: Operation,
+    policy: Policy,
+) -> Result<*mut S, i32> {
     scratch::claim::<S>().ok_or_else(|| {
         // Every slot is taken: deny (scratch-unavailable).
         let decision =

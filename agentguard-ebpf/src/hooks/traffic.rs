@@ -160,8 +160,8 @@ fn owner(skb: *mut __sk_buff, direction: Direction, is_tcp: bool) -> Option<(Mem
         } else {
             0
         };
-        let known = bpf_sk_storage_get(OWNERS.as_ptr(), sk.cast(), core::ptr::null_mut(), 0)
-            as *mut Owner;
+        let known =
+            bpf_sk_storage_get(OWNERS.as_ptr(), sk.cast(), core::ptr::null_mut(), 0) as *mut Owner;
         if !known.is_null() {
             // A socket may listen after it called, and call after it was accepted.
             if state == TCP_LISTEN {
@@ -192,12 +192,7 @@ fn owner(skb: *mut __sk_buff, direction: Direction, is_tcp: bool) -> Option<(Mem
             reserved: 0,
         };
         // Where there is no memory, the next packet tries again.
-        bpf_sk_storage_get(
-            OWNERS.as_ptr(),
-            sk.cast(),
-            (&raw mut value).cast(),
-            CREATE,
-        );
+        bpf_sk_storage_get(OWNERS.as_ptr(), sk.cast(), (&raw mut value).cast(), CREATE);
         Some((who, first))
     }
 }
