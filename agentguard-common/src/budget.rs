@@ -76,21 +76,13 @@ shared! {
     }
 }
 
-/// The kernel's lock; its name is what the verifier knows it by. Four bytes that only helpers touch.
-#[repr(C)]
-#[cfg_attr(
-    feature = "user",
-    derive(
-        zerocopy::FromBytes,
-        zerocopy::IntoBytes,
-        zerocopy::Immutable,
-        zerocopy::KnownLayout
-    )
-)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct bpf_spin_lock {
-    /// The kernel's own.
-    pub val: u32,
+shared! {
+    /// The kernel's lock; its name is what the verifier knows it by. Four bytes that only helpers touch.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct bpf_spin_lock {
+        /// The kernel's own.
+        pub val: u32,
+    }
 }
 
 shared! {
@@ -110,6 +102,18 @@ shared! {
         /// What was spent in each part of a sliding window; part `n` in cell `n % CELLS`.
         pub cells: [u64; CELLS],
     }
+}
+
+impl Meter {
+    /// One that never counted.
+    pub const EMPTY: Self = Self {
+        lock: bpf_spin_lock { val: 0 },
+        refused: 0,
+        epoch: 0,
+        window: 0,
+        sum: 0,
+        cells: [0; CELLS],
+    };
 }
 
 const _: () = {

@@ -118,7 +118,7 @@ impl Time {
 
 #[cfg(test)]
 pub mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -150,6 +150,20 @@ pub mod tests {
             hands.0.boot = 5;
             hands.0.wall += off;
             hands.1 = name.into();
+        }
+    }
+
+    /// The same hands for every clock of a test.
+    #[derive(Clone, Debug)]
+    pub struct Shared(pub Arc<Hands>);
+
+    impl Clock for Shared {
+        fn read(&self) -> Reading {
+            self.0.read()
+        }
+
+        fn boot_id(&self) -> String {
+            self.0.boot_id()
         }
     }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use agentguard_common::budget::{CELLS, Charge, LIVE, Meter, bpf_spin_lock};
+use agentguard_common::budget::{CELLS, Charge, LIVE, Meter};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::clock::tests::Hands;
+use super::clock::tests::{Hands, Shared};
 use super::*;
 use crate::policy::limits::Budget;
 use crate::policy::{LoadOptions, load_text};
@@ -21,19 +21,6 @@ fn budgets(rules: &str) -> Vec<Budget> {
     policy.limits().budgets.clone()
 }
 
-#[derive(Clone, Debug)]
-struct Shared(Arc<Hands>);
-
-impl Clock for Shared {
-    fn read(&self) -> Reading {
-        self.0.read()
-    }
-
-    fn boot_id(&self) -> String {
-        self.0.boot_id()
-    }
-}
-
 /// The kernel's side, written plainly.
 #[derive(Clone, Default)]
 struct Kernel {
@@ -42,14 +29,7 @@ struct Kernel {
 
 impl Kernel {
     fn read(&self, number: u32) -> Meter {
-        self.meters.get(&number).copied().unwrap_or(Meter {
-            lock: bpf_spin_lock::default(),
-            refused: 0,
-            epoch: 0,
-            window: 0,
-            sum: 0,
-            cells: [0; CELLS],
-        })
+        self.meters.get(&number).copied().unwrap_or(Meter::EMPTY)
     }
 
     fn take(&mut self, charge: &Charge, now: u64, amount: u64) -> bool {

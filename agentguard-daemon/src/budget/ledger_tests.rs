@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::clock::tests::Hands;
+use super::clock::tests::{Hands, Shared};
 use super::*;
 use crate::policy::limits::Budget;
 use crate::policy::{LoadOptions, load_text};
@@ -19,20 +19,6 @@ fn budgets(rules: &str) -> Vec<Budget> {
     let text = format!("version: 1\nmodels: {{providers: [x]}}\nbudgets:\n{rules}");
     let policy = load_text(Path::new("p.yaml"), &text, &LoadOptions::default()).unwrap();
     policy.limits().budgets.clone()
-}
-
-/// The same hands for every clock of a test.
-#[derive(Clone, Debug)]
-struct Shared(Arc<Hands>);
-
-impl Clock for Shared {
-    fn read(&self) -> Reading {
-        self.0.read()
-    }
-
-    fn boot_id(&self) -> String {
-        self.0.boot_id()
-    }
 }
 
 struct Bench {

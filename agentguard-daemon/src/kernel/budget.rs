@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use agentguard_common::budget::{CELLS, Limits, Meter, bpf_spin_lock};
+use agentguard_common::budget::{Limits, Meter};
 use aya::maps::{Map, MapData};
 use zerocopy::IntoBytes as _;
 
@@ -44,14 +44,7 @@ impl Guard {
 
     /// What a meter has, read under its lock.
     pub fn meter(&self, number: u32) -> Result<Meter, KernelError> {
-        let mut meter = Meter {
-            lock: bpf_spin_lock::default(),
-            refused: 0,
-            epoch: 0,
-            window: 0,
-            sum: 0,
-            cells: [0; CELLS],
-        };
+        let mut meter = Meter::EMPTY;
         sys::look_up_locked(self.budgets.meters.fd().as_fd(), number, &mut meter).map_err(
             |error| KernelError::Map {
                 map: "METERS",

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use agentguard_common::budget::{CELLS, Limits, Meter, bpf_spin_lock};
+use agentguard_common::budget::{Limits, Meter};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 use agentguard_common::traffic::{Counts, Flow};
@@ -64,14 +64,7 @@ impl Enforcer for Memory {
 
     fn meter(&self, number: u32) -> Result<Meter, KernelError> {
         let kernel = self.0.lock().unwrap();
-        Ok(kernel.meters.get(&number).copied().unwrap_or(Meter {
-            lock: bpf_spin_lock::default(),
-            refused: 0,
-            epoch: 0,
-            window: 0,
-            sum: 0,
-            cells: [0; CELLS],
-        }))
+        Ok(kernel.meters.get(&number).copied().unwrap_or(Meter::EMPTY))
     }
 
     fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError> {
@@ -925,12 +918,9 @@ async fn what_the_kernel_counted_is_shown_and_acted_on() {
     let count = |spent| {
         bench.kernel(|kernel| {
             let meter = Meter {
-                lock: bpf_spin_lock::default(),
-                refused: 0,
                 epoch: charge.epoch,
-                window: 0,
                 sum: spent,
-                cells: [0; CELLS],
+                ..Meter::EMPTY
             };
             kernel.meters.insert(charge.meter, meter);
         });

@@ -12,7 +12,7 @@ pub fn page(runs: &[Figures]) -> String {
     let mut page = String::from(
         "# What it costs\n\n\
          <!-- Written by `cargo xtask bench` from the files in docs/benchmarks/. Changes by hand are lost. -->\n\n\
-         Every figure on this page is written by a command, from [files](../benchmarks) that the same command made:\n\n\
+         Every figure on this page is written by a command, from [files](benchmarks) that the same command made:\n\n\
          ```\n",
     );
     for figures in runs {
