@@ -181,7 +181,7 @@ fn the_kernel_charges_as_a_list_of_all_charges_says() {
     }
     let mut kernel = Kernel::load();
     let (mut granted, mut refused) = (0u32, 0u32);
-    for seed in 0..300u64 {
+    for seed in 0..120u64 {
         let mut random = Random::new(seed);
         // In the middle of an hour, and parts are whole hours: the test takes less than the rest of it.
         let start = (1_000_000 + seed) * HOUR + HOUR / 2;

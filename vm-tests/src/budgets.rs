@@ -18,7 +18,7 @@ use crate::trail::{Trail, Wanted};
 
 /// Rounds of each race: a few by default, and 100 on demand.
 const ROUNDS: &str = "AGENTGUARD_BUDGET_ROUNDS";
-const DEFAULT_ROUNDS: u32 = 20;
+const DEFAULT_ROUNDS: u32 = 10;
 
 fn policy(name: &str, budgets: &str) -> Result<()> {
     write_policy(name, &format!("{PERMISSIVE}budgets:\n{budgets}"))
