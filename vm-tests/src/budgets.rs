@@ -7,6 +7,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
@@ -464,7 +466,8 @@ except PermissionError:
         output.read_line(&mut line)?;
         Ok(line.trim().to_owned())
     };
-    // As they come: the socket holds fewer than are sent.
+    // Whoever reads late must find them all.
+    setsockopt(&outside, RcvBufForce, &(4 << 20))?;
     let server = outside.try_clone()?;
     let counted = std::thread::spawn(move || {
         let (mut arrived, mut from, mut buffer) = (0, None, [0; 2000]);
