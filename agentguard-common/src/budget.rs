@@ -91,7 +91,7 @@ shared! {
     pub struct Meter {
         /// Held while anything here is changed.
         pub lock: bpf_spin_lock,
-        /// 1 where the last charge was refused.
+        /// The amount of the last charge, where it was refused; else 0.
         pub refused: u32,
         /// [`Charge::epoch`] since it counts.
         pub epoch: u64,

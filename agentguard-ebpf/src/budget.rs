@@ -249,7 +249,8 @@ unsafe fn take(charge: *const Charge, now: u64, amount: u64) -> u64 {
             }
         }
         write_volatile(&raw mut (*meter).sum, sum);
-        write_volatile(&raw mut (*meter).refused, u32::from(!fits));
+        let refused = if fits { 0 } else { amount as u32 };
+        write_volatile(&raw mut (*meter).refused, refused);
         bpf_spin_unlock(lock);
         u64::from(fits)
     }

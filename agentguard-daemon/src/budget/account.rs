@@ -55,9 +55,9 @@ pub struct Entry {
     /// The meter in the kernel that counts it, where one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Slot>,
-    /// Whether the kernel refused what was to be charged last.
+    /// What the kernel was to charge last, where it refused that; else 0.
     #[serde(skip)]
-    pub refused: bool,
+    pub refused: u64,
     /// Whether it counts bytes of packets.
     #[serde(skip)]
     pub of_packets: bool,
@@ -78,7 +78,7 @@ impl Entry {
             ceiling: 0,
             window: 0,
             kernel: None,
-            refused: false,
+            refused: 0,
             of_packets: budget.quantity.is_of_packets(),
             reserved: 0,
             limit: budget.limit,
@@ -290,6 +290,7 @@ impl Entry {
             meter: self.meter.emptied(),
             grants: Vec::new(),
             kernel: None,
+            refused: 0,
             ceiling: 0,
             ..self.clone()
         }

@@ -13,8 +13,6 @@ use super::ledger::Ledger;
 use super::state::StateError;
 use crate::policy::limits::{AtLimit, Budget};
 
-/// Bytes of the largest packet.
-const PACKET: u64 = 1 << 16;
 /// What a spent budget that denies the network denies.
 const NETWORK: u32 = kind::CONNECTS | kind::SENT | kind::RECEIVED;
 
@@ -142,20 +140,24 @@ impl Ledger {
     }
 
     /// After a start: meters that count still are exact, whatever the file has; of all others what the file has is
-    /// what is known, and they begin again.
-    pub fn adopt(&self, mut read: impl FnMut(u32) -> Option<Meter>) {
+    /// what is known, and they begin again. Accounts that no agent has keep no meters.
+    pub fn adopt(&self, live: &[&str], mut read: impl FnMut(u32) -> Option<Meter>) {
         let (mut inner, _) = self.locked();
-        let doubt = inner.doubt.is_some();
-        for account in inner.accounts.values_mut() {
+        let (doubt, mut epoch) = (inner.doubt.is_some(), inner.epoch);
+        for (name, account) in &mut inner.accounts {
+            let live = live.contains(&name.as_str());
             account.entries.retain(|_, entry| {
-                if entry.kernel.is_none() || entry.learn(&mut read).is_some() {
+                let Some(slot) = entry.kernel else {
                     return true;
-                }
-                entry.kernel = None;
+                };
+                epoch = epoch.max(slot.epoch);
+                let known = entry.learn(&mut read).is_some();
+                entry.kernel = entry.kernel.filter(|_| known && live);
                 // Short windows after a crash are spent: one that is made anew is.
-                !(doubt && entry.meter.is_short())
+                known || !(doubt && entry.meter.is_short())
             });
         }
+        inner.epoch = epoch;
         inner.changed = true;
     }
 
@@ -203,11 +205,10 @@ fn charge(budget: &Budget, entry: &Entry, slot: Slot, now: u64) -> Charge {
 }
 
 impl Entry {
-    /// Whether there is no room for more. A packet may be too large for what is left.
+    /// Whether there is no room for more, or not for what was refused last: a packet may be too large for what is left.
     fn is_spent(&self, budget: &Budget, now: u64) -> bool {
         let (spent, limit) = (self.meter.spent(now), self.limit_of(budget, now));
-        let near = spent.saturating_add(PACKET) > limit;
-        spent >= limit || self.refused && near && budget.quantity.is_of_packets()
+        spent >= limit || self.refused > limit - spent
     }
 
     /// Takes over what the kernel has; whether that is news. None: it has nothing of this count.
@@ -215,7 +216,7 @@ impl Entry {
         let slot = self.kernel?;
         let found = read(slot.index).filter(|it| it.epoch == slot.epoch)?;
         let before = self.meter.clone();
-        self.refused = found.refused != 0;
+        self.refused = u64::from(found.refused);
         if self.meter.is_sliding() {
             let first = found.window.saturating_sub(LIVE - 1);
             let parts = first..=found.window;

@@ -54,6 +54,7 @@ impl Kernel {
         let known = sliding || meter.window == charge.ceiling_window;
         let ceiling = if known { charge.ceiling } else { charge.chunk };
         let fits = meter.sum + amount <= charge.limit.min(ceiling);
+        meter.refused = if fits { 0 } else { amount as u32 };
         if fits {
             meter.sum += amount;
             meter.cells[window as usize % CELLS] += amount;
@@ -86,7 +87,7 @@ impl Bench {
     fn open(&self) -> Arc<Ledger> {
         let (sender, _) = unbounded_channel();
         let ledger = Ledger::open(self.folder.path(), Box::new(self.hands.clone()), sender);
-        ledger.adopt(|number| Some(self.kernel.read(number)));
+        ledger.adopt(&["a"], |number| Some(self.kernel.read(number)));
         ledger
     }
 
@@ -297,4 +298,60 @@ fn refusals_are_counted_once() {
     assert_eq!((seen(4), seen(9), seen(9)), (0, 0, 0));
     // Another daemon begins at nothing.
     assert_eq!(seen(1), 1);
+}
+
+#[test]
+fn packets_that_do_not_fit_close_the_network_only_while_they_do_not() {
+    let rules = "  - {id: a, bytes_sent: 5kB, per: hour}\n";
+    let cut = |bench: &Bench| bench.told.as_ref().unwrap().cut.clone();
+    let mut bench = Bench::new(rules);
+    let ledger = bench.open();
+    let send = |bench: &mut Bench, times: u64| -> u64 {
+        let limits = bench.told.as_ref().unwrap().limits;
+        let now = bench.hands.read().boot + limits.offset;
+        let take = |_: &u64| bench.kernel.take(&limits.charges[0], now, 1000);
+        (0..times).filter(take).count() as u64
+    };
+    bench.tell(&ledger);
+    assert_eq!(send(&mut bench, 4), 4);
+    let large = bench.told.clone().unwrap().limits.charges[0];
+    let now = bench.hands.read().boot + bench.told.clone().unwrap().limits.offset;
+    assert!(!bench.kernel.take(&large, now, 1500));
+    bench.tell(&ledger);
+    assert_eq!(
+        cut(&bench),
+        [0],
+        "1,000 bytes are left, and 1,500 were wanted"
+    );
+    // More is there, whoever gave it, and nobody had to send anything first.
+    ledger.grant("a", 1, &bench.list[0], 1000).unwrap();
+    bench.tell(&ledger);
+    assert!(cut(&bench).is_empty());
+    assert_eq!(send(&mut bench, 9), 2);
+    bench.tell(&ledger);
+    assert_eq!(cut(&bench), [0]);
+    bench.hands.0.pass(HOUR);
+    bench.tell(&ledger);
+    assert!(cut(&bench).is_empty());
+    assert_eq!(send(&mut bench, 9), 5);
+    ledger.reset(Some("a")).unwrap();
+    bench.tell(&ledger);
+    assert!(cut(&bench).is_empty());
+}
+
+#[test]
+fn an_account_without_agents_has_no_meters_after_a_start() {
+    let mut bench = Bench::new("  - {id: a, opens: 100, per: day}\n");
+    let ledger = bench.open();
+    bench.tell(&ledger);
+    assert_eq!(bench.act(30), 30);
+    drop(ledger);
+    let (sender, _) = unbounded_channel();
+    let ledger = Ledger::open(bench.folder.path(), Box::new(bench.hands.clone()), sender);
+    ledger.adopt(&[], |number| Some(bench.kernel.read(number)));
+    let before = bench.told.clone().unwrap().limits.charges[0];
+    assert_eq!(ledger.report("a", 1, &bench.list)[0].spent, 30);
+    bench.tell(&ledger);
+    assert!(bench.told.clone().unwrap().limits.charges[0].epoch > before.epoch);
+    assert_eq!(bench.act(100), 70);
 }

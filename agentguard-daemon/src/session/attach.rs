@@ -213,6 +213,7 @@ impl Engine {
             tracing::error!("failed to undo an attach that had failed: {error}");
         }
         self.strike(agent.slot);
+        self.end_limits(agent);
     }
 }
 

@@ -949,3 +949,20 @@ async fn what_the_kernel_counted_is_shown_and_acted_on() {
     let again = again.charges[0];
     assert!(again.epoch > charge.epoch && again.base == 0);
 }
+
+#[tokio::test]
+async fn an_attach_that_fails_leaves_no_meter_taken() {
+    let bench = Bench::new();
+    bench.write("p", COUNTED);
+    bench.kernel(|kernel| kernel.fails = Some("govern"));
+    for _ in 0..3 {
+        assert!(bench.attach("a", "/one").await.is_err());
+    }
+    bench.kernel(|kernel| kernel.fails = None);
+    bench.attach("a", "/one").await.unwrap();
+    let meters = bench.kernel(|kernel| {
+        let limits = kernel.limits.values();
+        limits.map(|it| it.charges[0].meter).collect::<Vec<_>>()
+    });
+    assert_eq!(meters, [0], "the first one is free");
+}

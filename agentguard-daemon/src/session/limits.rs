@@ -120,12 +120,10 @@ impl Engine {
                 Box::new(HostClock),
                 self.limits.events.clone(),
             );
-            let live: Vec<u32> = lock(&self.state)
-                .registry
-                .iter()
-                .map(|it| it.session)
-                .collect();
-            ledger.adopt(|number| self.meter(number));
+            let agents: Vec<Agent> = lock(&self.state).registry.iter().cloned().collect();
+            let accounts: Vec<&str> = agents.iter().map(|it| it.account.as_str()).collect();
+            ledger.adopt(&accounts, |number| self.meter(number));
+            let live: Vec<u32> = agents.iter().map(|it| it.session).collect();
             ledger.keep_sessions(&live);
             if let Some(error) = ledger.broken() {
                 tracing::error!("{error}");
