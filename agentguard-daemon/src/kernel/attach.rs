@@ -4,24 +4,13 @@ use std::io;
 use std::path::Path;
 
 use aya::programs::links::FdLink;
-use aya::programs::{BtfTracePoint, CgroupSockAddr, Iter, Lsm};
+use aya::programs::{BtfTracePoint, Iter, Lsm};
 use aya::{Btf, Ebpf};
 
 use super::{Guard, KernelError, hooks};
 
 /// Tracepoints that keep lineage and record the life of processes.
 const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_process_exit"];
-/// Programs of an agent's cgroup, with the numbers of the places that they are attached to.
-pub(super) const REDIRECTS: &[(&str, u32)] = &[
-    ("ag_connect4", 10),
-    ("ag_connect6", 11),
-    ("ag_sendmsg4", 14),
-    ("ag_sendmsg6", 15),
-    ("ag_recvmsg4", 19),
-    ("ag_recvmsg6", 20),
-    ("ag_getpeername4", 29),
-    ("ag_getpeername6", 30),
-];
 /// The task iterator.
 pub(super) const ITERATOR: &str = "settle_tasks";
 
@@ -41,17 +30,6 @@ impl Guard {
             program
                 .load(name, btf)
                 .map_err(|error| refused(name, error))?;
-        }
-        Ok(())
-    }
-
-    /// Attached when an agent's resolver listens.
-    pub(super) fn load_redirects(&mut self) -> Result<(), KernelError> {
-        for (name, _) in REDIRECTS {
-            let program: &mut CgroupSockAddr = program(self.object(), name)?;
-            program
-                .load()
-                .map_err(|error| of_program("load", name, error))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod adopt;
 mod attach;
 mod btf;
 mod budget;
+mod cgroup;
 mod error;
 mod fields;
 mod guard;

@@ -1,16 +1,28 @@
 //! Where an agent's questions to name servers go: its resolver's port, and the programs of its cgroup that send them
 //! there. Nothing may be said to be redirected before the programs are there.
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use agentguard_common::opened::Resolver;
 use aya::programs::CgroupSockAddr;
 
-use super::attach::{REDIRECTS, of_program, program};
+use super::attach::{of_program, program};
+use super::cgroup::{Placed, detach_from};
 use super::guard::Bytes;
 use super::load::failed;
-use super::{Guard, KernelError, sys};
+use super::{Guard, KernelError};
+
+/// The programs that redirect, with the numbers of the places that they are attached to.
+const REDIRECTS: &[Placed] = &[
+    ("ag_connect4", 10),
+    ("ag_connect6", 11),
+    ("ag_sendmsg4", 14),
+    ("ag_sendmsg6", 15),
+    ("ag_recvmsg4", 19),
+    ("ag_recvmsg6", 20),
+    ("ag_getpeername4", 29),
+    ("ag_getpeername6", 30),
+];
 
 /// Where the resolver of an agent listens, on loopback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +36,17 @@ pub struct ResolverPlace {
 }
 
 impl Guard {
+    /// Attached when an agent's resolver listens.
+    pub(super) fn load_redirects(&mut self) -> Result<(), KernelError> {
+        for (name, _) in REDIRECTS {
+            let program: &mut CgroupSockAddr = program(self.object(), name)?;
+            program
+                .load()
+                .map_err(|error| of_program("load", name, error))?;
+        }
+        Ok(())
+    }
+
     /// Where the resolver of an agent listens, if it does.
     pub fn resolver_of(&self, agent: u32) -> Result<Option<ResolverPlace>, KernelError> {
         let found = self
@@ -50,7 +73,11 @@ impl Guard {
         let before = self.resolver_of(agent)?;
         if place.is_some() {
             // Only when the programs are there may anything be permitted to go to them.
-            self.redirect(cgroup)?;
+            self.attach_to(
+                cgroup,
+                REDIRECTS,
+                "redirect the agent's questions to its resolver",
+            )?;
         }
         let value = place.map_or_else(Resolver::default, |place| Resolver {
             session: place.session,
@@ -72,7 +99,7 @@ impl Guard {
         }
         if place.is_none() {
             // Sockets that were told of the resolver are as any others again.
-            Self::redirect_no_more(cgroup)?;
+            detach_from(cgroup, REDIRECTS, "stop redirecting the agent's questions")?;
         }
         Ok(())
     }
@@ -85,51 +112,4 @@ impl Guard {
         let bits = if on { bits | bit } else { bits & !bit };
         ports.set(word, bits, 0).map_err(error)
     }
-
-    /// Attaches the programs that redirect questions to a cgroup. They go with it.
-    fn redirect(&mut self, cgroup: &Path) -> Result<(), KernelError> {
-        let folder = std::fs::File::open(cgroup).map_err(io("open the agent's cgroup"))?;
-        for (name, kind) in REDIRECTS {
-            let program: &mut CgroupSockAddr = program(self.object(), name)?;
-            let ours = program
-                .fd()
-                .map_err(|error| of_program("find", name, error))?;
-            let id = program
-                .info()
-                .map_err(|error| of_program("find", name, error))?
-                .id();
-            let before = sys::attached(folder.as_fd(), *kind)
-                .map_err(io("list the programs of the agent's cgroup"))?;
-            if before.iter().any(|other| other.id == id) {
-                continue;
-            }
-            sys::attach(folder.as_fd(), ours.as_fd(), *kind)
-                .map_err(io("redirect the agent's questions to its resolver"))?;
-            // Those of an earlier daemon go; of others nothing is touched.
-            for other in before.iter().filter(|other| other.name == *name) {
-                let _ = sys::detach(folder.as_fd(), other.descriptor.as_fd(), *kind);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the programs that redirect questions off a cgroup, if it is still there.
-    fn redirect_no_more(cgroup: &Path) -> Result<(), KernelError> {
-        let Ok(folder) = std::fs::File::open(cgroup) else {
-            return Ok(());
-        };
-        for (name, kind) in REDIRECTS {
-            let found = sys::attached(folder.as_fd(), *kind)
-                .map_err(io("list the programs of the agent's cgroup"))?;
-            for ours in found.iter().filter(|other| other.name == *name) {
-                sys::detach(folder.as_fd(), ours.descriptor.as_fd(), *kind)
-                    .map_err(io("stop redirecting the agent's questions"))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn io(action: &'static str) -> impl Fn(std::io::Error) -> KernelError {
-    move |error| KernelError::Io { action, error }
 }

@@ -388,25 +388,11 @@ const BPF_F_REPLACE: u32 = 4;
 /// Most programs of one kind on one cgroup.
 const MAX_PROGRAMS: usize = 64;
 
-/// Attaches a program to a cgroup; it stays for as long as the cgroup does.
-pub fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
-    call(
-        BPF_PROG_ATTACH,
-        &mut Attach {
-            target: cgroup.as_raw_fd(),
-            program: program.as_raw_fd(),
-            kind,
-            flags: BPF_F_ALLOW_MULTI,
-            ..Attach::default()
-        },
-    )
-}
-
-/// Puts a program into the place of another one that is attached, in one step.
-pub fn replace(
+/// Attaches a program to a cgroup, perhaps into the place of an earlier one; it stays for as long as the cgroup does.
+pub fn attach(
     cgroup: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
-    earlier: BorrowedFd<'_>,
+    earlier: Option<BorrowedFd<'_>>,
     kind: u32,
 ) -> io::Result<()> {
     call(
@@ -415,8 +401,8 @@ pub fn replace(
             target: cgroup.as_raw_fd(),
             program: program.as_raw_fd(),
             kind,
-            flags: BPF_F_ALLOW_MULTI | BPF_F_REPLACE,
-            replaced: earlier.as_raw_fd().cast_unsigned(),
+            flags: BPF_F_ALLOW_MULTI | earlier.map_or(0, |_| BPF_F_REPLACE),
+            replaced: earlier.map_or(0, |it| it.as_raw_fd().cast_unsigned()),
             ..Attach::default()
         },
     )

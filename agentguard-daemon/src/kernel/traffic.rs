@@ -2,8 +2,6 @@
 //! that count. It must never remove a row that a program may still count in.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +11,13 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::CgroupSkb;
 
 use super::attach::{of_program, program};
+use super::cgroup::{Placed, detach_from};
 use super::guard::Bytes;
 use super::load::{failed, open};
-use super::{Guard, KernelError, sys};
+use super::{Guard, KernelError};
 
 /// The programs, with the numbers of the places that they are attached to.
-const COUNTERS: &[(&str, u32)] = &[("ag_ingress", 0), ("ag_egress", 1)];
+const COUNTERS: &[Placed] = &[("ag_ingress", 0), ("ag_egress", 1)];
 
 // SAFETY: `repr(C)` structs of integers without padding.
 unsafe impl aya::Pod for Bytes<Flow> {}
@@ -118,52 +117,12 @@ impl Guard {
             };
             self.traffic.set_account(who.agent, account)?;
         }
-        let folder = File::open(cgroup).map_err(io("open the agent's cgroup"))?;
-        for (name, kind) in COUNTERS {
-            let program: &mut CgroupSkb = program(self.object(), name)?;
-            let ours = program
-                .fd()
-                .map_err(|error| of_program("find", name, error))?;
-            let id = program
-                .info()
-                .map_err(|error| of_program("find", name, error))?
-                .id();
-            let mut before = sys::attached(folder.as_fd(), *kind)
-                .map_err(io("list the programs of the agent's cgroup"))?;
-            before.retain(|other| other.name == *name);
-            if before.iter().any(|other| other.id == id) {
-                continue;
-            }
-            let count = io("count the agent's traffic");
-            let mut before = before.iter().map(|other| other.descriptor.as_fd());
-            // In one step: two would count each packet twice, none would miss some.
-            if let Some(earlier) = before.next() {
-                sys::replace(folder.as_fd(), ours.as_fd(), earlier, *kind).map_err(count)?;
-            } else {
-                sys::attach(folder.as_fd(), ours.as_fd(), *kind).map_err(count)?;
-            }
-            for more in before {
-                // It may have gone.
-                let _ = sys::detach(folder.as_fd(), more, *kind);
-            }
-        }
-        Ok(())
+        self.attach_to(cgroup, COUNTERS, "count the agent's traffic")
     }
 
     /// Takes the programs that count off a cgroup, if it is still there.
     pub fn count_no_more(&mut self, cgroup: &Path) -> Result<(), KernelError> {
-        let Ok(folder) = File::open(cgroup) else {
-            return Ok(());
-        };
-        for (name, kind) in COUNTERS {
-            let found = sys::attached(folder.as_fd(), *kind)
-                .map_err(io("list the programs of the agent's cgroup"))?;
-            for ours in found.iter().filter(|other| other.name == *name) {
-                sys::detach(folder.as_fd(), ours.descriptor.as_fd(), *kind)
-                    .map_err(io("stop counting the agent's traffic"))?;
-            }
-        }
-        Ok(())
+        detach_from(cgroup, COUNTERS, "stop counting the agent's traffic")
     }
 
     /// Everything that was counted for agents whose numbers were not forgotten.
@@ -200,8 +159,4 @@ impl Guard {
     pub fn forget_traffic(&mut self, who: Membership) -> Result<(), KernelError> {
         self.traffic.forget(who)
     }
-}
-
-fn io(action: &'static str) -> impl Fn(std::io::Error) -> KernelError {
-    move |error| KernelError::Io { action, error }
 }
