@@ -170,8 +170,7 @@ impl Engine {
             enforcer.label_members()?;
             Ok(())
         };
-        let cut = self.tell_limits(agent, policy)?;
-        self.note_cuts(agent, policy, &cut);
+        self.limit(agent, policy)?;
         lock(&self.enforcer).install(agent.slot, table)?;
         warn_of_cuts(agent, &searched);
         self.protect(agent, searched)?;

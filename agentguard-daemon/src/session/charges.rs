@@ -23,29 +23,52 @@ pub(super) struct Told {
 
 impl Engine {
     /// Agents with budgets that kernel programs charge.
-    pub(super) fn charged(&self) -> Vec<(Agent, Arc<Policy>)> {
+    fn charged(&self) -> Vec<(Agent, Arc<Policy>)> {
         let mut limited = self.limited();
         limited.retain(|(_, policy)| policy.limits().are_for_kernel());
         limited
     }
 
-    /// Takes over what the kernel has counted, and tells it how far it may go: of every agent.
-    pub(super) fn charge_all(&self) {
+    /// Takes over what the kernel has counted, and tells it how far it may go: of every agent. Whether there is one.
+    pub(super) fn charge_all(&self) -> bool {
+        let charged = self.charged();
+        for (agent, policy) in &charged {
+            self.limit_again(agent, policy);
+        }
+        !charged.is_empty()
+    }
+
+    /// Tells the kernel the limits of an agent, before a policy with these budgets is in force.
+    pub(super) fn limit(&self, agent: &Agent, policy: &Policy) -> Result<(), SessionError> {
+        let cut = self.tell_limits(agent, policy)?;
+        for budget in cut.iter().map(|index| &policy.limits().budgets[*index]) {
+            let what = format!("no connection is permitted: {} are spent", budget.text());
+            let reason = budget.reason.as_deref();
+            self.note_of(agent, op::BUDGET, Some(&budget.id), reason, &what);
+        }
+        Ok(())
+    }
+
+    /// The same for a policy that is in force. On an error what the kernel was told before goes on, and ends where the
+    /// disk says.
+    pub(super) fn limit_again(&self, agent: &Agent, policy: &Policy) {
+        if let Err(error) = self.limit(agent, policy) {
+            tracing::error!("`{}`: {}", agent.name, error.line());
+        }
+    }
+
+    /// After a start: the same for all, without a word in the log, where the records of the one before us come first.
+    pub(super) fn limit_restored(&self) {
         for (agent, policy) in self.charged() {
-            match self.tell_limits(&agent, &policy) {
-                Ok(cut) => self.note_cuts(&agent, &policy, &cut),
-                // What the kernel was told before goes on, and ends where the disk says.
-                Err(error) => tracing::error!("`{}`: {}", agent.name, error.line()),
+            if let Err(error) = self.tell_limits(&agent, &policy) {
+                tracing::error!("`{}`: {}", agent.name, error.line());
             }
         }
     }
 
-    /// The same of one agent, also before its policy is in force. Gives the budgets that deny the network from now on.
-    pub(super) fn tell_limits(
-        &self,
-        agent: &Agent,
-        policy: &Policy,
-    ) -> Result<Vec<usize>, SessionError> {
+    /// Takes over the counts and tells the limits, if they are others than before. Gives the budgets that deny the
+    /// network from now on.
+    fn tell_limits(&self, agent: &Agent, policy: &Policy) -> Result<Vec<usize>, SessionError> {
         let budgets = &policy.limits().budgets;
         if !policy.limits().are_for_kernel() {
             return Ok(Vec::new());
@@ -76,17 +99,15 @@ impl Engine {
         Ok(cut)
     }
 
-    /// Says which budgets deny the network from now on.
-    pub(super) fn note_cuts(&self, agent: &Agent, policy: &Policy, cut: &[usize]) {
-        for budget in cut.iter().map(|index| &policy.limits().budgets[*index]) {
-            let what = format!("no connection is permitted: {} are spent", budget.text());
-            let reason = budget.reason.as_deref();
-            self.note_of(agent, op::BUDGET, Some(&budget.id), reason, &what);
+    /// Takes over what the kernel has counted.
+    pub(super) fn take_all_counts(&self) {
+        for (agent, _) in self.charged() {
+            self.take_counts(&agent);
         }
     }
 
     /// Takes over what the kernel has counted for an agent's account.
-    pub(super) fn take_counts(&self, agent: &Agent) {
+    fn take_counts(&self, agent: &Agent) {
         self.ledger()
             .take_over(agent.account.as_str(), |number| self.meter(number));
     }

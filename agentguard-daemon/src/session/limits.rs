@@ -1,16 +1,13 @@
 //! Budgets, schedules and the model gateway of this engine's agents.
 //!
-//! What kernel programs charge is told to them, and taken over from them, in `charges.rs`. The ledger is opened, and the gateway started, when the first policy needs them. A timekeeper looks at every
-//! such agent once a second, charges its times, and freezes or kills where a budget or a schedule says so. What
-//! it cannot find out counts against the agent.
+//! The ledger is opened, and the gateway started, when the first policy needs them. `timekeeper.rs` holds what
+//! passes with time, `charges.rs` what kernel programs charge.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc};
 
 use super::charges::Told;
@@ -18,18 +15,11 @@ use super::engine::{Engine, lock};
 use super::{Nearest, PolicyRequest, SessionError};
 use crate::agent::Agent;
 use crate::audit::{Record, record::op};
-use crate::budget::{AccountStatus, Event, HostClock, Ledger, Overrun, Sight};
+use crate::budget::{AccountStatus, Event, HostClock, Ledger};
 use crate::event::escape::escape;
 use crate::gateway::{Caller, Gateway, GatewayConfig, Host};
 use crate::policy::Policy;
-use crate::policy::limits::{AtLimit, Outside, Schedule, parse_amount};
-
-/// How often the timekeeper looks.
-const LOOK: Duration = Duration::from_secs(1);
-/// The same where kernel programs charge: before they come to the end of what they were told.
-const GLANCE: Duration = Duration::from_millis(250);
-/// After so many looks what changed is written down.
-const LOOKS: u32 = 5;
+use crate::policy::limits::{Schedule, parse_amount};
 
 /// What an engine has of them.
 pub(super) struct Limits {
@@ -37,15 +27,15 @@ pub(super) struct Limits {
     config: GatewayConfig,
     /// Listen at a free port: this engine lives no longer than its one agent.
     any_port: bool,
-    ledger: OnceLock<Arc<Ledger>>,
+    pub(super) ledger: OnceLock<Arc<Ledger>>,
     gateway: tokio::sync::Mutex<Option<Arc<Gateway>>>,
     /// For those who only look.
-    running: Mutex<Option<Arc<Gateway>>>,
-    alert: Arc<Notify>,
+    pub(super) running: Mutex<Option<Arc<Gateway>>>,
+    pub(super) alert: Arc<Notify>,
     /// By agent slot.
     pub(super) told: Mutex<BTreeMap<u32, Told>>,
     events: mpsc::UnboundedSender<Event>,
-    listener: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
+    pub(super) listener: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
 }
 
 impl Limits {
@@ -215,184 +205,6 @@ impl Engine {
         pairs.collect()
     }
 
-    /// Begins to hold budgets and schedules; ends with the engine.
-    pub(super) async fn keep_time(self: &Arc<Self>) {
-        for (agent, policy) in self.limited() {
-            if let Err(error) = self.prepare_limits(&policy).await {
-                let what =
-                    format!("calls of models fail, and what needs the ledger is denied: {error}");
-                tracing::error!("`{}`: {what}", agent.name);
-                self.note_of(&agent, op::ALARM, None, None, &what);
-            }
-        }
-        let Some(mut events) = lock(&self.limits.listener).take() else {
-            return;
-        };
-        let (engine, alert) = (Arc::downgrade(self), self.limits.alert.clone());
-        tokio::spawn(async move {
-            let (mut looks, mut looked) = (0u32, Instant::now());
-            let mut pause = LOOK;
-            loop {
-                let alerted = tokio::select! {
-                    () = tokio::time::sleep(pause) => false,
-                    () = alert.notified() => true,
-                };
-                let Some(engine) = engine.upgrade() else {
-                    return;
-                };
-                pause = if engine.charged().is_empty() {
-                    LOOK
-                } else {
-                    GLANCE
-                };
-                if !alerted && looked.elapsed() < LOOK {
-                    let glance = tokio::task::spawn_blocking(move || engine.charge_all());
-                    if let Err(error) = glance.await {
-                        tracing::error!("ALARM: the timekeeper failed: {error}");
-                    }
-                    continue;
-                }
-                looked = Instant::now();
-                looks = looks.wrapping_add(1);
-                while let Ok(event) = events.try_recv() {
-                    engine.note_event(&event);
-                }
-                let look = tokio::task::spawn_blocking(move || engine.look(looks % LOOKS == 0));
-                if let Err(error) = look.await {
-                    tracing::error!("ALARM: the timekeeper failed: {error}");
-                }
-            }
-        });
-    }
-
-    /// One look at every agent.
-    fn look(&self, write: bool) {
-        self.charge_all();
-        for (agent, policy) in self.limited() {
-            let running = lock(&self.limits.running).clone();
-            let active = running.is_some_and(|it| it.is_active(agent.session));
-            // What cannot be read is not less than before.
-            let cpu = agent.cgroup.cpu_usage().unwrap_or(u64::MAX);
-            let overruns = self.ledger().observe(
-                agent.account.as_str(),
-                agent.session,
-                &policy.limits().budgets,
-                Sight {
-                    cpu,
-                    active,
-                    denied: self.recorder().tally(agent.session).denied,
-                },
-            );
-            for overrun in overruns {
-                self.overrun(&agent, &overrun);
-            }
-            self.hold_schedules(&agent, &policy.limits().schedules);
-        }
-        if write
-            && let Some(ledger) = self.limits.ledger.get()
-            && ledger.has_changed()
-            && let Err(error) = ledger.checkpoint()
-        {
-            tracing::error!("{error}");
-        }
-    }
-
-    fn overrun(&self, agent: &Agent, overrun: &Overrun) {
-        let what = match overrun.at_limit {
-            AtLimit::Kill => self.end_by_limit(agent, &overrun.what),
-            // What only denies is denied where it is counted.
-            AtLimit::Deny | AtLimit::DenyNetwork => return,
-            AtLimit::Freeze => self.freeze_by_limit(agent, &overrun.what),
-        };
-        if let Some(what) = what {
-            let reason = overrun.reason.as_deref();
-            self.note_of(agent, op::BUDGET, Some(&overrun.budget), reason, &what);
-        }
-    }
-
-    /// Freezes; says so, or nothing where it stood still already.
-    fn freeze_by_limit(&self, agent: &Agent, why: &str) -> Option<String> {
-        if agent.cgroup.is_frozen() {
-            return None;
-        }
-        Some(match self.freeze(agent.name.as_str()) {
-            Ok(()) => format!("frozen: {why}"),
-            Err(error) => format!("not frozen ({error}): {why}"),
-        })
-    }
-
-    fn end_by_limit(&self, agent: &Agent, why: &str) -> Option<String> {
-        if agent.cgroup.is_empty() {
-            return None;
-        }
-        Some(match self.kill(agent.name.as_str()) {
-            Ok(()) => format!("killed: {why}"),
-            Err(error) => format!("not killed ({error}): {why}"),
-        })
-    }
-
-    /// All schedules must hold, by the clock as it is and by the latest that it ever was.
-    fn hold_schedules(&self, agent: &Agent, schedules: &[Schedule]) {
-        if schedules.is_empty() {
-            return;
-        }
-        let (latest, now) = self.ledger().wall();
-        let moment = |nanoseconds: u64| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok();
-        let moments = [moment(latest), moment(now)];
-        // A clock that cannot be read is no working hour.
-        let is_open = |schedule: &&Schedule| {
-            moments
-                .iter()
-                .all(|it| it.is_some_and(|it| schedule.at(it).open))
-        };
-        let account = agent.account.as_str();
-        let rests = self.ledger().rests(account, agent.session);
-        let Some(closed) = schedules.iter().find(|it| !is_open(it)) else {
-            if rests {
-                self.ledger().set_rests(account, agent.session, false);
-                if agent.cgroup.is_frozen() {
-                    let what = match self.thaw(agent.name.as_str()) {
-                        Ok(()) => "thawed: its hours have begun".to_owned(),
-                        Err(error) => format!("not thawed: {error}"),
-                    };
-                    self.note_of(agent, op::BUDGET, Some("schedule"), None, &what);
-                }
-            }
-            return;
-        };
-        let why = format!("outside of {} ({})", closed.text(), closed.place);
-        let what = match closed.outside {
-            Outside::Kill => self.end_by_limit(agent, &why),
-            Outside::Freeze => {
-                let what = self.freeze_by_limit(agent, &why);
-                if what.is_some() {
-                    self.ledger().set_rests(account, agent.session, true);
-                }
-                what
-            }
-        };
-        if let Some(what) = what {
-            self.note_of(
-                agent,
-                op::BUDGET,
-                Some("schedule"),
-                closed.reason.as_deref(),
-                &what,
-            );
-        }
-    }
-
-    fn note_event(&self, event: &Event) {
-        let name = self.agent_of_session(event.session);
-        self.note(Record {
-            agent: name.map(Cow::Owned),
-            session: Some(event.session),
-            rule: Some(escape(event.budget.as_bytes())),
-            detail: Some(escape(event.what.as_bytes())),
-            ..Record::new(op::BUDGET)
-        });
-    }
-
     pub(super) fn note_of(
         &self,
         agent: &Agent,
@@ -422,9 +234,7 @@ impl Engine {
 
     /// The end of this engine: what is spent is exact for the next.
     pub(super) async fn close_limits(&self) {
-        for (agent, _) in self.charged() {
-            self.take_counts(&agent);
-        }
+        self.take_all_counts();
         *lock(&self.limits.running) = None;
         self.limits.gateway.lock().await.take();
         if let Some(ledger) = self.limits.ledger.get()
@@ -439,9 +249,7 @@ impl Engine {
         if let Some(name) = name {
             lock(&self.state).registry.find(name)?;
         }
-        for (agent, _) in self.charged() {
-            self.take_counts(&agent);
-        }
+        self.take_all_counts();
         let limited = self.limited();
         let wanted = limited
             .iter()

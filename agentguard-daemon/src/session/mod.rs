@@ -26,6 +26,7 @@ mod restore;
 mod scout;
 mod store;
 mod swap;
+mod timekeeper;
 mod traffic;
 mod watch;
 

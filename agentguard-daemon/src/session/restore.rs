@@ -74,11 +74,7 @@ impl Engine {
             notes.extend(saved.agents.iter().map(gone));
         }
         // Its records name budgets, and it may have come to the end of what it was told.
-        for (agent, policy) in self.charged() {
-            if let Err(error) = self.tell_limits(&agent, &policy) {
-                tracing::error!("`{}`: {}", agent.name, error.line());
-            }
-        }
+        self.limit_restored();
         self.release_strangers(&memberships)?;
         self.unprotect_strangers();
         self.save()?;

@@ -121,8 +121,7 @@ impl Engine {
         };
         // First on the disk, then in the kernel: a daemon that finds us dead installs it again.
         let installed = self.save().and_then(|()| {
-            let cut = self.tell_limits(agent, policy)?;
-            self.note_cuts(agent, policy, &cut);
+            self.limit(agent, policy)?;
             let mut enforcer = lock(&self.enforcer);
             // What a name opened and is not permitted any more goes before the new policy comes.
             judge_openings(&mut **enforcer, agent, policy)?;
@@ -136,10 +135,8 @@ impl Engine {
                     .in_force
                     .extend(before.clone().map(|before| (agent.slot, before)));
             }
-            if let Some(before) = &before
-                && let Err(error) = self.tell_limits(agent, &before.policy)
-            {
-                tracing::error!("`{}`: {}", agent.name, error.line());
+            if let Some(before) = &before {
+                self.limit_again(agent, &before.policy);
             }
             // The new policy may have opened something meanwhile.
             if let Some(before) = &before
