@@ -1,92 +1,41 @@
 //! The kernel's own charging of budgets against a list of everything that was ever charged, and in races: the
 //! classifier `selftest` runs the code of the hooks under `BPF_PROG_TEST_RUN`, which needs root but no BPF LSM.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::large_stack_arrays,
-    reason = "a test says where it fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a test says where it fails")]
+
+#[path = "support/selftest.rs"]
+mod selftest;
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use agentguard::kernel::{Guard, GuardOptions, boot_time};
+use agentguard::kernel::boot_time;
 use agentguard::policy::generate::Random;
 use agentguard::policy::{LoadOptions, load_text};
 use agentguard_common::budget::{Charge, LIVE, Limits, NO_METER, PER_AGENT, kind};
-use agentguard_common::selftest::{self, Case};
-use agentguard_common::table::MAX_COMMAND;
-use aya::maps::{Array, MapData};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use agentguard_common::selftest::kind as kind_of_case;
+use aya::programs::SchedClassifier;
+use selftest::{Kernel, run, skipped};
 
 /// Far more than a test takes: time passes only where the test says so.
 const HOUR: u64 = 3_600_000_000_000;
 
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Input(Case);
-
-// SAFETY: `Case` is `repr(C)` and has no padding.
-unsafe impl aya::Pod for Input {}
-
-struct Kernel {
-    guard: Guard,
-    input: Array<MapData, Input>,
-    case: Box<Input>,
+/// The kernel, with a policy: any one.
+fn load() -> Kernel {
+    let mut kernel = Kernel::load();
+    let text = "version: 1\nname: any\n";
+    let policy = load_text("any.yaml".as_ref(), text, &LoadOptions::default()).unwrap();
+    let table = policy.compile(1).unwrap().bytes;
+    kernel.guard.install(1, &table).unwrap();
+    kernel.case().kind = kind_of_case::CHARGE;
+    kernel
 }
 
-impl Kernel {
-    fn load() -> Self {
-        let mut guard = Guard::load_object(&GuardOptions::default()).unwrap();
-        let input = guard.object().take_map("SELFTEST").unwrap();
-        let program: &mut SchedClassifier = guard
-            .object()
-            .program_mut("selftest")
-            .unwrap()
-            .try_into()
-            .unwrap();
-        program.load().unwrap();
-        // Any policy: nothing is charged for an agent without one.
-        let text = "version: 1\nname: any\n";
-        let policy = load_text("any.yaml".as_ref(), text, &LoadOptions::default()).unwrap();
-        guard.install(1, &policy.compile(1).unwrap().bytes).unwrap();
-        let case = Case {
-            kind: selftest::kind::CHARGE,
-            access: 0,
-            path_len: 0,
-            args_len: 0,
-            count: 0,
-            reserved: 0,
-            bytes: [0; 4096 + MAX_COMMAND],
-        };
-        Self {
-            guard,
-            input: Array::try_from(input).unwrap(),
-            case: Box::new(Input(case)),
-        }
-    }
-
-    fn program(&mut self) -> &mut SchedClassifier {
-        let program = self.guard.object().program_mut("selftest").unwrap();
-        program.try_into().unwrap()
-    }
-
-    /// What is charged from now on.
-    fn charge_this(&mut self, kinds: u32, marks: u32, amount: u32) {
-        let case = &mut self.case.0;
-        (case.access, case.args_len, case.count) = (kinds, marks, amount);
-        self.input.set(0, *self.case, 0).unwrap();
-    }
-
-    fn run(&mut self) -> u32 {
-        run(self.program())
-    }
-}
-
-fn run(program: &SchedClassifier) -> u32 {
-    let mut options = TestRunOptions::new();
-    options.data_in = Some(&[0u8; 64]);
-    program.test_run(options).unwrap().return_value
+/// What is charged from now on.
+fn charge_this(kernel: &mut Kernel, kinds: u32, marks: u32, amount: u32) {
+    let case = kernel.case();
+    (case.access, case.args_len, case.count) = (kinds, marks, amount);
+    kernel.set();
 }
 
 fn limits(offset: u64, charges: &[Charge]) -> Limits {
@@ -98,15 +47,6 @@ fn limits(offset: u64, charges: &[Charge]) -> Limits {
         reserved: 0,
         charges: all,
     }
-}
-
-/// Says why a test that needs the kernel does not run.
-fn skipped() -> bool {
-    let skipped = !nix::unistd::geteuid().is_root();
-    if skipped {
-        eprintln!("skipped: loading a kernel program needs root; run the tests with sudo");
-    }
-    skipped
 }
 
 /// The reference: everything that was ever granted, with the number of its part.
@@ -179,7 +119,7 @@ fn the_kernel_charges_as_a_list_of_all_charges_says() {
     if skipped() {
         return;
     }
-    let mut kernel = Kernel::load();
+    let mut kernel = load();
     let (mut granted, mut refused) = (0u32, 0u32);
     for seed in 0..120u64 {
         let mut random = Random::new(seed);
@@ -214,7 +154,7 @@ fn the_kernel_charges_as_a_list_of_all_charges_says() {
             }
             let (kinds, marks) = (1 << random.below(4), (random.below(16) as u32) << 12);
             let amount = 1 + random.below(4) as u64;
-            kernel.charge_this(kinds, marks, amount as u32);
+            charge_this(&mut kernel, kinds, marks, amount as u32);
             let part = |charge: &Charge| now.checked_div(charge.length).unwrap_or(0);
             let concerned: Vec<usize> = (0..count)
                 .filter(|index| {
@@ -259,8 +199,8 @@ fn without_limits_nothing_is_granted() {
     if skipped() {
         return;
     }
-    let mut kernel = Kernel::load();
-    kernel.charge_this(kind::OPENS, 0, 1);
+    let mut kernel = load();
+    charge_this(&mut kernel, kind::OPENS, 0, 1);
     assert_eq!(kernel.run(), u32::from(NO_METER) + 1);
     let offset = 0;
     kernel.guard.set_limits(1, &limits(offset, &[])).unwrap();
@@ -274,7 +214,7 @@ fn a_race_for_the_last_unit_grants_exactly_the_limit() {
     if skipped() {
         return;
     }
-    let mut kernel = Kernel::load();
+    let mut kernel = load();
     let offset = 1_000_000 * HOUR + HOUR / 2 - boot_time().unwrap();
     for round in 0..100u64 {
         let limit = 1 + round % 40;
@@ -298,7 +238,7 @@ fn a_race_for_the_last_unit_grants_exactly_the_limit() {
             .guard
             .set_limits(1, &limits(offset, &charges))
             .unwrap();
-        kernel.charge_this(kind::OPENS, 0, 1);
+        charge_this(&mut kernel, kind::OPENS, 0, 1);
         let (granted, start) = (AtomicU64::new(0), Barrier::new(64));
         let program: &SchedClassifier = kernel.program();
         std::thread::scope(|scope| {

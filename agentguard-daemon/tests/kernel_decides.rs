@@ -1,21 +1,19 @@
 //! The kernel's own decide code against the naive reference, in bulk: the classifier `selftest` runs
 //! the code of the hooks under `BPF_PROG_TEST_RUN`, which needs root but no BPF LSM.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::large_stack_arrays,
-    reason = "a test says where it fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a test says where it fails")]
 
-use agentguard::kernel::{Grants, Guard, GuardOptions, Opening};
+#[path = "support/selftest.rs"]
+mod selftest;
+
+use agentguard::kernel::{Grants, Opening};
 use agentguard::policy::generate::{Generator, Random};
 use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, load_text};
 use agentguard_common::record::Destination;
-use agentguard_common::selftest::{Case, kind};
-use agentguard_common::table::{MAX_COMMAND, SMALL_TABLE};
+use agentguard_common::selftest::kind;
+use agentguard_common::table::SMALL_TABLE;
 use agentguard_common::verdict::{Reason, Verdict, access};
-use aya::maps::{Array, MapData};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use selftest::{Kernel, skipped};
 use zerocopy::IntoBytes as _;
 
 /// Policies and actions of the comparison; together at least 200,000 cases.
@@ -24,50 +22,17 @@ const ACTIONS: usize = 220;
 /// Policies of the comparison of moves.
 const MOVE_POLICIES: u64 = 300;
 
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct Input(Case);
-
-// SAFETY: `Case` is `repr(C)` and has no padding.
-unsafe impl aya::Pod for Input {}
-
-/// The selftest program and its input, in the kernel.
-struct Kernel {
-    guard: Guard,
-    input: Array<MapData, Input>,
-    case: Box<Input>,
+/// What the kernel decides.
+trait Decides {
+    fn decide(&mut self, action: &Action<'_>) -> (Verdict, Reason);
+    fn decide_move(&mut self, from: &[u8], to: &[u8]) -> (Verdict, Reason);
+    fn decided(&mut self) -> (Verdict, Reason);
 }
 
-impl Kernel {
-    fn load() -> Self {
-        let mut guard = Guard::load_object(&GuardOptions::default()).unwrap();
-        let input = guard.object().take_map("SELFTEST").unwrap();
-        let program: &mut SchedClassifier = guard
-            .object()
-            .program_mut("selftest")
-            .unwrap()
-            .try_into()
-            .unwrap();
-        program.load().unwrap();
-        let case = Case {
-            kind: 0,
-            access: 0,
-            path_len: 0,
-            args_len: 0,
-            count: 0,
-            reserved: 0,
-            bytes: [0; 4096 + MAX_COMMAND],
-        };
-        Self {
-            guard,
-            input: Array::try_from(input).unwrap(),
-            case: Box::new(Input(case)),
-        }
-    }
-
+impl Decides for Kernel {
     /// What the kernel decides.
     fn decide(&mut self, action: &Action<'_>) -> (Verdict, Reason) {
-        let case = &mut self.case.0;
+        let case = self.case();
         case.args_len = 0;
         case.count = 0;
         let path = match action {
@@ -113,44 +78,27 @@ impl Kernel {
         };
         case.path_len = path.len() as u32;
         case.bytes[..path.len()].copy_from_slice(path);
-        self.run()
+        self.decided()
     }
 
     /// What the kernel decides on giving a folder another name.
     fn decide_move(&mut self, from: &[u8], to: &[u8]) -> (Verdict, Reason) {
-        let case = &mut self.case.0;
+        let case = self.case();
         case.kind = kind::MOVE;
         case.path_len = from.len() as u32;
         case.args_len = to.len() as u32;
         case.bytes[..from.len()].copy_from_slice(from);
         case.bytes[from.len()..from.len() + to.len()].copy_from_slice(to);
-        self.run()
+        self.decided()
     }
 
-    fn run(&mut self) -> (Verdict, Reason) {
-        self.input.set(0, *self.case, 0).unwrap();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(&[0u8; 64]);
-        let result = self.program().test_run(options).unwrap().return_value;
+    fn decided(&mut self) -> (Verdict, Reason) {
+        self.set();
+        let result = self.run();
         (
             Verdict::from_number((result >> 16) as u8).unwrap(),
             Reason::from_number((result & 0xffff) as u16).unwrap(),
         )
-    }
-}
-
-impl Kernel {
-    fn program(&mut self) -> &mut SchedClassifier {
-        let program = self.guard.object().program_mut("selftest").unwrap();
-        program.try_into().unwrap()
-    }
-
-    /// How long the last case takes, on average of many runs.
-    fn time(&mut self) -> std::time::Duration {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(&[0u8; 64]);
-        options.repeat = 100_000;
-        self.program().test_run(options).unwrap().duration
     }
 }
 
@@ -163,15 +111,6 @@ fn without_exec(action: Action<'_>) -> Action<'_> {
         },
         other => other,
     }
-}
-
-/// Says why a test that needs the kernel does not run.
-fn skipped() -> bool {
-    let skipped = !nix::unistd::geteuid().is_root();
-    if skipped {
-        eprintln!("skipped: loading a kernel program needs root; run the tests with sudo");
-    }
-    skipped
 }
 
 #[test]
@@ -492,7 +431,7 @@ fn many_open_addresses_are_looked_up_alike() {
             destination: &destination,
         };
         assert_eq!(kernel.decide(&action), (Verdict::Allow, Reason::Opened));
-        let best = (0..10).map(|_| kernel.time()).min().unwrap();
+        let best = (0..10).map(|_| kernel.time(100_000)).min().unwrap();
         println!(
             "{count} open addresses: {} ns for a decision",
             best.as_nanos()

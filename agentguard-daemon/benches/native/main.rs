@@ -4,6 +4,8 @@
 //!
 //! `native store FOLDER [RECORDS]` only fills a log, for measuring searches.
 
+#[path = "../../tests/support/selftest.rs"]
+mod selftest;
 mod store;
 mod walk;
 
