@@ -1,9 +1,8 @@
 //! Budgets that the kernel charges: exactly the limit is granted, whoever tries and however often something is
 //! restarted, and the trail says why the rest was refused.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::UdpSocket;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -13,6 +12,7 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
 use crate::contend::CONTENDERS;
+use crate::dialogue::Dialogue;
 use crate::fixture;
 use crate::guard::{Agent, Daemon, Inside, agentguard, agentguard_ok, write_policy};
 use crate::run::PERMISSIVE;
@@ -49,51 +49,28 @@ fn spent(agent: &str) -> Result<u64> {
 }
 
 /// 64 that contend, started outside and put into the agent when all are there.
-struct Contest {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
+struct Contest(Dialogue);
 
 impl Contest {
     fn start(agent: &Agent, what: &str, who: &str) -> Result<Self> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["contend", what, who])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = BufReader::new(child.stdout.take().context("no output")?);
-        let mut contest = Self { child, output };
-        ensure!(contest.line()? == "ready", "the contenders did not start");
-        let parent = contest.child.id();
+        let program = std::env::current_exe()?;
+        let mut contest = Dialogue::start(Command::new(program).args(["contend", what, who]))?;
+        ensure!(contest.hear()? == "ready", "the contenders did not start");
+        let parent = contest.pid();
         let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
         for child in children.split_whitespace() {
             agent.group.take(child.parse()?)?;
         }
         agent.group.take(parent)?;
-        Ok(contest)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
+        Ok(Self(contest))
     }
 
     /// How many of all of them succeed at once.
     fn round(&mut self) -> Result<u32> {
-        let mut input = self.child.stdin.as_ref().context("no input")?;
-        writeln!(input)?;
-        let line = self.line()?;
+        self.0.say("")?;
+        let line = self.0.hear()?;
         line.parse()
             .with_context(|| format!("`{line}` is no number"))
-    }
-}
-
-impl Drop for Contest {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -195,21 +172,14 @@ def calls(port, times):
 print(reads('/t/ws/letters/secret', 5), reads('/t/ws/other', 20), reads('/t/ws/letters/a', 5),
       calls(9, 4), calls(10, 9), reads('/t/ws/other', 20))
 ";
-    let mut child = Command::new("/usr/bin/python3")
-        .args(["-c", script])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut output = BufReader::new(child.stdout.take().context("no output")?);
-    let mut line = String::new();
-    output.read_line(&mut line)?;
-    agent.group.take(child.id())?;
-    drop(child.stdin.take());
-    line.clear();
-    output.read_line(&mut line)?;
+    let mut child = Dialogue::start(Command::new("/usr/bin/python3").args(["-c", script]))?;
+    child.hear()?;
+    agent.group.take(child.pid())?;
+    child.hang_up();
+    let line = child.hear()?;
     child.wait()?;
     ensure!(
-        line.trim() == "0 20 3 2 3 20",
+        line == "0 20 3 2 3 20",
         "what was granted is not what the budgets leave: {line}"
     );
     for (op, budget) in [
@@ -348,7 +318,7 @@ pub fn by_name(_: &mut Trail) -> Result<()> {
         let below = agent.group.path().join("below");
         std::fs::create_dir_all(&below)?;
         let mut contest = Contest::start(&agent, "open", "threads")?;
-        std::fs::write(below.join("cgroup.procs"), contest.child.id().to_string())?;
+        std::fs::write(below.join("cgroup.procs"), contest.0.pid().to_string())?;
         granted += contest.round()?;
         drop(contest);
         ensure!(
@@ -448,24 +418,13 @@ except PermissionError:
     print('refused', flush=True)
 ";
     // The shell waits outside; what it becomes makes its sockets inside.
-    let mut child = Command::new("/usr/bin/dash")
-        .args([
-            "-c",
-            "read go; exec /usr/bin/python3 -c \"$0\" \"$1\"",
-            script,
-            &port,
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    agent.group.take(child.id())?;
-    let mut input = child.stdin.take().context("no input")?;
-    let mut output = BufReader::new(child.stdout.take().context("no output")?);
-    let mut line = || -> Result<String> {
-        let mut line = String::new();
-        output.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
-    };
+    let mut child = Dialogue::start(Command::new("/usr/bin/dash").args([
+        "-c",
+        "read go; exec /usr/bin/python3 -c \"$0\" \"$1\"",
+        script,
+        &port,
+    ]))?;
+    agent.group.take(child.pid())?;
     // Whoever reads late must find them all.
     setsockopt(&outside, RcvBufForce, &(4 << 20))?;
     let server = outside.try_clone()?;
@@ -478,16 +437,16 @@ except PermissionError:
         }
         (arrived, from)
     });
-    write!(input, "\n\n")?;
+    child.say("\n")?;
     // A datagram is 1,028 bytes on the network layer.
-    let sent = line()?;
+    let sent = child.hear()?;
     ensure!(sent == "97", "{sent} datagrams were sent, 97 are 100 kB");
     let (arrived, from) = counted.join().map_err(|_| anyhow!("the server failed"))?;
     ensure!(arrived == 97, "{arrived} datagrams arrived");
     for _ in 0..100 {
         outside.send_to(&[0; 1000], from.context("nothing arrived")?)?;
     }
-    let got = line()?;
+    let got = child.hear()?;
     ensure!(got == "48", "{got} datagrams were received, 48 are 50 kB");
     let closed = Wanted {
         agent: Some("bytes".into()),
@@ -496,8 +455,8 @@ except PermissionError:
         ..Wanted::default()
     };
     trail.wait(mark, &closed)?;
-    writeln!(input)?;
-    let last = line()?;
+    child.say("")?;
+    let last = child.hear()?;
     ensure!(last == "refused", "a connection after that: {last}");
     trail.wait(mark, &refused("bytes", "connect", "out"))?;
     child.wait()?;

@@ -1,9 +1,8 @@
 //! What rows cannot say: things that happen over time. Each scenario makes its own agent and its
 //! own ungoverned twin, and leaves nothing behind.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +11,7 @@ use crate::attempt::{Attempt, Done, PATIENCE, perform};
 use crate::fixture;
 use crate::guard::{Agent, Group, agentguard, agentguard_ok, write_policy};
 use crate::races;
+use crate::reader::Reader;
 use crate::row::Actor;
 use crate::run::{PERMISSIVE, Tally};
 use crate::trail::{Trail, Wanted};
@@ -336,7 +336,7 @@ fn attach_pid(stage: &mut Stage) -> Result<()> {
     agentguard_ok(&[
         "attach",
         "--pid",
-        &inside.child.id().to_string(),
+        &inside.0.pid().to_string(),
         "--policy",
         "by-pid",
         "--name",
@@ -684,7 +684,7 @@ fn freeze(_: &mut Stage) -> Result<()> {
         "the agent does not run after thaw"
     );
     agentguard_ok(&["kill", "freeze"])?;
-    let status = inside.child.wait()?;
+    let status = inside.0.wait()?;
     ensure!(!status.success(), "the agent's process survived kill");
     Ok(())
 }
@@ -796,92 +796,4 @@ fn none_of(stage: &Stage, operations: &[&str]) -> Result<()> {
         ensure!(!operations.contains(&op), "{record}");
         Ok(())
     })
-}
-
-/// A process that opens files when it is told to, in its main thread or in a second one that has
-/// been there from the start.
-struct Reader {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Reader {
-    const PROGRAM: &'static str = r#"
-import queue, sys, threading
-def read(path):
-    try:
-        open(path).read()
-        print(0, flush=True)
-    except OSError as error:
-        print(error.errno, flush=True)
-orders = queue.Queue()
-def work():
-    while True:
-        read(orders.get())
-threading.Thread(target=work, daemon=True).start()
-print("ready", flush=True)
-for line in sys.stdin:
-    where, path = line.rstrip("\n").split(" ", 1)
-    if where == "thread":
-        orders.put(path)
-    else:
-        read(path)
-"#;
-
-    fn start(group: Option<&Group>) -> Result<Self> {
-        fixture::make(&[])?;
-        Self::attend(group)
-    }
-
-    /// Starts in the fixture as it is.
-    fn attend(group: Option<&Group>) -> Result<Self> {
-        let mut child = Command::new("/usr/bin/python3")
-            .args(["-c", Self::PROGRAM])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let orders = child.stdin.take().context("no input")?;
-        let answers = BufReader::new(child.stdout.take().context("no output")?);
-        let mut reader = Self {
-            child,
-            orders,
-            answers,
-        };
-        ensure!(reader.answer()? == "ready", "the reader did not start");
-        if let Some(group) = group {
-            group.take(reader.child.id())?;
-        }
-        Ok(reader)
-    }
-
-    fn answer(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
-    }
-
-    fn order(&mut self, place: &str, path: &str) -> Result<String> {
-        writeln!(self.orders, "{place} {path}")?;
-        self.orders.flush()?;
-        self.answer()
-    }
-
-    /// Opens in the main thread; the errno, `0` for success.
-    fn read(&mut self, path: &str) -> Result<String> {
-        self.order("main", path)
-    }
-
-    /// Opens in the other thread.
-    fn read_in_thread(&mut self, path: &str) -> Result<String> {
-        self.order("thread", path)
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        // It may have been killed by the scenario.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::dialogue::Dialogue;
 use crate::fixture;
 use crate::guard::{AUDIT, Agent, Daemon, POLICIES, agentguard, agentguard_ok, write_policy};
 use crate::run::{PERMISSIVE, Tally};
@@ -92,10 +93,7 @@ pub fn run(filter: &str, tally: &mut Tally) {
 }
 
 /// A process of an agent that tries the same forbidden open again and again, until it is told to stop.
-struct Trier {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
+struct Trier(Dialogue);
 
 impl Trier {
     /// Says how often it tried and how often it succeeded, when SIGTERM has come and it tried `least` times.
@@ -129,31 +127,21 @@ print(tried, opened, other, flush=True)
 
     fn start(agent: &Agent, least: u64, pause: f64) -> Result<Self> {
         fixture::make(&[])?;
-        let mut child = Command::new("/usr/bin/python3")
-            .args(["-c", Self::PROGRAM, &least.to_string(), &pause.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = BufReader::new(child.stdout.take().context("no output")?);
-        let mut trier = Self { child, output };
-        ensure!(trier.line()? == "ready", "the process did not start");
-        agent.group.take(trier.child.id())?;
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", Self::PROGRAM, &least.to_string(), &pause.to_string()]);
+        let mut trier = Dialogue::start(&mut command)?;
+        ensure!(trier.hear()? == "ready", "the process did not start");
+        agent.group.take(trier.pid())?;
         // The end of its input lets it begin.
-        drop(trier.child.stdin.take());
-        Ok(trier)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
+        trier.hang_up();
+        Ok(Self(trier))
     }
 
     /// How often it tried; it must never have succeeded.
     fn end(mut self) -> Result<u64> {
-        signal(self.child.id(), Signal::SIGTERM)?;
-        let line = self.line()?;
-        self.child.wait()?;
+        signal(self.0.pid(), Signal::SIGTERM)?;
+        let line = self.0.hear()?;
+        self.0.wait()?;
         let numbers: Vec<u64> = line
             .split(' ')
             .filter_map(|word| word.parse().ok())
@@ -164,14 +152,6 @@ print(tried, opened, other, flush=True)
         ensure!(opened == 0, "{opened} of {tried} forbidden opens succeeded");
         ensure!(other == 0, "{other} of {tried} opens failed in another way");
         Ok(tried)
-    }
-}
-
-impl Drop for Trier {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -576,33 +556,25 @@ time.sleep(600)
     let daemon = Daemon::start()?;
     let agent = guarded("alone")?;
     daemon.kill()?;
-    let mut child = Command::new("/usr/bin/python3")
-        .args(["-c", PROGRAM])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let mut output = BufReader::new(child.stdout.take().context("no output")?);
-    let mut line = String::new();
-    output.read_line(&mut line)?;
+    let mut child = Dialogue::start(Command::new("/usr/bin/python3").args(["-c", PROGRAM]))?;
+    child.hear()?;
     // A process with two threads: one of them gets its label by the cgroup.
-    let moved = agent.group.take(child.id());
-    drop(child.stdin.take());
-    line.clear();
-    output.read_line(&mut line)?;
+    let moved = agent.group.take(child.pid());
+    child.hang_up();
+    let line = child.hear()?;
     let daemon = moved.and_then(|()| Daemon::start())?;
     let listed = listed("alone")?;
     // It leaves the cgroup, and that goes: the label holds, and the next daemon knows of it.
-    let left = fs::write("/sys/fs/cgroup/cgroup.procs", child.id().to_string());
+    let left = fs::write("/sys/fs/cgroup/cgroup.procs", child.pid().to_string());
     daemon.kill()?;
     let path = agent.group.path().to_owned();
     let gone = fs::remove_dir(&path);
     fs::create_dir(&path)?;
     let daemon = Daemon::start()?;
     let after = self::listed("alone");
-    child.kill()?;
-    child.wait()?;
+    drop(child);
     ensure!(
-        line.trim() == "1",
+        line == "1",
         "a grandchild born without a daemon read the secret: {line}"
     );
     ensure!(

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use bench_report::figures::Cell;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::measure::{PRIORITY, prioritise, rounds};
 use super::operation::{OPERATIONS, Operation, Things};
 use super::{landlock, seccomp};
+use crate::dialogue::Dialogue;
 
 /// Cells by name of the operation.
 pub type Cells = BTreeMap<String, Cell>;
@@ -36,52 +37,38 @@ pub enum Confined {
 }
 
 /// A measured process that has not begun yet.
-pub struct Measured {
-    child: Child,
-    begin: ChildStdin,
-    said: BufReader<std::process::ChildStdout>,
-}
+pub struct Measured(Dialogue);
 
 impl Measured {
     /// Starts it; it confines itself, and waits.
     pub fn start(confined: &Confined) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
-        command
-            .args(["bench", "child", &serde_json::to_string(confined)?])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+        command.args(["bench", "child", &serde_json::to_string(confined)?]);
         // SAFETY: one system call, with a number.
         unsafe { command.pre_exec(always_at_the_same_addresses) };
-        let mut child = command
-            .spawn()
-            .context("failed to start the measured process")?;
-        let begin = child.stdin.take().context("it has no standard input")?;
-        let said = child.stdout.take().context("it has no standard output")?;
-        Ok(Self {
-            child,
-            begin,
-            said: BufReader::new(said),
-        })
+        let process = Dialogue::start(&mut command);
+        Ok(Self(
+            process.context("failed to start the measured process")?,
+        ))
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.0.pid()
     }
 
     /// The next line that it prints.
     pub fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.said.read_line(&mut line)?;
+        let line = self.0.hear()?;
         ensure!(!line.is_empty(), "the measured process ended early");
-        Ok(line.trim_end().to_owned())
+        Ok(line)
     }
 
     /// Lets it measure, and returns its cells.
     pub fn cells(mut self) -> Result<Cells> {
-        self.begin.write_all(b"x")?;
+        self.0.say("")?;
         let line = self.line()?;
-        ensure!(self.child.wait()?.success(), "the measured process failed");
+        ensure!(self.0.wait()?.success(), "the measured process failed");
         serde_json::from_str(&line).with_context(|| format!("it said: {line}"))
     }
 }
