@@ -1,8 +1,8 @@
 //! Protected objects: what the daemon tells the kernel programs about the inodes behind denied paths.
 
 shared! {
-    /// Key of the map of protected objects. Its value is the accesses that are denied, as bits of
-    /// [`crate::verdict::access`].
+    /// Key of the map of protected objects. Its value is the accesses that are refused, as bits of
+    /// [`crate::verdict::access`], and shifted by [`DENIED`] those of them that a rule denies and nobody can approve.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Object {
         /// Inode number.
@@ -13,6 +13,9 @@ shared! {
         pub agent: u32,
     }
 }
+
+/// See [`Object`].
+pub const DENIED: u32 = 8;
 
 /// Objects that can be protected at a time, over all agents.
 pub const MAX_OBJECTS: usize = 65_536;

@@ -3,7 +3,8 @@
 //! environment or decide policy by itself.
 //!
 //! Kernel to daemon: [`record`] (ring buffers), [`traffic`] (counters). Daemon to kernel: [`table`] (compiled policies),
-//! [`label`] (who is governed), [`budget`] (how much) and [`offsets`] (where the running kernel keeps its fields).
+//! [`label`] (who is governed), [`budget`] (how much), [`approval`] (what an operator has
+//! granted) and [`offsets`] (where the running kernel keeps its fields).
 #![no_std]
 
 /// Version of everything that pinned maps hold: keys, values, records in the rings, tables.
@@ -11,7 +12,7 @@
 /// Maps outlive the daemon that made them. A build with another number refuses to take them over: raise it
 /// with every change of a layout in this crate, of a map's definition, or of the meaning of either. A new
 /// operation, reason or map needs none.
-pub const ABI: u32 = 3;
+pub const ABI: u32 = 4;
 
 /// A struct that kernel programs and daemon share: laid out as in C, and in user space read from and written to bytes.
 macro_rules! shared {
@@ -30,6 +31,7 @@ macro_rules! shared {
     };
 }
 
+pub mod approval;
 pub mod budget;
 pub mod identity;
 pub mod label;

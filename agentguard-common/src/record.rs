@@ -48,7 +48,7 @@ shared! {
         /// [`crate::verdict::Reason`] by number.
         pub reason: u16,
         /// Positive errno of a helper that failed on the way; 0 if none. Where a budget is spent, the number of its
-        /// meter.
+        /// meter; where an operator approved, the number of the approval.
         pub errno: u16,
         /// Process (thread group) id, in the initial pid namespace.
         pub pid: u32,

@@ -111,6 +111,10 @@ stable! {
         ResolverOnly = 23 => "resolver-only",
         /// A budget that the kernel charges is spent.
         Budget = 24 => "budget",
+        /// A rule says `ask`, and an operator has granted exactly this.
+        Approved = 25 => "approved",
+        /// A program that a rule asks about is opened to be started: what it is started with is judged next.
+        AsksLater = 26 => "judged-with-arguments",
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod approval;
 pub mod audit;
 pub mod budget;
 pub mod cli;

@@ -19,6 +19,13 @@ pub fn claim(word: *mut u64) -> bool {
     unsafe { atomic_cxchg::<u64, SEQ_CST, SEQ_CST>(word, 0, 1).1 }
 }
 
+/// Replaces `old` by `new`; true if it was `old`.
+#[inline(always)]
+pub fn replace(word: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: as above.
+    unsafe { atomic_cxchg::<u64, SEQ_CST, SEQ_CST>(word, old, new).1 }
+}
+
 /// Stores `0` after everything before it.
 #[inline(always)]
 pub fn clear(word: *mut u64) {

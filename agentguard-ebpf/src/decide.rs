@@ -393,7 +393,7 @@ pub fn behind_path<const BYTES: usize>(
 #[inline(always)]
 pub fn script<const BYTES: usize>(
     table: Table<BYTES>,
-    script: Script,
+    script: &Script,
     command: Command,
     count: u32,
 ) -> Decision {
@@ -435,7 +435,12 @@ pub fn script<const BYTES: usize>(
         opinion(table.word(state as u32), 0),
     );
     let judged = settle(decision, verdict, default_of(table, path_label::EXEC));
-    if judged.is_allowed() { judged } else { changed }
+    if judged.is_allowed() || judged.verdict == Verdict::Ask as u32 && script.approved != 0 {
+        // What is asked about is compared with what was granted.
+        judged
+    } else {
+        changed
+    }
 }
 
 /// Decides on mapping a file so that it can be executed, `None` where it is a library like any other: what
@@ -468,22 +473,34 @@ pub enum Moved {
     Other,
 }
 
-/// Decides on giving an object at `from` the name `to`.
+/// Whether a rule asks about writing the name.
+#[inline(always)]
+pub fn asks_to_write<const BYTES: usize>(table: Table<BYTES>, place: Place) -> bool {
+    let label = place.label(table);
+    file_labelled(table, label, u32::from(access::WRITE)).verdict == Verdict::Ask as u32
+}
+
+/// Decides on giving an object at `from` the name `to`. Where a rule asks about writing them, `approved` is the number of
+/// the grant for that, or 0.
 #[inline(always)]
 pub fn moved<const BYTES: usize>(
     table: Table<BYTES>,
     from: Place,
     to: Place,
     what: Moved,
+    approved: u32,
 ) -> Decision {
     let (old, new) = (from.label(table), to.label(table));
     let leaves = file_labelled(table, old, u32::from(access::WRITE));
     let arrives = file_labelled(table, new, u32::from(access::WRITE));
-    let worse = if arrives.verdict > leaves.verdict {
+    let mut worse = if arrives.verdict > leaves.verdict {
         arrives
     } else {
         leaves
     };
+    if worse.verdict == Verdict::Ask as u32 && approved != 0 {
+        worse = crate::approval::approved(worse, approved);
+    }
     if !worse.is_allowed() {
         return worse;
     }

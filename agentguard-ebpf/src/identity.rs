@@ -2,9 +2,10 @@
 //! name, a hard link or a mount that the path rules do not know. The daemon enters the inodes behind the
 //! paths that a policy denies; whatever the name, they stay denied.
 
-use agentguard_common::identity::{FILTER_WORDS, Object, filter_bit, filter_word};
+use agentguard_common::identity::{DENIED, FILTER_WORDS, Object, filter_bit, filter_word};
 use agentguard_common::verdict::{Reason, Verdict};
 
+use crate::approval;
 use crate::decide::Decision;
 use crate::label::{Subject, peek};
 use crate::maps::{OBJECT_FILTER, OBJECTS};
@@ -62,9 +63,31 @@ fn look_up(agent: u32, object: Identity) -> u32 {
 /// Turns an allowance into a denial where the object itself is protected.
 #[inline(always)]
 pub fn guard(subject: Subject, decision: Decision, object: Identity, wanted: u8) -> Decision {
+    guarded(subject, decision, object, u32::from(wanted))
+}
+
+/// The same where an operator may have approved: that is good for what is asked about under its own name, and not for
+/// what another rule denies under another.
+#[inline(always)]
+pub fn guard_approved(
+    subject: Subject,
+    decision: Decision,
+    object: Identity,
+    wanted: u8,
+) -> Decision {
+    let shift = if approval::is_approved(decision) {
+        DENIED
+    } else {
+        0
+    };
+    guarded(subject, decision, object, u32::from(wanted) << shift)
+}
+
+#[inline(always)]
+fn guarded(subject: Subject, decision: Decision, object: Identity, wanted: u32) -> Decision {
     // SAFETY: the label is a live map value.
     let agent = unsafe { (*subject.label).agent };
-    if decision.is_allowed() && denied(agent, object) & u32::from(wanted) != 0 {
+    if decision.is_allowed() && denied(agent, object) & wanted != 0 {
         decision.with(Verdict::Deny, Reason::ProtectedObject)
     } else {
         decision

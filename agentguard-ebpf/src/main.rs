@@ -10,6 +10,7 @@
     reason = "atomic instructions of BPF have no stable interface"
 )]
 
+mod approval;
 mod atomic;
 mod bound;
 mod budget;

@@ -4,6 +4,7 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 
 use crate::decide::Decision;
+use agentguard_common::approval::{Grant, Key, MAX_GRANTS, MAX_OBJECT};
 use agentguard_common::budget::{Limits, MAX_METERS, Meter};
 use agentguard_common::identity::{FILTER_WORDS, MAX_OBJECTS, Object};
 use agentguard_common::label::{Control, Label, Membership, State};
@@ -160,7 +161,26 @@ pub struct Script {
     pub state: u32,
     /// Its arguments, `argv[0]` included.
     pub count: u32,
+    /// Number of the grant that permits it; 0 if none was needed.
+    pub approved: u32,
+    /// Bytes of `argv[0]`, with its NUL, where there is a grant.
+    pub argv0: u32,
+    /// Number of the grant under which the program was opened before its arguments were judged: 1 until they are.
+    pub deferred: u32,
+    /// Device and inode of the program that the task runs under a grant; zero if none.
+    pub inode: u64,
+    pub device: u32,
     pub reserved: u32,
+}
+
+/// Owned memory for looking for one grant.
+#[repr(C)]
+pub struct GrantScratch {
+    /// 0 when free; claimed by compare-and-swap.
+    pub owner: u64,
+    pub key: Key,
+    /// What a write behind the longest part that stays may reach, as far as the verifier knows.
+    pub margin: [u8; MAX_OBJECT],
 }
 
 /// Slots of scratch memory; a power of two. A program owns one from claim to release and cannot
@@ -209,6 +229,23 @@ pub static LIMITS: ArrayOfMaps<Array<Limits, 1, RDONLY_PROG>, { MAX_AGENTS as us
 /// number of a meter → what was charged. Changed by programs alone, under its lock; read by the daemon.
 #[btf_map]
 pub static METERS: Array<Meter, { MAX_METERS as usize }> = Array::new();
+
+/// object of an agent → the grant for it. Made and removed by the daemon, counted up by the programs that use it.
+#[btf_map]
+pub static APPROVED: HashMap<Key, Grant, MAX_GRANTS, NO_PREALLOC> = HashMap::new();
+
+/// task → what was granted to the script that it is starting. Written by the first check of an exec, read by the second;
+/// freed with the task.
+#[btf_map]
+pub static APPROVED_SCRIPTS: TaskStorage<Key> = TaskStorage::new();
+
+/// Zeroes, to copy.
+#[btf_map]
+pub static ZEROES: Array<[u8; MAX_OBJECT], 1, RDONLY_PROG> = Array::new();
+
+/// Scratch memory for looking for grants.
+#[btf_map]
+pub static GRANT_SCRATCH: Array<GrantScratch, SCRATCH_SLOTS> = Array::new();
 
 /// Scratch memory for opens and for what has no arguments.
 #[btf_map]

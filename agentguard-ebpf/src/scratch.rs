@@ -4,7 +4,8 @@
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 
 use crate::maps::{
-    EXEC_SCRATCH, ExecScratch, NAME_SCRATCH, NameScratch, PATH_SCRATCH, PathScratch, SCRATCH_SLOTS,
+    EXEC_SCRATCH, ExecScratch, GRANT_SCRATCH, GrantScratch, NAME_SCRATCH, NameScratch,
+    PATH_SCRATCH, PathScratch, SCRATCH_SLOTS,
 };
 
 /// How many slots a claim tries before it gives up (and the action is denied).
@@ -46,6 +47,18 @@ impl Slot for NameScratch {
     #[inline(always)]
     fn slot(index: u32) -> Option<*mut Self> {
         NAME_SCRATCH.get_ptr_mut(index)
+    }
+    #[inline(always)]
+    fn owner(this: *mut Self) -> *mut u64 {
+        // SAFETY: a field of a live map value.
+        unsafe { &raw mut (*this).owner }
+    }
+}
+
+impl Slot for GrantScratch {
+    #[inline(always)]
+    fn slot(index: u32) -> Option<*mut Self> {
+        GRANT_SCRATCH.get_ptr_mut(index)
     }
     #[inline(always)]
     fn owner(this: *mut Self) -> *mut u64 {

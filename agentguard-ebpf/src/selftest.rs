@@ -79,7 +79,7 @@ pub fn selftest(_ctx: TcContext) -> i32 {
                 let second_len = at_most((*case).args_len, 4095);
                 let from = with_table!(policy, t => decide::place_of(t, buffer, path_len));
                 let to = with_table!(policy, t => decide::place_of(t, second, second_len));
-                with_table!(policy, t => decide::moved(t, Place::new(t, from), Place::new(t, to), Moved::Folder))
+                with_table!(policy, t => decide::moved(t, Place::new(t, from), Place::new(t, to), Moved::Folder, 0))
             }
             kind::CHARGE => {
                 return charged(1, (*case).access | (*case).args_len, (*case).count) as i32;

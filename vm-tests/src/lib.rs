@@ -3,6 +3,7 @@
 //! command line and the audit trail.
 
 pub mod act;
+pub mod approvals;
 pub mod attempt;
 pub mod bench;
 pub mod budgets;

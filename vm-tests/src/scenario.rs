@@ -103,6 +103,17 @@ pub const SCENARIOS: &[Scenario] = &[
         |stage| crate::budgets::by_name(&mut stage.trail),
     ),
     (
+        "approval: exactly what was granted goes ahead, as often as was granted",
+        |stage| crate::approvals::once(&mut stage.trail),
+    ),
+    (
+        "approval: two names, a time, a race, another name, a loader",
+        |stage| crate::approvals::bounds(&mut stage.trail),
+    ),
+    ("approval: nobody inside may answer", |stage| {
+        crate::approvals::inside(&mut stage.trail)
+    }),
+    (
         "traffic: bytes are those that a server counts, and no other's",
         |stage| crate::traffic::counted(&mut stage.trail),
     ),

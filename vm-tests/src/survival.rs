@@ -76,6 +76,10 @@ pub const SCENARIOS: &[Scenario] = &[
         crate::traffic::survives,
     ),
     (
+        "survival: approvals, through the death of the daemon",
+        crate::approvals::restart,
+    ),
+    (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
     ),

@@ -3,6 +3,7 @@
 //! Every request is judged by who the peer is at that moment. A governed process may ask why it was
 //! refused, and nothing else, whatever its user.
 
+mod approvals;
 mod client;
 mod peer;
 mod server;

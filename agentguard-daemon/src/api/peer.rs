@@ -113,6 +113,28 @@ impl Peer {
         )
     }
 
+    /// Who it is, for the record: the user, who logged in as that, and the process.
+    pub fn who(&self) -> String {
+        let name = |uid: u32| {
+            nix::unistd::User::from_uid(uid.into())
+                .ok()
+                .flatten()
+                .map_or_else(|| format!("uid {uid}"), |user| user.name)
+        };
+        let mut who = name(self.uid);
+        // Not set (-1) where nobody logged in: a service, a container.
+        let login = self.read("loginuid").ok();
+        let login = login.and_then(|text| text.trim().parse::<u32>().ok());
+        if let Some(login) = login.filter(|login| *login != u32::MAX && *login != self.uid) {
+            who = format!("{who}, logged in as {}", name(login));
+        }
+        let status = self.read("status").unwrap_or_default();
+        if let Some(pid) = status.lines().find_map(|line| line.strip_prefix("Pid:")) {
+            who = format!("{who}, process {}", pid.trim());
+        }
+        who
+    }
+
     fn read(&self, name: &str) -> io::Result<String> {
         let file = openat(
             &self.folder,

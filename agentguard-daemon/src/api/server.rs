@@ -19,13 +19,13 @@ use super::wire::{
     AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Status,
     TargetRequest, Why,
 };
-use super::{Access, Peer};
+use super::{Access, Peer, approvals};
 use crate::audit::Notice;
 use crate::cli::exit::Exit;
 use crate::kernel::KernelError;
 use crate::session::{Attach, Engine, GuardianAction, PolicyRequest, SessionError, Target};
 
-type Answer = Response<BoxBody<Bytes, Infallible>>;
+pub(super) type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// Serves until the listener fails.
 pub async fn serve(listener: UnixListener, engine: Arc<Engine>) {
@@ -64,7 +64,7 @@ async fn converse(stream: UnixStream, engine: Arc<Engine>) {
 }
 
 /// Why a request has no good answer.
-enum Refusal {
+pub(super) enum Refusal {
     Forbidden(&'static str),
     NotFound,
     Bad(String),
@@ -89,7 +89,7 @@ async fn answer(request: Request<Incoming>, engine: &Arc<Engine>, peer: &Peer) -
             None => engine.agent_of_cgroup(cgroup),
         })
     });
-    let answered = route(request, engine, &access).await;
+    let answered = route(request, engine, &access, peer).await;
     answered.unwrap_or_else(|refusal| {
         let (status, error, exit) = match refusal {
             Refusal::Forbidden(what) => {
@@ -119,6 +119,7 @@ async fn route(
     request: Request<Incoming>,
     engine: &Arc<Engine>,
     access: &Access,
+    peer: &Peer,
 ) -> Result<Answer, Refusal> {
     let path = request.uri().path().to_owned();
     let path = path.strip_prefix(PREFIX).ok_or(Refusal::NotFound)?;
@@ -173,6 +174,9 @@ async fn route(
             let session = parameter(&query, "session").and_then(|it| it.parse::<u32>().ok());
             let session = session.ok_or_else(|| Refusal::Bad("name the session".to_owned()))?;
             Ok(json(StatusCode::OK, &engine.end(name, session).await?))
+        }
+        (_, ["approvals", rest @ ..]) => {
+            approvals::route(&method, rest, &query, request, engine, (access, peer)).await
         }
         (_, ["budgets", ..] | ["agents", _, "grant"] | ["environment"]) => {
             limits(&method, &parts, &query, request, engine, access).await
@@ -254,7 +258,7 @@ async fn blocking(
     Ok(json(StatusCode::OK, &()))
 }
 
-fn may_look(access: &Access) -> Result<(), Refusal> {
+pub(super) fn may_look(access: &Access) -> Result<(), Refusal> {
     match access {
         Access::Full | Access::Look => Ok(()),
         Access::Why { .. } => Err(GOVERNED),
@@ -264,7 +268,7 @@ fn may_look(access: &Access) -> Result<(), Refusal> {
     }
 }
 
-fn may_change(access: &Access) -> Result<(), Refusal> {
+pub(super) fn may_change(access: &Access) -> Result<(), Refusal> {
     match access {
         Access::Full => Ok(()),
         Access::Why { .. } => Err(GOVERNED),
@@ -339,7 +343,7 @@ fn attach_of(request: AttachRequest) -> Result<Attach, Refusal> {
 }
 
 /// The value of a query parameter. Names of agents and numbers need no decoding.
-fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query
         .split('&')
         .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
@@ -420,7 +424,7 @@ impl Body for Lines {
     }
 }
 
-async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refusal> {
     let bytes = Limited::new(request.into_body(), BODY_MAX)
         .collect()
         .await
@@ -429,7 +433,7 @@ async fn body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Refu
     serde_json::from_slice(&bytes).map_err(|error| Refusal::Bad(error.to_string()))
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     let (status, bytes) = match serde_json::to_vec(value) {
         Ok(bytes) => (status, bytes),
         Err(error) => (

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::approval::Scope;
 use crate::audit::{Record, Totals};
 use crate::session::PolicyRequest;
 
@@ -75,6 +76,14 @@ pub struct GrantRequest {
     pub budget: String,
     /// How much more, as a policy would write it.
     pub amount: String,
+}
+
+/// `POST /v1/approvals/ID/grant`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApprovalRequest {
+    /// How far it goes.
+    pub scope: Scope,
 }
 
 /// `POST /v1/budgets/reset`: one account, the clock, or else everything.

@@ -10,6 +10,7 @@ use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 
 use super::objects::Objects;
 use super::spent::Spent;
+use crate::approval::{Book, Granting, items_of};
 use crate::event::escape::escape;
 use crate::event::{Event, Target};
 use crate::kernel::NameBook;
@@ -42,6 +43,8 @@ pub struct Opinion {
     pub rule: Option<Arc<RuleName>>,
     /// The name that opened the address.
     pub name: Option<Arc<str>>,
+    /// The number of the approval that permits it.
+    pub approval: Option<u64>,
 }
 
 /// A record judged again.
@@ -64,6 +67,7 @@ pub struct Judge {
     objects: Objects,
     spent: Spent,
     names: NameBook,
+    approvals: Book,
     young: HashMap<Box<[u8]>, Opinion>,
     old: HashMap<Box<[u8]>, Opinion>,
     young_bytes: usize,
@@ -106,7 +110,13 @@ impl Judge {
             reason: event.reason,
             rule: Some(rule),
             name: None,
+            approval: None,
         })
+    }
+
+    /// What operators have granted.
+    pub fn set_approvals(&mut self, approvals: Book) {
+        self.approvals = approvals;
     }
 
     /// What the numbers of names in records stand for.
@@ -140,6 +150,9 @@ impl Judge {
             return Review::Disagrees("a policy decided, but the record has no target".to_owned());
         }
         let opinion = self.opinion(&policy, event);
+        if event.reason == Reason::Approved {
+            return self.review_approved(&policy, event, opinion);
+        }
         let expected = match opinion.verdict {
             // Whose socket it is only the kernel sees. A rule would have won.
             _ if event.reason == Reason::OwnSocket && opinion.reason == Reason::UnixSocket => {
@@ -160,6 +173,41 @@ impl Judge {
                 expected.name(),
             ))
         }
+    }
+
+    /// What an operator granted: a rule must ask about it, and the grant be for this.
+    fn review_approved(&self, policy: &Policy, event: &Event<'_>, opinion: Opinion) -> Review {
+        if opinion.verdict != Verdict::Ask {
+            return Review::Disagrees(format!(
+                "the kernel says that it was approved, and the reference says {}",
+                opinion.verdict.name()
+            ));
+        }
+        let asks = |path: &[u8]| asks_to_write(policy, path);
+        let permits = |granting: &Granting| {
+            let items = items_of(event, asks).unwrap_or_default();
+            items.iter().any(|item| granting.items.contains(item))
+        };
+        match self.approvals.granting(event.errno, event.session) {
+            Some(granting) if permits(&granting) => Review::Agrees(Opinion {
+                approval: Some(granting.granted.what.id),
+                ..opinion
+            }),
+            _ => Review::Disagrees(
+                "the kernel says that it was approved, and nobody approved it".to_owned(),
+            ),
+        }
+    }
+
+    /// What a grant of an act that a rule asks about would have to permit; `None` where no grant can.
+    pub fn items(&self, event: &Event<'_>) -> Option<Vec<crate::approval::Item>> {
+        let policy = self.policies.get(&event.generation)?;
+        items_of(event, |path| asks_to_write(policy, path))
+    }
+
+    /// What operators have granted.
+    pub fn approvals(&self) -> &Book {
+        &self.approvals
     }
 
     /// What a name opened: no rule may speak of the address, and the name must be permitted with that port.
@@ -284,6 +332,12 @@ fn judge_move(policy: &Policy, from: &[u8], to: &[u8]) -> Judgement {
     }
 }
 
+/// Whether a rule asks about writing a path.
+fn asks_to_write(policy: &Policy, path: &[u8]) -> bool {
+    let access = access::WRITE;
+    policy.judge(&Action::Path { path, access }).verdict == Verdict::Ask
+}
+
 /// Asks the reference the question that the kernel was asked.
 fn judge(policy: &Policy, event: &Event<'_>) -> Judgement {
     let form = form(event);
@@ -334,6 +388,7 @@ impl From<Judgement> for Opinion {
             reason: judgement.reason,
             rule: rule.map(|rule| Arc::new(RuleName::from(rule))),
             name: None,
+            approval: None,
         }
     }
 }
@@ -360,6 +415,7 @@ const fn is_of_policy(reason: Reason) -> bool {
             | Reason::UnixSocket
             | Reason::OwnSocket
             | Reason::Opened
+            | Reason::Approved
             | Reason::Locked
     )
 }

@@ -42,6 +42,8 @@ pub mod op {
     pub const MODEL: &str = "model";
     /// What an agent that goes exchanged with one destination.
     pub const TRAFFIC: &str = "traffic";
+    /// An operator granted what a rule asks about, denied it, or took a grant back.
+    pub const APPROVAL: &str = "approval";
     /// Something about a budget or a schedule: a warning, an act, a grant, a reset.
     pub const BUDGET: &str = "budget";
     /// A line that was cut off (power loss, full disk) was removed from the log's end.
@@ -105,6 +107,9 @@ pub struct Record<'a> {
     /// Why, by stable name: see [`agentguard_common::verdict::Reason`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cow<'a, str>>,
+    /// Number of the approval that it waits for, or that permitted it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval: Option<u64>,
     /// File and line of the rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_at: Option<Cow<'a, str>>,

@@ -16,6 +16,7 @@ use super::log::{Log, LogError, Written};
 use super::programs::Programs;
 use super::record::{Record, op};
 use super::{kernel_words, words};
+use crate::approval::Waiting;
 use crate::event::escape::escape;
 use crate::event::{Event, Target, decode};
 
@@ -142,6 +143,7 @@ impl Recorder {
 
     /// A session ended. Late records still get its name, for a while.
     pub fn end_session(&mut self, session: u32) {
+        self.judge.approvals().forget_session(session);
         self.ended.push_back(session);
         if self.ended.len() > ENDED_KEPT
             && let Some(oldest) = self.ended.pop_front()
@@ -359,6 +361,9 @@ impl Recorder {
         record.policy = policy
             .as_deref()
             .map(|policy| escape(policy.name().as_bytes()));
+        if event.verdict == Verdict::Ask {
+            record.approval = wait_for(&self.judge, event, &record);
+        }
         let refused = matches!(
             event.verdict,
             Verdict::Deny | Verdict::Ask | Verdict::WouldDeny
@@ -431,6 +436,33 @@ impl Recorder {
     }
 }
 
+/// Lets an act that a rule asks about wait for an operator; the number that it waits under.
+fn wait_for(judge: &Judge, event: &Event<'_>, record: &Record<'_>) -> Option<u64> {
+    let items = judge.items(event)?;
+    let text = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
+    let argv = record.argv.as_ref();
+    let waiting = Waiting {
+        id: 0,
+        agent: text(&record.agent)?,
+        session: event.session,
+        op: record.op.clone().into_owned(),
+        target: text(&record.target)?,
+        to: text(&record.to),
+        access: text(&record.access),
+        argv: argv.map(|argv| argv.iter().map(|it| it.clone().into_owned()).collect()),
+        exe: text(&record.exe),
+        pid: event.pid,
+        uid: event.uid,
+        rule: text(&record.rule),
+        reason: text(&record.reason),
+        first: record.time.clone().into_owned(),
+        last: record.time.clone().into_owned(),
+        tries: 1,
+        denied_by: None,
+    };
+    judge.approvals().ask(event.agent, items, waiting)
+}
+
 /// Whether an operation is decided on, and not only recorded.
 fn is_action(operation: Operation) -> bool {
     !matches!(
@@ -494,8 +526,10 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
         exec_id: Some(event.exec_id),
         tid: (event.tid != event.pid).then_some(event.tid),
         euid: (event.euid != event.uid).then_some(event.euid),
-        // That of a budget is the number of a meter.
-        errno: (event.errno != 0 && event.reason != Reason::Budget).then_some(event.errno),
+        // That of a budget is the number of a meter, that of an approval of a grant.
+        errno: (event.errno != 0 && !matches!(event.reason, Reason::Budget | Reason::Approved))
+            .then_some(event.errno),
+        approval: opinion.and_then(|opinion| opinion.approval),
         ..Record::default()
     };
     if event.flags != 0 {

@@ -38,6 +38,11 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
             _ => "no rule permits reading this path",
         },
         Reason::Budget => "a budget is spent",
+        Reason::Approved => "an operator has granted it",
+        Reason::AsksLater if event.is_denied() => {
+            "a loader that a rule asks about is never started"
+        }
+        Reason::AsksLater => "what the program is started with is judged next",
         Reason::NoPolicy => "the agent has no policy in force",
         Reason::PathUnreadable => "the path could not be read or is longer than 4,095 bytes",
         Reason::ScratchUnavailable => "the kernel had no memory for the decision",

@@ -53,6 +53,11 @@ pub fn deed(record: &Record<'_>) -> String {
 
 /// What would permit it, where a policy could.
 pub fn remedy(record: &Record<'_>) -> Option<String> {
+    if let (Some("ask"), Some(id)) = (record.verdict.as_deref(), record.approval) {
+        return Some(format!(
+            "sudo agentguard approvals grant {id}, and try again"
+        ));
+    }
     let policy = record.policy.as_deref().unwrap_or("the policy");
     let target = record.target.as_deref()?;
     match record.cause.as_deref()? {

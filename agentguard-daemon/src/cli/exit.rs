@@ -72,7 +72,8 @@ impl From<&SessionError> for Exit {
                 | RegistryError::CgroupTaken { .. }
                 | RegistryError::Full,
             ) => Self::Busy,
-            SessionError::Budget(_)
+            SessionError::Approval(_)
+            | SessionError::Budget(_)
             | SessionError::Gateway(GatewayError::Config(_))
             | SessionError::Policy(_)
             | SessionError::Place(_)

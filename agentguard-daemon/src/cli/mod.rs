@@ -4,6 +4,7 @@
 
 mod account;
 mod agents;
+mod approvals;
 mod audit;
 mod budget;
 mod daemon;
@@ -68,6 +69,8 @@ enum Command {
     Reload(agents::ReloadArgs),
     /// Show budgets, and give agents more of them.
     Budget(budget::BudgetArgs),
+    /// Show what waits for an operator's approval, and answer.
+    Approvals(approvals::ApprovalsArgs),
     /// Show what agents sent and received, by destination.
     Traffic(traffic::TrafficArgs),
     /// Say what was refused last, by which rule and why, and what would permit it.
@@ -113,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Kill(args) => agents::act(&args, "kill"),
         Command::Reload(args) => agents::reload(args),
         Command::Budget(args) => budget::run(args),
+        Command::Approvals(args) => approvals::run(args),
         Command::Traffic(args) => traffic::run(&args),
         Command::Why(args) => why::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -19,6 +19,8 @@ const PRIVATE: &[&str] = &[
     "PATH_SCRATCH",
     "EXEC_SCRATCH",
     "NAME_SCRATCH",
+    "GRANT_SCRATCH",
+    "ZEROES",
     "SELFTEST",
     "AYA_",
 ];

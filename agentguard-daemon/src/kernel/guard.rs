@@ -11,6 +11,7 @@ use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::Iter;
 
+use super::approvals::Approvals;
 use super::attach::{ITERATOR, of_program, program};
 use super::budget::Budgets;
 use super::journal::Journal;
@@ -56,6 +57,7 @@ pub struct Guard {
     state: Array<MapData, Bytes<State>>,
     objects: Objects,
     pub(super) names: Names,
+    pub(super) approvals: Approvals,
     pub(super) budgets: Budgets,
     pub(super) traffic: Traffic,
     /// Programs are loaded by the numbers of these descriptors: they stay open.
@@ -88,6 +90,7 @@ impl Guard {
                 take("RESOLVERS")?,
                 take("RESOLVER_PORTS")?,
             ])?,
+            approvals: Approvals::open(take("APPROVED")?)?,
             budgets: Budgets::open([take("LIMITS")?, take("METERS")?])?,
             traffic: Traffic::open([take("FLOWS")?, take("ACCOUNTS")?])?,
             denied: take("DENIED")?,
@@ -110,6 +113,7 @@ impl Guard {
         drop(self.ebpf.take_map("PATH_SCRATCH"));
         drop(self.ebpf.take_map("EXEC_SCRATCH"));
         drop(self.ebpf.take_map("NAME_SCRATCH"));
+        drop(self.ebpf.take_map("GRANT_SCRATCH"));
     }
 
     /// From now on it is pinned.

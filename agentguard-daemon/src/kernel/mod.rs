@@ -2,6 +2,7 @@
 //! The only room of the daemon with `unsafe`; it must never decide anything about an action.
 
 mod adopt;
+mod approvals;
 mod attach;
 mod btf;
 mod budget;

@@ -46,7 +46,8 @@ impl Default for Limits {
 /// What is denied about one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Object {
-    /// Bits of [`access`].
+    /// Bits of [`access`]; shifted by [`agentguard_common::identity::DENIED`], those that a rule denies. The others a rule
+    /// asks about.
     pub accesses: u32,
     /// The rule for each of [`ACCESSES`].
     pub rules: [Option<Arc<RuleRef>>; 3],

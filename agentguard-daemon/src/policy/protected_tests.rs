@@ -50,7 +50,7 @@ impl Tree {
         let stat = fs::symlink_metadata(self.root.join(file)).unwrap();
         let device = (major(stat.dev()) << 20 | minor(stat.dev())) as u32;
         let object = found.objects.get(&(stat.ino(), device));
-        object.map_or(0, |object| object.accesses)
+        object.map_or(0, |object| object.accesses & 0xff)
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use agentguard_common::identity::DENIED;
 use agentguard_common::verdict::{Reason, Verdict};
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
@@ -260,6 +261,9 @@ impl<'a> Search<'a> {
             let refused = matches!(judgement.verdict, Verdict::Deny | Verdict::Ask);
             if refused && judgement.reason == Reason::Rule {
                 denied.accesses |= u32::from(*bit);
+                if judgement.verdict == Verdict::Deny {
+                    denied.accesses |= u32::from(*bit) << DENIED;
+                }
                 *place = judgement.rule.map(|rule| {
                     let name = self.names.entry(rule.id.clone());
                     name.or_insert_with(|| Arc::new(rule)).clone()

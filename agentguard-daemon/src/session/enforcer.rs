@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use agentguard_common::approval::{Grant, Key};
 use agentguard_common::budget::{Limits, Meter};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
@@ -68,6 +69,14 @@ pub trait Enforcer: Send {
     fn traffic(&self) -> Result<Vec<Counted>, KernelError>;
     /// Removes what was counted for an agent, which is released already.
     fn forget_traffic(&mut self, who: Membership) -> Result<(), KernelError>;
+    /// Puts a grant in force, in the place of another for the same.
+    fn approve(&mut self, key: Key, grant: Grant) -> Result<(), KernelError>;
+    /// Takes a grant away, if it is there with this number.
+    fn disapprove(&mut self, key: Key, number: u32) -> Result<(), KernelError>;
+    /// A grant as it stands.
+    fn approval(&self, key: Key) -> Result<Option<Grant>, KernelError>;
+    /// Takes away every grant that is not kept.
+    fn keep_approvals(&mut self, keep: &dyn Fn(&Key, u32) -> bool) -> Result<(), KernelError>;
     /// Puts the loaded programs into the place of an earlier build's.
     fn take_over(&mut self) -> Result<(), KernelError>;
 }
@@ -172,6 +181,22 @@ impl Enforcer for Guard {
 
     fn forget_traffic(&mut self, who: Membership) -> Result<(), KernelError> {
         Guard::forget_traffic(self, who)
+    }
+
+    fn approve(&mut self, key: Key, grant: Grant) -> Result<(), KernelError> {
+        Guard::approve(self, key, grant)
+    }
+
+    fn disapprove(&mut self, key: Key, number: u32) -> Result<(), KernelError> {
+        Guard::disapprove(self, key, number)
+    }
+
+    fn approval(&self, key: Key) -> Result<Option<Grant>, KernelError> {
+        Guard::approval(self, key)
+    }
+
+    fn keep_approvals(&mut self, keep: &dyn Fn(&Key, u32) -> bool) -> Result<(), KernelError> {
+        Guard::keep_approvals(self, keep)
     }
 
     fn take_over(&mut self) -> Result<(), KernelError> {

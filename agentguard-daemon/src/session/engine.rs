@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use super::approvals::Desk;
 use super::limits::Limits;
 use super::pump::Well;
 use super::scout::Scout;
@@ -75,6 +76,7 @@ pub struct Engine {
     /// Sessions that end with somebody who is there.
     pub(super) owners: Mutex<HashSet<u32>>,
     pub(super) limits: Limits,
+    pub(super) desk: Desk,
     /// Resolves names for agents whose policy has rules about them.
     pub(super) resolver: OnceLock<Resolver>,
 }
@@ -221,6 +223,10 @@ impl Engine {
     pub(super) fn assemble(parts: Parts) -> Self {
         // Only what is pinned has agents that outlive it, and need the same port again.
         let limits = Limits::new(parts.state.clone(), parts.gateway, parts.store.is_none());
+        let desk = Desk::new(&parts.state, parts.store.is_some());
+        lock(&parts.recorder)
+            .judge()
+            .set_approvals(desk.book().clone());
         Self {
             enforcer: parts.enforcer,
             recorder: parts.recorder,
@@ -238,6 +244,7 @@ impl Engine {
             store: parts.store.map(Mutex::new),
             owners: Mutex::default(),
             limits,
+            desk,
             resolver: OnceLock::new(),
         }
     }

@@ -76,6 +76,9 @@ pub enum SessionError {
     /// A request about a budget that makes no sense.
     #[error("{0}")]
     Budget(String),
+    /// Nothing waits or is granted under that number, or it cannot be.
+    #[error("{0}")]
+    Approval(String),
     /// No such process.
     #[error("there is no process {0}")]
     NoProcess(u32),

@@ -105,6 +105,7 @@ impl Engine {
         self.pump.drain().await;
         self.strike(agent.slot);
         self.end_limits(&agent);
+        self.end_approvals(&agent);
         lock(&self.owners).remove(&agent.session);
         let mut recorder = self.recorder();
         let tally = recorder.tally(agent.session);

@@ -4,6 +4,7 @@
 //! a label is given before a command runs, and whatever fails on the way leaves nothing ungoverned
 //! that was said to be governed.
 
+mod approvals;
 mod attach;
 mod canary;
 mod charges;

@@ -77,6 +77,7 @@ impl Engine {
         self.limit_restored();
         self.release_strangers(&memberships)?;
         self.unprotect_strangers();
+        self.restore_approvals()?;
         self.save()?;
         Ok(notes)
     }

@@ -7,7 +7,7 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
 use super::locks;
 use super::names::{parts, send};
-use super::{policy_of, slot_of};
+use super::{policy_of, script, slot_of};
 use crate::bound::forget;
 use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
@@ -77,6 +77,12 @@ fn judge(subject: Subject, file: u64, policy: Policy, scratch: *mut NameScratch)
             let Some(decision) = judged else {
                 return 0;
             };
+            if decision.verdict == Verdict::Ask as u32
+                && script::is_running(subject.task, object.inode, object.device)
+            {
+                // The kernel maps the program whose start was granted.
+                return 0;
+            }
             decision
         };
         let decision = forget(&raw mut (*scratch).decision, decision);

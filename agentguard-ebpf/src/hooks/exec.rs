@@ -16,6 +16,7 @@ use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
 use super::{identify, resolve, script};
+use crate::approval::{self, Asked, Use};
 use crate::bound::at_most;
 use crate::budget;
 use crate::decide::{self, Command, Decision, Policy, with_table};
@@ -230,10 +231,14 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
         let first = filename == interpreter;
         if first {
             script::forget(subject.task);
+        } else {
+            script::settle(subject.task);
         }
-        let asks = decision.is_allowed()
-            && decision.flags & flags::HAS_COMMANDS != 0
-            && decide::asks_for_arguments(label);
+        let asks = decision.verdict == Verdict::Ask as u32
+            || decision.is_allowed()
+                && decision.flags & flags::HAS_COMMANDS != 0
+                && decide::asks_for_arguments(label);
+        let mut argv0 = 0;
         if asks && first {
             let walk = &raw mut (*scratch).walk;
             (*walk).from = u64::from(path_len);
@@ -252,6 +257,19 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
                     walk,
                 };
                 decision = with_table!(policy, t => decide::command(t, label, command));
+                if decision.verdict == Verdict::Ask as u32 {
+                    let asked = Asked::command(Use::Whole, tail, path_len, used);
+                    decision = approval::consult(subject, decision, asked);
+                    if decision.is_allowed() && script::is_script(bprm) {
+                        let kept = approval::keep_script(
+                            subject.task,
+                            tail as u64,
+                            u64::from(path_len),
+                            u64::from(used),
+                        );
+                        argv0 = kept as u32;
+                    }
+                }
             }
         }
         if asks && decision.is_allowed() && (first || script::is_script(bprm)) {
@@ -265,6 +283,11 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
                     label,
                     state,
                     count: load(bprm, get(&off::OFF_BPRM_ARGC)),
+                    approved: approval::number_of(decision),
+                    argv0,
+                    deferred: 0,
+                    inode: 0,
+                    device: 0,
                     reserved: 0,
                 },
             );
@@ -342,7 +365,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         let fault = limit == 0 || bpf_probe_read_user(to.cast(), limit, start as *const _) != 0;
         let mut used = 0;
         let mut cut = false;
-        let decision = if len < 0 {
+        let mut decision = if len < 0 {
             // The buffer holds somebody's earlier path: kill (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
         } else if anonymous {
@@ -359,7 +382,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
                 limit,
                 walk,
             };
-            let decision = with_table!(policy, t => decide::command(t, decide::label_of(t, tail, path_len), command));
+            let mut decision = with_table!(policy, t => decide::command(t, decide::label_of(t, tail, path_len), command));
             used = at_most(
                 core::ptr::read_volatile(&raw const (*walk).used) as u32,
                 MAX_COMMAND as u32,
@@ -368,14 +391,52 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
             // Started through an interpreter: the script has rules of its own.
             let filename: u64 = load(bprm, get(&off::OFF_BPRM_FILENAME));
             let interpreter: u64 = load(bprm, get(&off::OFF_BPRM_INTERP));
-            match script::noted(subject.task) {
+            let note = script::noted(subject.task);
+            if decision.verdict == Verdict::Ask as u32 && !cut {
+                // The first check may have taken the use; then it is the same grant that must be found.
+                let before = match note {
+                    Some(note) if filename == interpreter => note.approved,
+                    _ => 0,
+                };
+                let how = if before != 0 {
+                    Use::Verifies
+                } else {
+                    Use::Whole
+                };
+                let asked = Asked::command(how, tail, path_len, used);
+                let number = approval::number(subject, asked);
+                if number != 0 && (before == 0 || before == number) {
+                    decision = approval::approved(decision, number);
+                }
+            }
+            match note {
                 Some(script) if decision.is_allowed() && filename != interpreter => {
-                    with_table!(policy, t => decide::script(t, script, command, count))
+                    let judged =
+                        with_table!(policy, t => decide::script(t, script, command, count));
+                    if judged.verdict == Verdict::Ask as u32 {
+                        let from = core::ptr::read_volatile(&raw const (*walk).from) as u32;
+                        let own = core::ptr::read_volatile(&raw const (*walk).used) as u32;
+                        if approval::holds(subject, script, tail.add(at_most(from, (PATH_BUFFER + MAX_COMMAND) as u32 - 1) as usize), own) {
+                            approval::approved(judged, script.approved)
+                        } else {
+                            judged.with(Verdict::Deny, Reason::ArgumentsChanged)
+                        }
+                    } else {
+                        judged
+                    }
                 }
                 _ => decision,
             }
         };
+        if decision.is_allowed() && script::is_deferred(subject.task) {
+            // A loader that a rule asks about: nothing has judged what it is started with. Kill.
+            decision = decision.with(Verdict::Deny, Reason::AsksLater);
+        }
         script::forget(subject.task);
+        if approval::is_approved(decision) {
+            script::runs(subject.task, inode, device);
+            approval::forget_script(subject.task);
+        }
         let outcome = emit::outcome(decision);
         emit::fill(header, subject, Operation::Exec, decision, outcome);
         header.access = access::EXEC;

@@ -5,11 +5,12 @@
 //! one.
 
 use agentguard_common::record::Destination;
-use agentguard_common::verdict::{Operation, Reason, Verdict};
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
 use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_UDP, record, start, v4, v6};
 use super::{prepare, unix};
+use crate::approval::{self, Asked, Use};
 use crate::bound::{at_most, forget};
 use crate::decide::{self, Decision, with_table};
 use crate::label::{Subject, peek};
@@ -92,6 +93,8 @@ fn judge(subject: Subject, at: &Destination) -> i32 {
         None => Decision::failure(Reason::NoPolicy),
         Some(policy) => with_table!(policy, t => decide::listen(t, at)),
     };
+    let asked = Asked::address(access::LISTEN, at);
+    let decision = approval::consult(subject, decision, asked);
     record(subject, Operation::Listen, decision, at, 0, 0)
 }
 
@@ -115,6 +118,13 @@ fn take(subject: Subject, name: u64, len: u32, sk: u64) -> i32 {
             with_table!(policy, t => decide::abstract_name(t, decide::label_of(t, path, len)))
         };
         let decision = forget(&raw mut (*scratch).decision, decision);
+        let decision = if len > 0 {
+            let asked = Asked::path(access::LISTEN, Use::Whole, path, len as u32);
+            let decision = approval::consult(subject, decision, asked);
+            forget(&raw mut (*scratch).decision, decision)
+        } else {
+            decision
+        };
         unix::record(scratch, subject, operation, decision, len, sk)
     };
     scratch::release(scratch);

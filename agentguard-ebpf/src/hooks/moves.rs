@@ -9,6 +9,7 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use super::doors;
 use super::names::{parts, send};
 use super::prepare;
+use crate::approval::{self, Asked, Use};
 use crate::bound::{at_most, forget};
 use crate::climb::climb;
 use crate::decide::{self, Moved, Place, Policy, with_table};
@@ -126,15 +127,34 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
             let old = with_table!(policy, t => decide::place_of(t, first, behind));
             let new = with_table!(policy, t => decide::place_of(t, second, at_most(to_len as u32, PATH_BUFFER as u32 - 1)));
             let [old, new] = forget(&raw mut (*scratch).places, [old, new]);
-            let mut decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), what(request.from.1)));
+            let mut decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), what(request.from.1), 0));
             decision = forget(kept, decision);
+            let mut number = 0;
+            if decision.verdict == Verdict::Ask as u32 {
+                let leaves = with_table!(policy, t => decide::asks_to_write(t, Place::new(t, old)));
+                let arrives =
+                    with_table!(policy, t => decide::asks_to_write(t, Place::new(t, new)));
+                if leaves {
+                    let asked = Asked::path(access::WRITE, Use::Whole, first, behind);
+                    number = approval::number(subject, asked);
+                }
+                if arrives && (number != 0 || !leaves) {
+                    let asked = Asked::path(access::WRITE, Use::Whole, second, to_len as u32);
+                    number = approval::number(subject, asked);
+                }
+                if number != 0 {
+                    decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), what(request.from.1), number));
+                    decision = forget(kept, decision);
+                }
+            }
             if decision.is_allowed() && request.flags & RENAME_EXCHANGE != 0 {
-                decision = with_table!(policy, t => decide::moved(t, Place::new(t, new), Place::new(t, old), what(request.to.1)));
+                decision = with_table!(policy, t => decide::moved(t, Place::new(t, new), Place::new(t, old), what(request.to.1), number));
             }
             let decision = forget(kept, decision);
-            let decision = identity::guard(subject, decision, object, (READ | WRITE | EXEC) as u8);
+            let decision =
+                identity::guard_approved(subject, decision, object, (READ | WRITE | EXEC) as u8);
             let decision = forget(kept, decision);
-            identity::guard(subject, decision, replaced, (READ | WRITE) as u8)
+            identity::guard_approved(subject, decision, replaced, (READ | WRITE) as u8)
         };
         let mut decision = forget(kept, decision);
         let (mut operation, mut aux) = (request.operation, request.flags);

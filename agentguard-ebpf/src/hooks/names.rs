@@ -7,6 +7,7 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
 use super::{doors, locks, prepare};
+use crate::approval::{self, Asked, Use};
 use crate::bound::forget;
 use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
@@ -155,7 +156,20 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
         } else {
             let decision = with_table!(policy, t => decide::file_labelled(t, decide::label_of(t, tail, len as u32), u32::from(request.wanted)));
             let decision = forget(&raw mut (*scratch).decision, decision);
-            identity::guard(subject, decision, object, request.wanted)
+            let how = match request.operation {
+                Operation::Create => Use::Makes,
+                Operation::Truncate => Use::Cuts,
+                _ => Use::Whole,
+            };
+            if matches!(request.operation, Operation::Receive) {
+                // What another process has opened is never granted.
+                identity::guard(subject, decision, object, request.wanted)
+            } else {
+                let asked = Asked::path(request.wanted, how, tail, len as u32);
+                let decision = approval::consult(subject, decision, asked);
+                let decision = forget(&raw mut (*scratch).decision, decision);
+                identity::guard_approved(subject, decision, object, request.wanted)
+            }
         };
         let kept = &raw mut (*scratch).decision;
         let mut decision = forget(kept, decision);

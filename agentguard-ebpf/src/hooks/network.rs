@@ -5,7 +5,7 @@
 use agentguard_common::budget::kind;
 use agentguard_common::record::Destination;
 use agentguard_common::table::flags;
-use agentguard_common::verdict::{Operation, Reason, Verdict};
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -13,6 +13,7 @@ use core::ffi::c_void;
 
 use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, record};
 use super::{redirect, unlabelled};
+use crate::approval::{self, Asked};
 use crate::budget;
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
@@ -205,6 +206,8 @@ fn governed(
         }
         Address::Internet => {
             let decision = with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name));
+            let asked = Asked::address(access::CONNECT, &destination);
+            let decision = approval::consult(subject, decision, asked);
             budget::charge(subject, decision, kind::CONNECTS)
         }
         Address::Refuse(reason) => {

@@ -10,7 +10,8 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{Object, doors, identify, object, prepare, resolve, resolve_within};
+use super::{Object, doors, identify, object, prepare, resolve, resolve_within, script};
+use crate::approval::{self, Asked, Use};
 use crate::bound::forget;
 use crate::budget;
 use crate::decide::{self, Policy, with_table};
@@ -89,6 +90,11 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let len = crate::bound::at_most_64(len as u64, SHORT_PATH as u64 - 1);
         let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
         let decision = decide::file_labelled(policy.head(), label, u32::from(wanted));
+        if decision.verdict == Verdict::Ask as u32 {
+            // Somebody may have granted it.
+            emit::discard(chunk);
+            return None;
+        }
         let decision = identity::guard(subject, decision, identity_of(object), wanted);
         let decision = budget::charge(subject, decision, kind::OPENS);
         let outcome = emit::outcome(decision);
@@ -188,11 +194,27 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         };
         let kept = &raw mut (*scratch).decision;
         let mut decision = forget(kept, decision);
+        if decision.verdict == Verdict::Ask as u32 {
+            if wanted != access::EXEC {
+                let how = if file_flags & O_TRUNC != 0 {
+                    Use::OpensToCut
+                } else {
+                    Use::Opens
+                };
+                let asked = Asked::path(wanted, how, tail, len as u32);
+                decision = forget(kept, approval::consult(subject, decision, asked));
+            } else if script::defer(subject.task) {
+                decision = decision.with(Verdict::Allow, Reason::AsksLater);
+            }
+        }
         let mut operation = Operation::Open;
         let mut aux = file_flags;
         if decision.is_allowed() && !anonymous {
             let object = Identity { inode, device };
-            decision = forget(kept, identity::guard(subject, decision, object, wanted));
+            decision = forget(
+                kept,
+                identity::guard_approved(subject, decision, object, wanted),
+            );
             if let Some(lock) = doors::lock_of(subject, file as u64, wanted) {
                 let locked = with_table!(policy, t => decide::lock(t, lock as u32));
                 if !locked.is_allowed() {

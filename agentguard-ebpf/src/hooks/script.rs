@@ -17,6 +17,11 @@ const NOTHING: Script = Script {
     label: 0,
     state: 0,
     count: 0,
+    approved: 0,
+    argv0: 0,
+    deferred: 0,
+    inode: 0,
+    device: 0,
     reserved: 0,
 };
 
@@ -38,8 +43,64 @@ pub fn forget(task: *const u8) {
     let slot = slot(task, 0);
     if !slot.is_null() {
         // SAFETY: a live map value that only this task uses.
-        unsafe { (*slot).pending = 0 };
+        unsafe {
+            (*slot).pending = 0;
+            (*slot).deferred = 0;
+            (*slot).inode = 0;
+        }
     }
+}
+
+/// A program that a rule asks about is opened to be started. False: no memory. The check that follows settles it; a
+/// loader, for which none follows, is found by [`is_deferred`].
+#[inline(always)]
+pub fn defer(task: *const u8) -> bool {
+    let slot = slot(task, CREATE);
+    if slot.is_null() {
+        return false;
+    }
+    // SAFETY: a live map value that only this task uses.
+    unsafe { (*slot).deferred = 1 };
+    true
+}
+
+/// What was opened last was judged, with its arguments.
+#[inline(always)]
+pub fn settle(task: *const u8) {
+    let slot = slot(task, 0);
+    if !slot.is_null() {
+        // SAFETY: as above.
+        unsafe { (*slot).deferred = 0 };
+    }
+}
+
+/// Whether a program was opened that nothing has judged since.
+#[inline(always)]
+pub fn is_deferred(task: *const u8) -> bool {
+    let slot = slot(task, 0);
+    // SAFETY: as above.
+    !slot.is_null() && unsafe { (*slot).deferred } != 0
+}
+
+/// The task runs this program under a grant: its own code may be mapped.
+#[inline(always)]
+pub fn runs(task: *const u8, inode: u64, device: u32) {
+    let slot = slot(task, 0);
+    if !slot.is_null() {
+        // SAFETY: as above.
+        unsafe {
+            (*slot).inode = inode;
+            (*slot).device = device;
+        }
+    }
+}
+
+/// Whether the task runs this program under a grant.
+#[inline(always)]
+pub fn is_running(task: *const u8, inode: u64, device: u32) -> bool {
+    let slot = slot(task, 0);
+    // SAFETY: as above.
+    !slot.is_null() && inode != 0 && unsafe { (*slot).inode == inode && (*slot).device == device }
 }
 
 /// Leaves a note for the second check. False: there is one already, or no memory.
@@ -61,13 +122,10 @@ pub fn note(task: *const u8, script: Script) -> bool {
 
 /// The note of the first check.
 #[inline(always)]
-pub fn noted(task: *const u8) -> Option<Script> {
+pub fn noted(task: *const u8) -> Option<&'static Script> {
     let slot = slot(task, 0);
-    if slot.is_null() {
-        return None;
-    }
     // SAFETY: a live map value that only this task uses.
-    let script = unsafe { *slot };
+    let script = unsafe { slot.as_ref() }?;
     (script.pending != 0).then_some(script)
 }
 

@@ -4,12 +4,13 @@
 //! is judged, and not what the caller wrote: links, relative names and other mounts have no say.
 
 use agentguard_common::record::{Destination, record_flags};
-use agentguard_common::verdict::{Operation, Reason, Verdict};
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
 use super::names::{parts, send};
 use super::prepare;
 use super::sockets::AF_UNIX;
+use crate::approval::{self, Asked, Use};
 use crate::bound::{at_most, forget};
 use crate::climb::climb;
 use crate::decide::{self, Decision, with_table};
@@ -87,6 +88,12 @@ fn reach(subject: Subject, operation: Operation, sk: u64) -> i32 {
                 decision
             };
         let decision = forget(kept, decision);
+        let decision = if len > 0 && !matches!(operation, Operation::Receive) {
+            let asked = Asked::path(access::CONNECT, Use::Whole, path, len as u32);
+            forget(kept, approval::consult(subject, decision, asked))
+        } else {
+            decision
+        };
         record(scratch, subject, operation, decision, len, sk)
     };
     scratch::release(scratch);

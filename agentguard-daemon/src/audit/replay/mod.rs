@@ -121,7 +121,13 @@ impl Replay {
         let asked = if record.op == op::RESOLVE {
             names::ask(&self.policy, record)
         } else {
-            Question::of(record).and_then(|question| Some((self.ask(&question)?, question.verdict)))
+            Question::of(record).and_then(|question| match question.reason {
+                // What was asked about, and then granted: what the policy says of it is still `ask`.
+                Reason::Approved => Some((self.ask(&question)?, Verdict::Ask)),
+                // It is judged with its arguments, in a record of its own.
+                Reason::AsksLater => None,
+                _ => Some((self.ask(&question)?, question.verdict)),
+            })
         };
         let Some((opinion, was)) = asked else {
             self.outcome.not_asked += 1;
@@ -256,6 +262,7 @@ impl Replay {
                 reason: Reason::Default,
                 rule: None,
                 name: None,
+                approval: None,
             });
         }
         Some(opinion)
@@ -281,6 +288,7 @@ impl Replay {
                 reason: Reason::NameWidens,
                 rule: None,
                 name: None,
+                approval: None,
             });
         }
         Some(opinion)

@@ -14,7 +14,9 @@ mod select;
 use agentguard_common::budget::kind;
 use regex_automata::meta::Regex;
 
-pub use amount::{MICROS, PICO, duration_text, parse_amount, parse_usd, size_text, usd_text};
+pub use amount::{
+    MICROS, PICO, duration_text, parse_amount, parse_duration, parse_usd, size_text, usd_text,
+};
 pub use hours::{Hours, Schedule, Verdict as ScheduleVerdict, moment};
 pub use models::{Models, glob_regex};
 pub use schema::{AtLimit, Outside, Per, UnknownPrice};

@@ -1,6 +1,7 @@
 //! Sessions on an enforcer in memory and folders that stand for cgroups.
 
 mod agents;
+mod approvals;
 mod budgets;
 mod objects;
 mod restore;
@@ -11,6 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use agentguard_common::approval::{Grant, Key};
 use agentguard_common::budget::{Limits, Meter};
 use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
@@ -37,6 +39,7 @@ struct Kernel {
     /// Processes that carry the label of the first agent.
     carriers: HashSet<u32>,
     traffic: Vec<Counted>,
+    approved: Vec<(Key, Grant)>,
     /// The operation that fails.
     fails: Option<&'static str>,
     /// What was asked, in order.
@@ -71,6 +74,35 @@ impl Enforcer for Memory {
     fn meter(&self, number: u32) -> Result<Meter, KernelError> {
         let kernel = self.0.lock().unwrap();
         Ok(kernel.meters.get(&number).copied().unwrap_or(Meter::EMPTY))
+    }
+
+    fn approve(&mut self, key: Key, grant: Grant) -> Result<(), KernelError> {
+        self.call("approve", |kernel| {
+            kernel.approved.retain(|(other, _)| *other != key);
+            kernel.approved.push((key, grant));
+        })
+    }
+
+    fn disapprove(&mut self, key: Key, number: u32) -> Result<(), KernelError> {
+        self.call("disapprove", |kernel| {
+            kernel
+                .approved
+                .retain(|(other, grant)| *other != key || grant.number != number);
+        })
+    }
+
+    fn approval(&self, key: Key) -> Result<Option<Grant>, KernelError> {
+        let kernel = self.0.lock().unwrap();
+        let mut entries = kernel.approved.iter();
+        Ok(entries.find(|(other, _)| *other == key).map(|it| it.1))
+    }
+
+    fn keep_approvals(&mut self, keep: &dyn Fn(&Key, u32) -> bool) -> Result<(), KernelError> {
+        let mut kernel = self.0.lock().unwrap();
+        kernel
+            .approved
+            .retain(|(key, grant)| keep(key, grant.number));
+        Ok(())
     }
 
     fn install(&mut self, agent: u32, table: &[u8]) -> Result<(), KernelError> {

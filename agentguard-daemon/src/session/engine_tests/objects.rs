@@ -1,5 +1,7 @@
 //! Protected objects follow policies and files.
 
+use agentguard_common::identity::DENIED;
+
 use super::*;
 
 impl Bench {
@@ -35,10 +37,10 @@ async fn what_is_protected_follows_the_policy() {
     std::fs::write(bench.folder.path().join("secret/key"), "x").unwrap();
     bench.guard_secret("read");
     bench.attach("a", "/one").await.unwrap();
-    assert_eq!(bench.protected("secret/key"), 1);
+    assert_eq!(bench.protected("secret/key"), 1 << DENIED | 1);
     bench.guard_secret("write");
     bench.engine.swap("a", None).await.unwrap();
-    assert_eq!(bench.protected("secret/key"), 2);
+    assert_eq!(bench.protected("secret/key"), 2 << DENIED | 2);
     // Nobody watches in this test.
     std::fs::write(bench.folder.path().join("secret/new"), "x").unwrap();
     bench
@@ -47,7 +49,7 @@ async fn what_is_protected_follows_the_policy() {
         .await;
     assert_eq!(bench.protected("secret/new"), 0);
     bench.engine.refresh_objects(None).await;
-    assert_eq!(bench.protected("secret/new"), 2);
+    assert_eq!(bench.protected("secret/new"), 2 << DENIED | 2);
     // A daemon that comes back looks for itself, and drops what nobody needs.
     bench.kernel(|kernel| {
         kernel.objects.clear();
@@ -55,7 +57,7 @@ async fn what_is_protected_follows_the_policy() {
     });
     bench.die();
     bench.restore().unwrap();
-    assert_eq!(bench.protected("secret/new"), 2);
+    assert_eq!(bench.protected("secret/new"), 2 << DENIED | 2);
     assert_eq!(bench.kernel(|kernel| kernel.objects.len()), 1);
     bench.engine.detach("a").await.unwrap();
     assert!(bench.kernel(|kernel| kernel.objects.is_empty()));
@@ -84,7 +86,7 @@ async fn a_replaced_file_is_protected_soon() {
         std::fs::write(&new, content).unwrap();
         std::fs::rename(&new, bench.folder.path().join("secret/key")).unwrap();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while bench.protected("secret/key") != 1 {
+        while bench.protected("secret/key") != 1 << DENIED | 1 {
             assert!(std::time::Instant::now() < end, "not protected");
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }

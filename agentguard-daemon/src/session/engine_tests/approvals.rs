@@ -1,0 +1,186 @@
+//! Approvals: on the disk before they are in the kernel, out of the kernel before they are forgotten, and never given
+//! back by a death.
+
+use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+
+use super::*;
+use crate::approval::Scope;
+use crate::event::sample::Sample;
+
+const ASKS: &str = "\
+version: 1
+files: {read: {default: allow, ask: [{id: look, path: \"/asked/**\"}]}}
+";
+
+/// What the kernel records of a read that a rule asks about.
+fn ask(bench: &Bench, session: u32, path: &str) {
+    let asked = Sample::new(Operation::Open, Verdict::Ask, Reason::Rule, path.as_bytes());
+    let asked = asked.with(|it| {
+        (it.agent, it.session, it.generation) = (1, session, 1);
+        it.access = access::READ;
+    });
+    let mut recorder = bench.engine.recorder();
+    recorder.record(&asked.bytes());
+    recorder.flush();
+}
+
+fn waiting(bench: &Bench) -> Vec<u64> {
+    let approvals = bench.engine.approvals(Some("a")).unwrap();
+    approvals.waiting.iter().map(|it| it.id).collect()
+}
+
+fn numbers(bench: &Bench) -> Vec<u32> {
+    bench.kernel(|kernel| kernel.approved.iter().map(|it| it.1.number).collect())
+}
+
+#[tokio::test]
+async fn what_is_asked_waits_and_is_granted_to_the_byte() {
+    let bench = Bench::new();
+    bench.write("p", ASKS);
+    bench.attach("a", "/one").await.unwrap();
+    ask(&bench, 1, "/asked/x");
+    ask(&bench, 1, "/asked/x");
+    assert_eq!(waiting(&bench), [1]);
+    let granted = bench.engine.approve(1, Scope::Once, "root").await.unwrap();
+    assert_eq!((granted.what.tries, granted.by.as_str()), (2, "root"));
+    assert!(waiting(&bench).is_empty());
+    let (key, grant) = bench.kernel(|kernel| kernel.approved[0]);
+    assert_eq!((key.agent, key.session, key.access), (1, 1, 1));
+    assert_eq!(&key.object[..key.len as usize], b"/asked/x");
+    assert_eq!((grant.most, grant.until, grant.used), (1, 0, 0));
+    // The kernel says that it was used, and the log names the approval.
+    let used = Sample::new(
+        Operation::Open,
+        Verdict::Allow,
+        Reason::Approved,
+        b"/asked/x",
+    );
+    let used = used.with(|it| {
+        (it.agent, it.session, it.generation) = (1, 1, 1);
+        it.access = access::READ;
+        it.errno = grant.number as u16;
+    });
+    let forged = used.bytes();
+    bench.kernel(|kernel| kernel.approved[0].1.used = 1);
+    {
+        let mut recorder = bench.engine.recorder();
+        recorder.record(&forged);
+        recorder.flush();
+    }
+    let records = bench.records();
+    let last = records.last().unwrap();
+    assert_eq!(last.approval, Some(1), "{last:?}");
+    assert_eq!(
+        (last.cause.as_deref(), last.rule.as_deref()),
+        (Some("approved"), Some("look"))
+    );
+    let shown = bench.engine.approvals(None).unwrap();
+    assert!(shown.granted[0].over && shown.granted[0].used == 1);
+    bench.engine.detach("a").await.unwrap();
+    assert!(numbers(&bench).is_empty());
+    assert!(bench.engine.approve(1, Scope::Once, "root").await.is_err());
+}
+
+#[tokio::test]
+async fn a_use_that_nobody_granted_is_an_alarm() {
+    let bench = Bench::new();
+    bench.write("p", ASKS);
+    bench.attach("a", "/one").await.unwrap();
+    ask(&bench, 1, "/asked/x");
+    bench
+        .engine
+        .approve(1, Scope::Session, "root")
+        .await
+        .unwrap();
+    let number = numbers(&bench)[0] as u16;
+    let claims = [
+        ("/asked/y", number, 1, "another object"),
+        ("/asked/x", number + 1, 1, "another number"),
+        ("/free", number, 1, "what no rule asks about"),
+        ("/asked/x", number, 2, "another access"),
+    ];
+    for (path, number, access, what) in claims {
+        let before = bench.engine.recorder().totals().alarms;
+        let used = Sample::new(
+            Operation::Open,
+            Verdict::Allow,
+            Reason::Approved,
+            path.as_bytes(),
+        );
+        let used = used.with(|it| {
+            (it.agent, it.session, it.generation) = (1, 1, 1);
+            (it.access, it.errno) = (access, number);
+        });
+        bench.engine.recorder().record(&used.bytes());
+        assert_eq!(
+            bench.engine.recorder().totals().alarms,
+            before + 1,
+            "{what}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_the_kernel_does_not_take_is_not_granted() {
+    let bench = Bench::new();
+    bench.write("p", ASKS);
+    bench.attach("a", "/one").await.unwrap();
+    ask(&bench, 1, "/asked/x");
+    bench.kernel(|kernel| kernel.fails = Some("approve"));
+    assert!(bench.engine.approve(1, Scope::Once, "root").await.is_err());
+    bench.kernel(|kernel| kernel.fails = None);
+    assert!(bench.engine.approvals(None).unwrap().granted.is_empty());
+    assert!(numbers(&bench).is_empty());
+    assert!(bench.engine.revoke(1, "root").await.is_err());
+    // It asks again, and waits again.
+    ask(&bench, 1, "/asked/x");
+    assert_eq!(waiting(&bench), [2]);
+    for seconds in [0, u64::MAX] {
+        let scope = Scope::Seconds(seconds);
+        assert!(bench.engine.approve(2, scope, "root").await.is_err());
+    }
+    let granted = bench.engine.approve(2, Scope::Seconds(60), "root").await;
+    assert!(granted.unwrap().until.is_some());
+    assert!(bench.kernel(|kernel| kernel.approved[0].1.until) > 0);
+}
+
+#[tokio::test]
+async fn a_death_takes_nothing_away_and_gives_nothing_back() {
+    let mut bench = Bench::new();
+    bench.write("p", ASKS);
+    bench.attach("a", "/one").await.unwrap();
+    for path in ["/asked/kept", "/asked/revoked", "/asked/lost"] {
+        ask(&bench, 1, path);
+    }
+    for id in 1..=3 {
+        bench
+            .engine
+            .approve(id, Scope::Session, "root")
+            .await
+            .unwrap();
+    }
+    bench.engine.revoke(2, "root").await.unwrap();
+    // Of one the kernel's entry is gone, as after a death in the middle of taking it back; of one the disk's.
+    let stray = bench.kernel(|kernel| {
+        let lost = kernel.approved.pop().unwrap();
+        let mut stray = lost;
+        stray.0.object[0] = b'!';
+        stray.1.number = 77;
+        kernel.approved.push(stray);
+        stray.1.number
+    });
+    bench.die();
+    bench.restore().unwrap();
+    let granted = bench.engine.approvals(None).unwrap().granted;
+    let ids: Vec<u64> = granted.iter().map(|it| it.what.id).collect();
+    assert_eq!(ids, [1]);
+    assert!(!numbers(&bench).contains(&stray) && numbers(&bench).len() == 1);
+    ask(&bench, 1, "/asked/new");
+    assert_eq!(waiting(&bench), [4], "numbers go on");
+    // What cannot be read grants nothing.
+    std::fs::write(bench.folder.path().join("state/approvals.json"), "{").unwrap();
+    bench.die();
+    bench.restore().unwrap();
+    assert!(bench.engine.approvals(None).unwrap().granted.is_empty());
+    assert!(numbers(&bench).is_empty());
+}
