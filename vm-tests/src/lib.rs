@@ -11,6 +11,7 @@ pub mod contend;
 pub mod demo;
 pub mod fixture;
 pub mod guard;
+pub mod hung;
 pub mod limits;
 pub mod listen;
 pub mod names;

@@ -151,6 +151,7 @@ fn said(result: std::io::Result<()>) -> ExitCode {
 fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     let families = row::load(folder)?;
     fixture::make_long()?;
+    fixture::load_modules()?;
     listen::start().context("failed to start the services")?;
     let daemon = (mode != Mode::Ungoverned).then(Daemon::start).transpose()?;
     if let Some(daemon) = &daemon {

@@ -113,6 +113,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     ("guard: doctor finds everything it needs", doctor),
     (
+        "guard: a file system that never answers holds up nobody else",
+        |stage| crate::hung::never_answers(&mut stage.trail),
+    ),
+    (
         "names: a protected file by a hard link made before the agent was attached",
         linked_before,
     ),
@@ -800,7 +804,7 @@ fn none_of(stage: &Stage, operations: &[&str]) -> Result<()> {
 
 /// A process that opens files when it is told to, in its main thread or in a second one that has
 /// been there from the start.
-struct Reader {
+pub(crate) struct Reader {
     child: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -835,7 +839,7 @@ for line in sys.stdin:
     }
 
     /// Starts in the fixture as it is.
-    fn attend(group: Option<&Group>) -> Result<Self> {
+    pub(crate) fn attend(group: Option<&Group>) -> Result<Self> {
         let mut child = Command::new("/usr/bin/python3")
             .args(["-c", Self::PROGRAM])
             .stdin(Stdio::piped())
@@ -868,7 +872,7 @@ for line in sys.stdin:
     }
 
     /// Opens in the main thread; the errno, `0` for success.
-    fn read(&mut self, path: &str) -> Result<String> {
+    pub(crate) fn read(&mut self, path: &str) -> Result<String> {
         self.order("main", path)
     }
 
