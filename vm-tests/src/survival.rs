@@ -64,8 +64,8 @@ pub const SCENARIOS: &[Scenario] = &[
         run_through,
     ),
     (
-        "survival: names, by `run` alone and through the death of a daemon",
-        crate::names::survives,
+        "survival: names on a host with IPv6 only",
+        crate::names::six::only,
     ),
     (
         "survival: budgets, through kills, stops and a clock set back",
@@ -78,6 +78,11 @@ pub const SCENARIOS: &[Scenario] = &[
     (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
+    ),
+    // It begins with nothing pinned.
+    (
+        "survival: names, by `run` alone and through the death of a daemon",
+        crate::names::survives,
     ),
 ];
 

@@ -2,6 +2,7 @@
 //! must lead there for a process that is not governed.
 
 pub(crate) mod server;
+pub mod six;
 mod ways;
 
 use std::fs;
