@@ -152,7 +152,7 @@ fn module(path: &str) -> Option<&'static str> {
 
 /// What the kernel takes: not all of them unpack modules.
 fn decompressed(path: &str, data: &[u8]) -> Result<Vec<u8>> {
-    if !path.ends_with(".xz") {
+    if path.strip_suffix(".xz").is_none() {
         return Ok(data.to_vec());
     }
     let mut child = Command::new("xz")

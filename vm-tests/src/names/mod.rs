@@ -361,7 +361,7 @@ pub fn survives() -> Result<()> {
 fn alone(good: &[&str], evil: &[&str]) -> Result<()> {
     let quoted = |words: &[&str]| {
         let words = words.iter().map(|word| word.replace('\'', r"'\''"));
-        words.map(|word| format!("'{word}' ")).collect::<String>()
+        format!("'{}'", words.collect::<Vec<_>>().join("' '"))
     };
     let script = format!("{}; {}", quoted(good), quoted(evil));
     let output = agentguard(&[
