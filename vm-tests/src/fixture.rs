@@ -101,6 +101,21 @@ fn open_to_all(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Loads the file systems that rows mount, where this kernel has them as modules.
+pub fn load_modules() -> Result<()> {
+    for name in ["overlay", "fuse"] {
+        let module = format!("/guest/modules/{name}.ko");
+        if Path::new(&module).exists() {
+            // It may be loaded already.
+            Command::new("/guest/busybox")
+                .args(["insmod", &module])
+                .stderr(Stdio::null())
+                .status()?;
+        }
+    }
+    Ok(())
+}
+
 /// Files with long paths, made once: `/long-ws` is free, `/long-secret` is not.
 pub fn make_long() -> Result<()> {
     for kind in ["ws", "secret"] {

@@ -13,6 +13,7 @@ pub mod demo;
 pub mod dialogue;
 pub mod fixture;
 pub mod guard;
+pub mod hung;
 pub mod limits;
 pub mod listen;
 pub mod names;

@@ -151,6 +151,7 @@ fn said(result: std::io::Result<()>) -> ExitCode {
 fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     let families = row::load(folder)?;
     fixture::make_long()?;
+    fixture::load_modules()?;
     listen::start().context("failed to start the services")?;
     let daemon = (mode != Mode::Ungoverned).then(Daemon::start).transpose()?;
     if let Some(daemon) = &daemon {
@@ -169,9 +170,8 @@ fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     if mode == Mode::Policies {
         scenario::run(guard::AUDIT.as_ref(), filter, &mut tally);
         names::run(guard::AUDIT, filter, &mut tally);
-        // What follows has daemons of its own, and begins with nothing.
+        // What follows has daemons of its own.
         drop(daemon);
-        guard::agentguard_ok(&["uninstall", "--yes"])?;
         survival::run(filter, &mut tally);
     }
     Ok(tally)

@@ -101,15 +101,10 @@ pub struct Runner {
 impl Runner {
     /// A runner; rows whose name lacks `filter` are left out.
     pub fn new(mode: Mode, filter: &str, audit: &Path) -> Self {
-        let mut trail = Trail::at(audit);
-        if mode == Mode::Permissive {
-            // Here it is the rule that a record does not come.
-            trail.patience = Duration::from_secs(10);
-        }
         Self {
             mode,
             filter: filter.to_owned(),
-            trail,
+            trail: Trail::at(audit),
             tally: Tally::default(),
         }
     }
@@ -271,7 +266,25 @@ impl Runner {
         let mark = self.trail.mark()?;
         let done = perform(&attempt(row, actor, Some(&agent.group)))?;
         check(row, &done)?;
+        if self.mode == Mode::Permissive {
+            self.ended(agent, &done, mark);
+        }
         self.recorded(row, agent, mark)
+    }
+
+    /// Without its policy it is the rule that a row's record does not come. What comes, comes about with that of the
+    /// end of the process, and is not waited for much longer.
+    fn ended(&mut self, agent: &Agent, done: &Done, mark: usize) {
+        let end = Wanted {
+            agent: Some(agent.name.clone()),
+            op: Some("exit".to_owned()),
+            pid: Some(done.pid),
+            ..Wanted::default()
+        };
+        self.trail.patience = Duration::from_secs(10);
+        // Where there is none, the whole time was waited for.
+        let _ = self.trail.wait(mark, &end);
+        self.trail.patience = Duration::from_secs(1);
     }
 
     fn recorded(&mut self, row: &Row, agent: &Agent, mark: usize) -> Result<()> {

@@ -124,6 +124,10 @@ pub const SCENARIOS: &[Scenario] = &[
     ),
     ("guard: doctor finds everything it needs", doctor),
     (
+        "guard: a file system that never answers holds up nobody else",
+        |stage| crate::hung::never_answers(&mut stage.trail),
+    ),
+    (
         "names: a protected file by a hard link made before the agent was attached",
         linked_before,
     ),

@@ -107,6 +107,11 @@ impl Tree {
             .map(|node| node.data.as_slice())
     }
 
+    /// Every path.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.nodes.keys().map(String::as_str)
+    }
+
     /// The contents of all files whose path begins with this.
     pub fn contents_below(&self, prefix: &str) -> Vec<Vec<u8>> {
         let files = self

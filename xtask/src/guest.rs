@@ -137,6 +137,10 @@ impl Guest {
         tree.file("init", 0o755, INIT);
         tree.copy(&fs::canonicalize(&busybox)?, "guest/busybox")?;
         tree.file("guest/job", 0o755, self.job.as_str());
+        for module in &self.kernel.modules {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            tree.copy(module, &format!("guest/modules/{name}"))?;
+        }
         if !self.wanted.is_empty() {
             tree.file("guest/return", 0o644, self.wanted.join("\n") + "\n");
         }

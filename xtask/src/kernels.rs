@@ -2,7 +2,10 @@
 //! kept in the cache.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -42,7 +45,12 @@ pub struct Kernel {
     pub image: PathBuf,
     /// What `uname -r` says in the guest, where it is known.
     pub release: String,
+    /// Its modules that tests load, as they are in [`MODULES`]; some kernels have some of them built in.
+    pub modules: Vec<PathBuf>,
 }
+
+/// Modules that tests load: two file systems, and one that does nothing.
+const MODULES: &[&str] = &["overlay", "fuse", "dummy"];
 
 /// The kernel of this name in the matrix, or the image at this path.
 pub fn find(name: &str) -> Result<Kernel> {
@@ -63,6 +71,7 @@ pub fn find(name: &str) -> Result<Kernel> {
         name: name.to_owned(),
         image: path.to_owned(),
         release: "given by path".to_owned(),
+        modules: Vec::new(),
     })
 }
 
@@ -73,10 +82,16 @@ pub fn cached(choice: &Choice) -> Result<Option<Kernel>> {
         return Ok(None);
     };
     let image = folder.join("vmlinuz");
+    // A cache of before there were modules lacks their folder, and is filled again.
+    let Ok(modules) = fs::read_dir(folder.join("modules")) else {
+        return Ok(None);
+    };
+    let modules = modules.flatten().map(|entry| entry.path()).collect();
     Ok(image.is_file().then(|| Kernel {
         name: choice.name.to_owned(),
         image,
         release: release.trim().to_owned(),
+        modules,
     }))
 }
 
@@ -90,31 +105,84 @@ pub fn fetch(choice: &Choice, apt: &Apt) -> Result<Kernel> {
             format!("linux-image-cloud-amd64 depends on no kernel image ({depends})")
         })?;
     let release = package.trim_start_matches("linux-image-").to_owned();
-    // Since 6.17 the image is in a package of its own.
-    let binary = format!("linux-binary-{release}");
-    let package = if apt.has(&binary) {
-        binary.as_str()
-    } else {
-        package
-    };
-    let scratch = Scratch::new("kernel")?;
-    let deb = apt.download(package, scratch.path())?;
+    // Since 6.17 the image and the modules are in packages of their own.
+    let image_in = [format!("linux-binary-{release}"), package.to_owned()];
+    let modules_in = [format!("linux-modules-{release}"), package.to_owned()];
     let places = [
         format!("boot/vmlinuz-{release}"),
         format!("usr/lib/modules/{release}/vmlinuz"),
     ];
     let mut tree = Tree::default();
-    tree.package(&deb, |path| !places.iter().any(|place| place == path))?;
+    for packages in [image_in, modules_in] {
+        let Some(package) = packages.iter().find(|package| apt.has(package)) else {
+            continue;
+        };
+        let scratch = Scratch::new("kernel")?;
+        let deb = apt.download(package, scratch.path())?;
+        tree.package(&deb, |path| {
+            !places.iter().any(|place| place == path) && module(path).is_none()
+        })?;
+    }
     let image = places
         .iter()
         .find_map(|place| tree.contents(place))
         .with_context(|| format!("{package} holds no kernel image"))?;
     let folder = place::cache()?.join("kernels").join(choice.name);
-    fs::create_dir_all(&folder)
-        .with_context(|| format!("failed to create {}", folder.display()))?;
-    fs::write(folder.join("vmlinuz"), image)
-        .with_context(|| format!("failed to write to {}", folder.display()))?;
-    fs::write(folder.join("release"), &release)
-        .with_context(|| format!("failed to write to {}", folder.display()))?;
+    let modules = folder.join("modules");
+    fs::create_dir_all(&modules)
+        .with_context(|| format!("failed to create {}", modules.display()))?;
+    let failed = || format!("failed to write to {}", folder.display());
+    for path in tree.paths() {
+        if let (Some(name), Some(data)) = (module(path), tree.contents(path)) {
+            let data = decompressed(path, data)?;
+            fs::write(modules.join(format!("{name}.ko")), data).with_context(failed)?;
+        }
+    }
+    fs::write(folder.join("vmlinuz"), image).with_context(failed)?;
+    fs::write(folder.join("release"), &release).with_context(failed)?;
     cached(choice)?.context("the kernel vanished from the cache")
+}
+
+/// The module of [`MODULES`] that is at this path of a package.
+fn module(path: &str) -> Option<&'static str> {
+    let file = path.strip_suffix(".xz").unwrap_or(path);
+    let name = file.rsplit('/').next()?.strip_suffix(".ko")?;
+    MODULES.iter().copied().find(|module| *module == name)
+}
+
+/// What the kernel takes: not all of them unpack modules.
+fn decompressed(path: &str, data: &[u8]) -> Result<Vec<u8>> {
+    if path.strip_suffix(".xz").is_none() {
+        return Ok(data.to_vec());
+    }
+    let mut child = Command::new("xz")
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("failed to start xz")?;
+    let mut input = child.stdin.take().context("xz has no input")?;
+    let data = data.to_vec();
+    let writer = thread::spawn(move || input.write_all(&data));
+    let output = child.wait_with_output().context("failed to wait for xz")?;
+    if !output.status.success() || !writer.join().is_ok_and(|written| written.is_ok()) {
+        bail!("xz failed on {path} ({})", output.status);
+    }
+    Ok(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::module;
+
+    #[test]
+    fn modules_are_known_by_their_names() {
+        let path = "usr/lib/modules/6.12/kernel/fs/overlayfs/overlay.ko.xz";
+        assert_eq!(module(path), Some("overlay"));
+        assert_eq!(
+            module("lib/modules/6.1/kernel/fs/fuse/fuse.ko"),
+            Some("fuse")
+        );
+        assert_eq!(module("lib/modules/6.1/kernel/fs/fuse/virtiofs.ko"), None);
+    }
 }

@@ -152,7 +152,7 @@ fn find_mount(mounts: &str) -> Option<PathBuf> {
 }
 
 /// Mount points have space, tab, newline and backslash as `\ooo`.
-fn unoctal(text: &str) -> PathBuf {
+pub(crate) fn unoctal(text: &str) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use sha2::Digest as _;
+
 use super::{KernelError, Structs};
 
 /// How a probe came out.
@@ -242,8 +244,15 @@ fn hooks() -> Probe {
     }
 }
 
-/// Loads every program once, which is the only proof that they can be.
+/// Loads every program once, which is the only proof that they can be, unless all of these very programs are
+/// attached and pinned.
 fn load() -> Result<String, KernelError> {
+    let object = sha2::Sha256::digest(super::OBJECT).into();
+    if let Ok(Some((_, super::Origin::Adopted))) =
+        super::adopt::plan(&super::Pins::of_host(), object)
+    {
+        return Ok("all programs are loaded, attached and pinned".into());
+    }
     super::Guard::load(&super::GuardOptions::default())
         .map(|_| "all programs load and attach".into())
 }

@@ -43,6 +43,8 @@ pub struct Search<'a> {
     names: HashMap<String, Arc<RuleRef>>,
     /// Whether a device is worth a look.
     devices: HashMap<u64, bool>,
+    /// What is not even asked.
+    served: pseudo::Served,
     found: Found,
 }
 
@@ -65,6 +67,7 @@ impl<'a> Search<'a> {
             seen: HashSet::new(),
             names: HashMap::new(),
             devices: HashMap::new(),
+            served: pseudo::Served::now(),
             found: Found::default(),
         }
     }
@@ -86,7 +89,7 @@ impl<'a> Search<'a> {
             self.ancestors(path);
         }
         // A pattern speaks of resolved paths: behind a link there is nothing that it could match.
-        let Ok(opened) = open(path, OFlag::O_PATH) else {
+        let Ok(opened) = self.open(path, OFlag::O_PATH) else {
             return;
         };
         let Ok(stat) = fstat(&opened) else {
@@ -112,7 +115,10 @@ impl<'a> Search<'a> {
             let Some(name) = pair[1].file_name() else {
                 continue;
             };
-            if open(pair[0], OFlag::O_PATH | OFlag::O_DIRECTORY).is_err() {
+            if self
+                .open(pair[0], OFlag::O_PATH | OFlag::O_DIRECTORY)
+                .is_err()
+            {
                 break;
             }
             (self.enter)(pair[0], Interest::Entry(name.as_bytes().to_vec()));
@@ -165,7 +171,7 @@ impl<'a> Search<'a> {
     }
 
     fn read(&mut self, folder: &Folder) {
-        let Ok(opened) = open(&folder.path, OFlag::O_PATH | OFlag::O_DIRECTORY) else {
+        let Ok(opened) = self.open(&folder.path, OFlag::O_PATH | OFlag::O_DIRECTORY) else {
             return;
         };
         let worth = |stat: FileStat| {
@@ -180,7 +186,7 @@ impl<'a> Search<'a> {
             (self.enter)(&folder.path, interest);
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK;
-        let Ok(mut listed) = open(&folder.path, flags).and_then(Dir::from_fd) else {
+        let Ok(mut listed) = self.open(&folder.path, flags).and_then(Dir::from_fd) else {
             return;
         };
         for entry in listed.iter().flatten() {
@@ -224,6 +230,9 @@ impl<'a> Search<'a> {
             self.folder(path, &there);
             return;
         }
+        if self.served.holds(&path) {
+            return;
+        }
         let name = OsStr::from_bytes(name);
         let Ok(stat) = fstatat(opened.as_fd(), name, AtFlags::AT_SYMLINK_NOFOLLOW) else {
             // It has gone meanwhile.
@@ -234,6 +243,17 @@ impl<'a> Search<'a> {
         } else {
             self.object(&path, &stat, &there);
         }
+    }
+
+    /// Opens a path in which there is no symbolic link, and which no process has to answer for.
+    fn open(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+        if self.served.holds(path) {
+            return Err(nix::errno::Errno::EXDEV);
+        }
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        openat2(nix::fcntl::AT_FDCWD, path, how)
     }
 
     /// Protects a file or socket as far as a rule denies its path.
@@ -291,14 +311,6 @@ fn all_below(policy: &Policy, pattern: &Pattern) -> Vec<Pattern> {
     let except = except.iter().flat_map(Glob::alternatives);
     let except = except.map(|tokens| Pattern::new(tokens, pattern.rule));
     except.filter(Pattern::is_all_below).collect()
-}
-
-/// Opens a path in which there is no symbolic link.
-fn open(path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
-    openat2(nix::fcntl::AT_FDCWD, path, how)
 }
 
 fn kind(stat: &FileStat) -> SFlag {

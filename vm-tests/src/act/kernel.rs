@@ -17,6 +17,7 @@ pub const VERBS: &[&str] = &[
     "mount-new",
     "mount-proc",
     "mount-overlay",
+    "mount-fuse",
     "mount-attributes",
     "remount",
     "umount",
@@ -45,6 +46,8 @@ pub const VERBS: &[&str] = &[
     "bpf-pin",
     "perf",
     "module",
+    "module-load",
+    "module-file",
     "module-remove",
     "watch-content",
     "raise-limit",
@@ -97,6 +100,7 @@ fn mounts(words: &[&str]) -> Option<io::Result<()>> {
             mount(source, target, "", libc::MS_MOVE).and_then(|()| done("moved"))
         }
         ["mount-overlay", lower, target] => overlay(lower, target),
+        ["mount-fuse", target] => fuse(target),
         ["mount-new", target] => mount_new(target),
         ["mount-attributes", target] => text(target)
             .and_then(|target| {
@@ -190,6 +194,27 @@ fn overlay(lower: &str, target: &str) -> io::Result<()> {
     done("mounted")
 }
 
+/// A file system whose files this process would answer for.
+fn fuse(target: &str) -> io::Result<()> {
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0",
+        device.as_raw_fd()
+    );
+    sys!(
+        SYS_mount,
+        c"own",
+        &text(target)?,
+        c"fuse",
+        0,
+        &text(&options)?
+    )?;
+    done("mounted")
+}
+
 fn bpf(command: i32, attributes: &mut [u8; 128]) -> io::Result<i64> {
     sys!(SYS_bpf, command, &mut attributes[..], 128)
 }
@@ -221,6 +246,12 @@ fn programs(words: &[&str]) -> Option<io::Result<()>> {
                 .and_then(|_| done("opened"))
         }
         ["module"] => sys!(SYS_init_module, &[0u8; 64][..], 64, c"").and_then(|_| done("loaded")),
+        ["module-load", path] => std::fs::read(path)
+            .and_then(|module| sys!(SYS_init_module, &module[..], module.len(), c""))
+            .and_then(|_| done("loaded")),
+        ["module-file", path] => File::open(path)
+            .and_then(|module| sys!(SYS_finit_module, module.as_fd(), c"", 0))
+            .and_then(|_| done("loaded")),
         ["module-remove", name] => text(name)
             .and_then(|name| sys!(SYS_delete_module, &name, 0x800))
             .and_then(|_| done("removed")),
