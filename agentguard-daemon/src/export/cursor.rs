@@ -142,3 +142,49 @@ fn last_of(log: &Path, filter: &Filter) -> io::Result<Option<(u64, String)>> {
         .and_then(|line| serde_json::from_slice::<Record<'_>>(line).ok());
     Ok(record.map(|record| (record.seq, record.hash.into_owned())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(range: std::ops::RangeInclusive<u64>, salt: &str) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        for seq in range {
+            writeln!(text, r#"{{"seq":{seq},"time":"","op":"open","prev":"","hash":"{salt}{seq}"}}"#).unwrap();
+        }
+        text
+    }
+
+    #[test]
+    fn a_position_is_of_one_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("audit.jsonl");
+        let cursor = Cursor::of(folder.path(), "siem");
+        std::fs::write(&log, lines(5..=9, "a")).unwrap();
+        let begun = |begin| resume(&cursor, &log, begin).unwrap();
+        assert_eq!(begun(Begin::Oldest).0.seq, 4);
+        assert_eq!(begun(Begin::Now).0.seq, 9);
+        let position = Position {
+            seq: 7,
+            hash: "a7".to_owned(),
+            missing: 3,
+            rejected: 1,
+        };
+        cursor.write(&position).unwrap();
+        assert_eq!(begun(Begin::Now), (position.clone(), None));
+        // Older ones were moved away: it is the same log, with a hole.
+        std::fs::write(&log, lines(20..=22, "a")).unwrap();
+        assert_eq!(begun(Begin::Now), (position.clone(), None));
+        // Another log, longer or shorter than where we were.
+        for text in [lines(1..=9, "b"), lines(1..=2, "b")] {
+            std::fs::write(&log, text).unwrap();
+            let (anew, told) = begun(Begin::Now);
+            assert_eq!((anew.seq, anew.missing), (0, 3));
+            assert!(told.unwrap().contains("another log"));
+        }
+        // A damaged position is no position, and not the beginning either.
+        std::fs::write(cursor.path(), "{").unwrap();
+        assert!(resume(&cursor, &log, Begin::Oldest).is_err());
+    }
+}

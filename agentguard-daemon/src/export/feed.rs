@@ -322,3 +322,100 @@ pub fn oldest(log: &Path) -> io::Result<Option<u64>> {
     }
     Ok(absent(open_plain(log))?.and_then(|(_, begins)| begins))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+    use crate::audit::{Log, Record};
+
+    fn write(log: &mut Log, target: u64) {
+        let mut record = Record {
+            time: Cow::Borrowed("2026-11-23T04:05:06.000000000Z"),
+            target: Some(Cow::Owned(target.to_string())),
+            ..Record::new("open")
+        };
+        log.append(&mut record).unwrap();
+        log.flush().unwrap();
+    }
+
+    fn numbers(feed: &mut Feed) -> Vec<u64> {
+        let mut all = Vec::new();
+        loop {
+            let items = feed.next(7, 1 << 20).unwrap();
+            if items.is_empty() {
+                return all;
+            }
+            all.extend(items.iter().map(|item| item.seq));
+        }
+    }
+
+    #[test]
+    fn every_record_comes_once_through_rotation_and_packing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let mut log = Log::open(&path).unwrap();
+        let mut feed = Feed::behind(&path, 0);
+        let mut seen = Vec::new();
+        for number in 0..200 {
+            write(&mut log, number);
+            if number % 17 == 0 {
+                log.turn_for_test(number % 2 == 0);
+            }
+            if number % 13 == 0 {
+                seen.extend(numbers(&mut feed));
+            }
+        }
+        seen.extend(numbers(&mut feed));
+        let last = log.next_seq() - 1;
+        assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+        assert_eq!(feed.take_gone(), []);
+        // From anywhere on, by a feed that opens the files anew.
+        for from in 0..=last {
+            let mut feed = Feed::behind(&path, from);
+            assert_eq!(numbers(&mut feed), (from + 1..=last).collect::<Vec<_>>(), "{from}");
+            assert_eq!(feed.take_gone(), [], "{from}");
+        }
+    }
+
+    #[test]
+    fn what_was_moved_away_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let mut log = Log::open(&path).unwrap();
+        for number in 0..30 {
+            write(&mut log, number);
+            if number % 10 == 9 {
+                log.turn_for_test(true);
+            }
+        }
+        let closed = segment::closed_of(&path).unwrap();
+        let (second, third) = (closed[1].first.unwrap(), closed[2].first.unwrap());
+        fs::remove_file(&closed[1].path).unwrap();
+        assert_eq!(oldest(&path).unwrap(), Some(1));
+        let mut feed = Feed::behind(&path, 3);
+        let last = log.next_seq() - 1;
+        let there = (4..second).chain(third..=last).collect::<Vec<_>>();
+        assert_eq!(numbers(&mut feed), there);
+        assert_eq!(feed.take_gone(), [(second, third - 1)]);
+        // One that stood within it.
+        let mut feed = Feed::behind(&path, second + 1);
+        assert_eq!(numbers(&mut feed), (third..=last).collect::<Vec<_>>());
+        assert_eq!(feed.take_gone(), [(second + 2, third - 1)]);
+    }
+
+    #[test]
+    fn a_line_that_is_being_written_waits_and_one_that_is_no_record_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let mut feed = Feed::behind(&path, 0);
+        assert!(numbers(&mut feed).is_empty());
+        fs::write(&path, "{\"seq\":1}\nnot a record\n{\"seq\":2").unwrap();
+        assert_eq!(numbers(&mut feed), [1]);
+        assert_eq!(feed.take_strange(), 1);
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        io::Write::write_all(&mut file, b"}\n").unwrap();
+        assert_eq!(numbers(&mut feed), [2]);
+    }
+}

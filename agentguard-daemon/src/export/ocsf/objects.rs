@@ -210,7 +210,9 @@ fn process(op: &str, actor: &Value, rest: &mut Rest) -> Value {
     match op {
         "exec" => {
             // It is still the same process, and runs another program.
-            process.remove("uid");
+            if process.contains_key("pid") {
+                process.remove("uid");
+            }
             if let Some(target) = rest.text("target") {
                 process.insert("name".into(), last(&target).into());
                 process.insert("path".into(), target.clone().into());
@@ -254,11 +256,11 @@ fn endpoint(target: &str, port: Option<u64>, name: Option<String>) -> Value {
         Ok(address) => Some((address.ip(), Some(u64::from(address.port())))),
         Err(_) => target.parse().ok().map(|ip: std::net::IpAddr| (ip, None)),
     };
-    if let Some((ip, own)) = address {
+    if let Some((ip, _)) = address {
         endpoint.insert("ip".into(), ip.to_string().into());
-        if let Some(port) = own.or(port) {
-            endpoint.insert("port".into(), port.into());
-        }
+    }
+    if let Some(port) = port.or_else(|| address?.1) {
+        endpoint.insert("port".into(), port.into());
     }
     if let Some(name) = name {
         endpoint.insert("hostname".into(), name.into());
