@@ -82,7 +82,7 @@ impl Http {
             ),
         };
         if self.caller.is_none() {
-            self.caller = Some(self.connect().map_err(Trouble::passing)?);
+            self.caller = Some(self.connect().map_err(Trouble::before)?);
         }
         let Some((caller, headers)) = &self.caller else {
             return Err(Trouble::passing("no client"));
@@ -93,14 +93,17 @@ impl Http {
         request.headers_mut().extend(headers.clone());
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         let answer = tokio::time::timeout(PATIENCE, async {
-            let answer = caller.request(request).await.map_err(|error| causes(&error))?;
+            let answer = caller.request(request).await.map_err(|error| Trouble {
+                unsent: error.is_connect(),
+                ..Trouble::passing(causes(&error))
+            })?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER_MAX).collect().await;
-            let body = body.map_err(|error| error.to_string())?.to_bytes();
-            Ok::<_, String>((head, body))
+            let body = body.map_err(|error| Trouble::passing(error.to_string()))?;
+            Ok::<_, Trouble>((head, body.to_bytes()))
         });
         let (head, body) = match answer.await {
-            Ok(answer) => answer.map_err(Trouble::passing)?,
+            Ok(answer) => answer?,
             Err(_) => {
                 let seconds = PATIENCE.as_secs();
                 return Err(Trouble::passing(format!("no answer within {seconds} s")));
@@ -191,6 +194,7 @@ fn refusal(status: StatusCode, headers: &HeaderMap, count: usize) -> Trouble {
         wait,
         refused: !passing && !too_large,
         too_large,
+        unsent: false,
     }
 }
 

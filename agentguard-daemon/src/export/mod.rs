@@ -62,6 +62,8 @@ pub struct Trouble {
     pub refused: bool,
     /// The batch was too much at once.
     pub too_large: bool,
+    /// Nothing of it has left this host.
+    pub unsent: bool,
 }
 
 impl Trouble {
@@ -72,6 +74,15 @@ impl Trouble {
             wait: None,
             refused: false,
             too_large: false,
+            unsent: false,
+        }
+    }
+
+    /// The same, before anything was sent.
+    pub fn before(what: impl Into<String>) -> Self {
+        Self {
+            unsent: true,
+            ..Self::passing(what)
         }
     }
 }

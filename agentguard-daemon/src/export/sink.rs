@@ -281,8 +281,11 @@ impl Runner {
         if let (Some(first), Some(last)) = (items.first(), items.last()) {
             let (first, last) = (first.seq, last.seq);
             self.state.lock().doing = Doing::Sending;
-            let told = self.carrier.send(&items).await?;
-            self.handed_over(first, last, items.len());
+            let sent = self.carrier.send(&items).await;
+            if !matches!(&sent, Err(trouble) if trouble.unsent) {
+                self.handed_over(first, last, items.len());
+            }
+            let told = sent?;
             self.unsettled.extend(items.into_iter().map(|item| (item.seq, item.hash)));
             self.most = (self.most * 2).min(BATCH);
             self.carrier.settle(false).await?;

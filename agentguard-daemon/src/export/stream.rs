@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
@@ -38,7 +38,9 @@ const UNSETTLED: Duration = Duration::from_secs(2);
 /// Records that stay undecided.
 const UNSETTLED_MAX: u64 = 20_000;
 /// Errors at the level of TCP.
-const WRONG: PollFlags = PollFlags::POLLERR;
+const WRONG: PollFlags = PollFlags::ERR;
+/// The other side has ended, and will send nothing more.
+const HANG_UP: PollFlags = PollFlags::RDHUP;
 
 /// Sends to one receiver.
 #[derive(Debug)]
@@ -91,14 +93,17 @@ impl Stream {
 
     /// Sends records. After an error, those after [`Self::settled`] must be sent again.
     pub async fn send(&mut self, items: &[Item]) -> Result<(), Trouble> {
+        if self.open.is_none() {
+            let open = connect(&self.config).await;
+            self.open = Some(open.map_err(|error| Trouble::before(error.to_string()))?);
+        }
         let outcome = self.try_send(items).await;
         outcome.map_err(|error| self.broken(&error))
     }
 
     async fn try_send(&mut self, items: &[Item]) -> io::Result<()> {
-        let open = match &mut self.open {
-            Some(open) => open,
-            none => none.insert(connect(&self.config).await?),
+        let Some(open) = &mut self.open else {
+            return Err(ErrorKind::NotConnected.into());
         };
         open.is_still_open().await?;
         let mut chunk = Vec::with_capacity(CHUNK + (16 << 10));
@@ -201,7 +206,7 @@ impl Open {
             if state.intersects(WRONG) {
                 return Err(ErrorKind::ConnectionReset.into());
             }
-            if state.intersects(hang_up()) {
+            if state.intersects(HANG_UP) {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -209,9 +214,10 @@ impl Open {
     }
 
     fn state(&self) -> PollFlags {
-        let mut ready = [PollFd::new(self.socket.as_fd(), hang_up())];
-        match poll(&mut ready, PollTimeout::ZERO) {
-            Ok(_) => ready[0].revents().unwrap_or(PollFlags::empty()),
+        let mut ready = [PollFd::new(&self.socket, HANG_UP)];
+        let at_once = Timespec::default();
+        match poll(&mut ready, Some(&at_once)) {
+            Ok(_) => ready[0].revents(),
             Err(_) => WRONG,
         }
     }
@@ -221,7 +227,7 @@ impl Open {
     fn read_by_receiver(&self) -> Option<u64> {
         // How TCP ended may be known a moment later than how TLS did.
         let until = Instant::now() + Duration::from_millis(200);
-        while !self.state().intersects(hang_up() | WRONG) {
+        while !self.state().intersects(HANG_UP | WRONG) {
             if Instant::now() > until {
                 return None;
             }
@@ -235,11 +241,6 @@ impl Open {
         let read = self.marks.iter().take_while(|(bytes, _)| *bytes <= has);
         read.last().map(|(_, seq)| *seq)
     }
-}
-
-/// The other side has ended, and will send nothing more.
-fn hang_up() -> PollFlags {
-    PollFlags::from_bits_retain(nix::libc::POLLRDHUP)
 }
 
 /// Waits until the receiver closes its side; what it sends before that is nothing to us.
