@@ -25,7 +25,7 @@ use crate::resolver::{Server, Servers};
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
 /// Where the format of the configuration is described.
-const FORMAT: &str = "docs/configuration.md";
+const FORMAT: &str = "the packaged `agentguard.yaml`, and docs/export.md for `sinks`,";
 
 /// The daemon's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -97,7 +97,10 @@ impl Config {
         for (name, sink) in &config.sinks {
             sink.check().map_err(|what| {
                 let name = name.as_str();
-                PolicyError::general(format!("the sink `{name}` of {}: {what}", path.display()), FORMAT)
+                PolicyError::general(
+                    format!("the sink `{name}` of {}: {what}", path.display()),
+                    "docs/export.md describes the settings of sinks",
+                )
             })?;
         }
         Ok(config)
@@ -324,14 +327,28 @@ mod tests {
         let config = parse(text).unwrap();
         assert_eq!(config.sinks.len(), 3);
         for (text, line, column, says) in [
-            ("sinks:\n  a:\n    syslog:\n      to: tcp://192.0.2.1:5\n", 4, 11, "in the clear"),
-            ("sinks:\n  a:\n    syslog:\n      to: tls://x\n      tsl: {}\n", 5, 7, "tsl"),
+            (
+                "sinks:\n  a:\n    syslog:\n      to: tcp://192.0.2.1:5\n",
+                4,
+                11,
+                "in the clear",
+            ),
+            (
+                "sinks:\n  a:\n    syslog:\n      to: tls://x\n      tsl: {}\n",
+                5,
+                7,
+                "tsl",
+            ),
             ("sinks:\n  a:\n    otlp: {}\n", 3, 11, "endpoint"),
             ("sinks:\n  a/b:\n    journald: {}\n", 2, 3, "a/b"),
             ("sinks:\n  a:\n    kafka: {}\n", 3, 5, "kafka"),
         ] {
             let error = parse(text).unwrap_err();
-            assert_eq!(error.place(), Some(("agentguard.yaml".to_owned(), line, column)), "{error}");
+            assert_eq!(
+                error.place(),
+                Some(("agentguard.yaml".to_owned(), line, column)),
+                "{error}"
+            );
             assert!(error.to_string().contains(says), "{error}");
         }
         let half = "sinks:\n  a:\n    syslog: { to: 'tls://x', tls: { key: /k } }\n";

@@ -207,7 +207,11 @@ impl SyslogAddress {
     /// As it is written in the configuration.
     pub fn text(&self) -> String {
         let of = |scheme: &str, host: &str, port: u16| {
-            let bare = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+            let bare = if host.contains(':') {
+                format!("[{host}]")
+            } else {
+                host.to_owned()
+            };
             format!("{scheme}://{bare}:{port}")
         };
         match self {
@@ -230,11 +234,19 @@ impl TryFrom<String> for SyslogAddress {
             return Err(format!("`{text}` needs a whole path: `unix:///dev/log`"));
         }
         let wrong = || {
-            format!("`{text}` is no address: write `tls://HOST:PORT`, or for this host `tcp://`, `udp://`, `unix:///dev/log`")
+            format!(
+                "`{text}` is no address: write `tls://HOST:PORT`, or for this host `tcp://`, `udp://`, `unix:///dev/log`"
+            )
         };
         let uri: Uri = text.parse().map_err(|_| wrong())?;
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
-        let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = uri
+            .host()
+            .filter(|host| !host.is_empty())
+            .ok_or_else(wrong)?;
+        let bare = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         if !matches!(uri.path(), "" | "/") || text.contains('@') {
             return Err(wrong());
         }
@@ -260,12 +272,19 @@ impl TryFrom<String> for Endpoint {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("`{}` is no address: write `https://HOST:4318/v1/logs`", text.escape_debug());
+        let wrong = || {
+            format!(
+                "`{}` is no address: write `https://HOST:4318/v1/logs`",
+                text.escape_debug()
+            )
+        };
         let uri: Uri = text.parse().map_err(|_| wrong())?;
         let host = uri.host().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         if text.contains('@') {
-            return Err("an address holds no user and no password: use `headers`, a file".to_owned());
+            return Err(
+                "an address holds no user and no password: use `headers`, a file".to_owned(),
+            );
         }
         match uri.scheme_str() {
             Some("https") if !bare.is_empty() => Ok(Self(uri)),
@@ -336,7 +355,10 @@ mod tests {
         ] {
             assert_eq!(address(good).unwrap().text(), good);
         }
-        assert_eq!(address("tls://a.example").unwrap().text(), "tls://a.example:6514");
+        assert_eq!(
+            address("tls://a.example").unwrap().text(),
+            "tls://a.example:6514"
+        );
         for bad in [
             "tcp://logs.example.com:601",
             "udp://192.0.2.1",
@@ -351,7 +373,11 @@ mod tests {
         }
         assert!(endpoint("https://otel.example.com/v1/logs").is_ok());
         assert!(endpoint("http://127.0.0.1:4318/v1/logs").is_ok());
-        for bad in ["http://otel.example.com/v1/logs", "otel.example.com", "https://a:b@c.example/"] {
+        for bad in [
+            "http://otel.example.com/v1/logs",
+            "otel.example.com",
+            "https://a:b@c.example/",
+        ] {
             assert!(endpoint(bad).is_err(), "{bad}");
         }
         let hidden = endpoint("https://user:hunter2@c.example/").unwrap_err();

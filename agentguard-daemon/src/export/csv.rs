@@ -6,11 +6,60 @@ use serde_json::{Map, Value};
 
 /// The columns, which are the fields of a record in their order.
 pub const COLUMNS: &[&str] = &[
-    "seq", "time", "agent", "session", "pid", "ppid", "uid", "exe", "op", "target", "to", "access", "verdict",
-    "rule", "reason", "policy", "cause", "rule_at", "argv", "argc", "port", "name", "protocol", "family",
-    "question", "answers", "reply", "inode", "device", "generation", "exec_id", "new_exec_id", "tid", "euid",
-    "open_flags", "mode", "child", "status", "errno", "flags", "class", "lost", "usage", "bytes_in", "bytes_out",
-    "packets_in", "packets_out", "detail", "log", "key", "signature", "digest", "prev", "hash",
+    "seq",
+    "time",
+    "agent",
+    "session",
+    "pid",
+    "ppid",
+    "uid",
+    "exe",
+    "op",
+    "target",
+    "to",
+    "access",
+    "verdict",
+    "rule",
+    "reason",
+    "policy",
+    "cause",
+    "rule_at",
+    "argv",
+    "argc",
+    "port",
+    "name",
+    "protocol",
+    "family",
+    "question",
+    "answers",
+    "reply",
+    "inode",
+    "device",
+    "generation",
+    "exec_id",
+    "new_exec_id",
+    "tid",
+    "euid",
+    "open_flags",
+    "mode",
+    "child",
+    "status",
+    "errno",
+    "flags",
+    "class",
+    "lost",
+    "usage",
+    "bytes_in",
+    "bytes_out",
+    "packets_in",
+    "packets_out",
+    "detail",
+    "log",
+    "key",
+    "signature",
+    "digest",
+    "prev",
+    "hash",
 ];
 
 /// The column for everything else.
@@ -75,7 +124,12 @@ mod tests {
         assert!(line.starts_with("7,,"), "{line}");
         assert!(line.contains(r#","/a,""b""","#), "{line}");
         assert!(line.contains(r#","[""x"",""y""]","#), "{line}");
-        assert!(line.ends_with(",ff,\"{\"\"new\"\":1}\"\r\n") || line.ends_with(",ff,{\"new\":1}\r\n") || line.contains("new"), "{line}");
+        assert!(
+            line.ends_with(",ff,\"{\"\"new\"\":1}\"\r\n")
+                || line.ends_with(",ff,{\"new\":1}\r\n")
+                || line.contains("new"),
+            "{line}"
+        );
         assert_eq!(header().matches(',').count(), COLUMNS.len());
         assert!(super::line(b"no record").is_err());
     }

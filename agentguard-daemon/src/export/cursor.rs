@@ -151,7 +151,11 @@ mod tests {
         use std::fmt::Write as _;
         let mut text = String::new();
         for seq in range {
-            writeln!(text, r#"{{"seq":{seq},"time":"","op":"open","prev":"","hash":"{salt}{seq}"}}"#).unwrap();
+            writeln!(
+                text,
+                r#"{{"seq":{seq},"time":"","op":"open","prev":"","hash":"{salt}{seq}"}}"#
+            )
+            .unwrap();
         }
         text
     }

@@ -94,7 +94,11 @@ async fn connect(to: &SyslogAddress) -> std::io::Result<Open> {
             let address = addresses
                 .next()
                 .ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-            let any = if address.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+            let any = if address.is_ipv4() {
+                "127.0.0.1:0"
+            } else {
+                "[::1]:0"
+            };
             let socket = UdpSocket::bind(any).await?;
             socket.connect(address).await?;
             Ok(Open::Udp(socket))

@@ -374,7 +374,11 @@ mod tests {
         // From anywhere on, by a feed that opens the files anew.
         for from in 0..=last {
             let mut feed = Feed::behind(&path, from);
-            assert_eq!(numbers(&mut feed), (from + 1..=last).collect::<Vec<_>>(), "{from}");
+            assert_eq!(
+                numbers(&mut feed),
+                (from + 1..=last).collect::<Vec<_>>(),
+                "{from}"
+            );
             assert_eq!(feed.take_gone(), [], "{from}");
         }
     }

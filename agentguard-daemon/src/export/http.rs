@@ -78,7 +78,8 @@ impl Http {
             Encoding::Protobuf => ("application/x-protobuf", request.encode_to_vec()),
             Encoding::Json => (
                 "application/json",
-                serde_json::to_vec(&request).map_err(|error| Trouble::passing(error.to_string()))?,
+                serde_json::to_vec(&request)
+                    .map_err(|error| Trouble::passing(error.to_string()))?,
             ),
         };
         if self.caller.is_none() {
@@ -91,7 +92,9 @@ impl Http {
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| Trouble::passing(error.to_string()))?;
         request.headers_mut().extend(headers.clone());
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+        request
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         let answer = tokio::time::timeout(PATIENCE, async {
             let answer = caller.request(request).await.map_err(|error| Trouble {
                 unsent: error.is_connect(),
@@ -128,13 +131,19 @@ impl Http {
         let rejected = u64::try_from(partial.rejected_log_records).unwrap_or(0);
         self.rejected += rejected;
         let why = crate::event::escape::printable(&partial.error_message).into_owned();
-        Ok(Some(format!("the receiver has thrown {rejected} records away: {why}")))
+        Ok(Some(format!(
+            "the receiver has thrown {rejected} records away: {why}"
+        )))
     }
 
     fn connect(&self) -> Result<(Caller, HeaderMap), String> {
         let headers = match &self.config.headers {
-            Some(path) => headers(&tls::secret(path)?)
-                .ok_or_else(|| format!("{} holds no headers: one `Name: value` a line", path.display()))?,
+            Some(path) => headers(&tls::secret(path)?).ok_or_else(|| {
+                format!(
+                    "{} holds no headers: one `Name: value` a line",
+                    path.display()
+                )
+            })?,
             None => HeaderMap::new(),
         };
         let mut tcp = HttpConnector::new();
@@ -143,29 +152,43 @@ impl Http {
         tcp.set_connect_timeout(Some(Duration::from_secs(10)));
         let client = if self.config.endpoint.0.scheme_str() == Some("http") {
             // Nothing is trusted, and nothing needs to be.
-            rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-                .with_safe_default_protocol_versions()
-                .map_err(|error| error.to_string())?
-                .with_root_certificates(rustls::RootCertStore::empty())
-                .with_no_client_auth()
+            rustls::ClientConfig::builder_with_provider(
+                rustls::crypto::ring::default_provider().into(),
+            )
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth()
         } else {
             std::sync::Arc::unwrap_or_clone(tls::client(&self.config.tls)?)
         };
-        let mut builder = HttpsConnectorBuilder::new().with_tls_config(client).https_or_http();
+        let mut builder = HttpsConnectorBuilder::new()
+            .with_tls_config(client)
+            .https_or_http();
         if let Some(name) = &self.config.tls.server_name {
             let name = ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
             builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
         }
         let connector = builder.enable_http1().wrap_connector(tcp);
-        Ok((Client::builder(TokioExecutor::new()).build(connector), headers))
+        Ok((
+            Client::builder(TokioExecutor::new()).build(connector),
+            headers,
+        ))
     }
 }
 
 /// The headers in a file. Each is marked so that nothing shows it.
 fn headers(text: &[u8]) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
-    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("agentguard/", env!("CARGO_PKG_VERSION"))));
-    for line in std::str::from_utf8(text).ok()?.lines().filter(|line| !line.trim().is_empty()) {
+    headers.insert(
+        USER_AGENT,
+        HeaderValue::from_static(concat!("agentguard/", env!("CARGO_PKG_VERSION"))),
+    );
+    for line in std::str::from_utf8(text)
+        .ok()?
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+    {
         let (name, value) = line.split_once(':')?;
         let name = HeaderName::from_bytes(name.trim().as_bytes()).ok()?;
         let mut value = HeaderValue::from_str(value.trim()).ok()?;
@@ -188,7 +211,10 @@ fn refusal(status: StatusCode, headers: &HeaderMap, count: usize) -> Trouble {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
         );
     // A receiver that cannot take a batch may take its halves, and shows so which record it is that it cannot take.
-    let too_large = matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST) && count > 1;
+    let too_large = matches!(
+        status,
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST
+    ) && count > 1;
     Trouble {
         what: format!("the receiver answered {status}"),
         wait,
@@ -227,7 +253,11 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             let trouble = refusal(status, &none, 8);
-            assert_eq!((trouble.refused, trouble.too_large), (refused, halved), "{status}");
+            assert_eq!(
+                (trouble.refused, trouble.too_large),
+                (refused, halved),
+                "{status}"
+            );
         }
         let alone = refusal(StatusCode::BAD_REQUEST, &none, 1);
         assert!(alone.refused && !alone.too_large);
@@ -236,7 +266,10 @@ mod tests {
         let trouble = refusal(StatusCode::TOO_MANY_REQUESTS, &later, 8);
         assert_eq!(trouble.wait, Some(Duration::from_secs(7)));
         assert!(retry_after("Fri, 01 Jan 2100 00:00:00 GMT").unwrap() > Duration::from_hours(1));
-        assert_eq!(retry_after("Thu, 01 Jan 1970 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(
+            retry_after("Thu, 01 Jan 1970 00:00:00 GMT"),
+            Some(Duration::ZERO)
+        );
         assert_eq!(retry_after("soon"), None);
     }
 

@@ -18,8 +18,8 @@ use super::{Form, Item, Trouble, syslog};
 pub const MESSAGE_ID: &str = "5f1a0c2e7d3b4c6a9e8f7b6a5d4c3b2a";
 /// Fields of a record that get one of their own.
 const FIELDS: &[&str] = &[
-    "seq", "agent", "session", "op", "target", "to", "access", "verdict", "rule", "reason", "policy", "cause", "pid",
-    "ppid", "uid", "exe", "name", "port", "hash",
+    "seq", "agent", "session", "op", "target", "to", "access", "verdict", "rule", "reason",
+    "policy", "cause", "pid", "ppid", "uid", "exe", "name", "port", "hash",
 ];
 
 /// Sends to the journal.

@@ -158,7 +158,10 @@ fn any(value: &Value) -> AnyValue {
             values: list.iter().map(any).collect(),
         })),
         Value::Object(map) => Some(Any::KvlistValue(KeyValueList {
-            values: map.iter().map(|(key, value)| pair(key, any(value))).collect(),
+            values: map
+                .iter()
+                .map(|(key, value)| pair(key, any(value)))
+                .collect(),
         })),
     };
     AnyValue { value }
@@ -180,14 +183,22 @@ mod tests {
         let request = encoder.request([line.as_slice()].into_iter(), 9);
         let record = &request.resource_logs[0].scope_logs[0].log_records[0];
         assert_eq!(record.time_unix_nano, 1_795_406_706_123_456_789);
-        assert_eq!((record.severity_number, &*record.event_name), (13, "agentguard.open"));
+        assert_eq!(
+            (record.severity_number, &*record.event_name),
+            (13, "agentguard.open")
+        );
         assert_eq!(record.body, Some(text(&String::from_utf8_lossy(line))));
         let has = |name: &str| {
             let found = record.attributes.iter().find(|it| it.key == name);
-            found.and_then(|it| it.value.clone()).and_then(|it| it.value)
+            found
+                .and_then(|it| it.value.clone())
+                .and_then(|it| it.value)
         };
         assert_eq!(has("agentguard.seq"), Some(Any::IntValue(7)));
-        assert_eq!(has("log.record.uid"), Some(Any::StringValue("ff".to_owned())));
+        assert_eq!(
+            has("log.record.uid"),
+            Some(Any::StringValue("ff".to_owned()))
+        );
         assert_eq!(has("file.path"), Some(Any::StringValue("/x".to_owned())));
         assert_eq!(has("user.id"), Some(Any::StringValue("1000".to_owned())));
         let large = "18446744073709551615".to_owned();
@@ -195,6 +206,9 @@ mod tests {
         let json = serde_json::to_value(&request).unwrap();
         let shown = &json["resourceLogs"][0]["scopeLogs"][0]["logRecords"][0];
         assert_eq!(shown["timeUnixNano"], "1795406706123456789");
-        assert_eq!(shown["body"]["stringValue"].as_str().unwrap().as_bytes(), line);
+        assert_eq!(
+            shown["body"]["stringValue"].as_str().unwrap().as_bytes(),
+            line
+        );
     }
 }

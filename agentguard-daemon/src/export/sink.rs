@@ -85,7 +85,10 @@ impl Sinks {
 
     /// What they are doing now.
     pub fn states(&self) -> Vec<SinkState> {
-        self.states.iter().map(|state| state.lock().clone()).collect()
+        self.states
+            .iter()
+            .map(|state| state.lock().clone())
+            .collect()
     }
 
     /// Sends what is left, for a short time, and ends. What was not sent is sent by the next daemon.
@@ -248,7 +251,8 @@ impl Runner {
         let (cursor, log) = (self.cursor.clone(), self.place.log.clone());
         let begin = self.config.begin();
         let path = cursor.path().display().to_string();
-        let outcome = tokio::task::spawn_blocking(move || cursor::resume(&cursor, &log, begin)).await;
+        let outcome =
+            tokio::task::spawn_blocking(move || cursor::resume(&cursor, &log, begin)).await;
         let (position, told) = outcome
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("its position {path} cannot be read: {error}"))?;
@@ -286,7 +290,8 @@ impl Runner {
                 self.handed_over(first, last, items.len());
             }
             let told = sent?;
-            self.unsettled.extend(items.into_iter().map(|item| (item.seq, item.hash)));
+            self.unsettled
+                .extend(items.into_iter().map(|item| (item.seq, item.hash)));
             self.most = (self.most * 2).min(BATCH);
             self.carrier.settle(false).await?;
             self.take_counts(told);
@@ -335,8 +340,11 @@ impl Runner {
             let items = feed.next(most, BATCH_BYTES);
             (feed, items)
         });
-        let (mut feed, items) = read.await.map_err(|error| Trouble::passing(error.to_string()))?;
-        let items = items.map_err(|error| Trouble::passing(format!("failed to read the log: {error}")))?;
+        let (mut feed, items) = read
+            .await
+            .map_err(|error| Trouble::passing(error.to_string()))?;
+        let items =
+            items.map_err(|error| Trouble::passing(format!("failed to read the log: {error}")))?;
         for (first, last) in feed.take_gone() {
             self.gone(first, last);
         }
@@ -348,7 +356,10 @@ impl Runner {
             state.lag = state.newest.saturating_sub(state.position);
         }
         if strange > 0 {
-            self.tell(&format!("{strange} lines of the log are no records, and cannot be sent"), true);
+            self.tell(
+                &format!("{strange} lines of the log are no records, and cannot be sent"),
+                true,
+            );
         }
         self.feed = Some(feed);
         Ok(items)
@@ -363,7 +374,9 @@ impl Runner {
         self.position.missing += count;
         self.state.lock().missing = self.position.missing;
         self.tell(
-            &format!("records {first} to {last} ({count}) are not in the log any more and were not sent"),
+            &format!(
+                "records {first} to {last} ({count}) are not in the log any more and were not sent"
+            ),
             true,
         );
     }
@@ -371,7 +384,11 @@ impl Runner {
     /// Moves the position to what is settled. It is written from time to time, or `now`.
     async fn advance(&mut self, now: bool) {
         let settled = self.carrier.settled();
-        while self.unsettled.front().is_some_and(|(seq, _)| *seq <= settled) {
+        while self
+            .unsettled
+            .front()
+            .is_some_and(|(seq, _)| *seq <= settled)
+        {
             if let Some((seq, hash)) = self.unsettled.pop_front() {
                 self.position.seq = seq;
                 self.position.hash = hash;
@@ -415,7 +432,11 @@ impl Runner {
         {
             let mut state = self.state.lock();
             state.retries += 1;
-            state.doing = if trouble.refused { Doing::Refused } else { Doing::Waiting };
+            state.doing = if trouble.refused {
+                Doing::Refused
+            } else {
+                Doing::Waiting
+            };
             state.next_try_at = jiff::Timestamp::now()
                 .checked_add(wait)
                 .ok()
@@ -437,10 +458,15 @@ impl Runner {
     /// Twice as long after each failure, and never the same for two sinks.
     fn wait(&self) -> Duration {
         let doublings = self.failures.saturating_sub(1).min(16);
-        let whole = self.place.first_wait.saturating_mul(1 << doublings).min(self.place.longest_wait);
+        let whole = self
+            .place
+            .first_wait
+            .saturating_mul(1 << doublings)
+            .min(self.place.longest_wait);
         let mut random = [0_u8; 2];
         // Without randomness it is the whole time, which is as good for one sink.
-        let part = match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()) {
+        let part = match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        {
             Ok(2) => f64::from(u16::from_ne_bytes(random)) / 65_536.0,
             _ => 1.0,
         };
@@ -451,7 +477,11 @@ impl Runner {
         if self.failures == 0 {
             return;
         }
-        tracing::info!("sink `{}` is going on after {} failed tries", self.name, self.failures);
+        tracing::info!(
+            "sink `{}` is going on after {} failed tries",
+            self.name,
+            self.failures
+        );
         self.failures = 0;
         self.told = None;
         self.state.lock().next_try_at = None;

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf,
+};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -34,9 +36,9 @@ const STALLED: Duration = Duration::from_mins(1);
 /// Bytes that are written at once.
 const CHUNK: usize = 64 << 10;
 /// How long records stay undecided while others are sent.
-const UNSETTLED: Duration = Duration::from_secs(2);
+const UNSETTLED: Duration = Duration::from_secs(1);
 /// Records that stay undecided.
-const UNSETTLED_MAX: u64 = 20_000;
+const UNSETTLED_MAX: u64 = 4000;
 /// Errors at the level of TCP.
 const WRONG: PollFlags = PollFlags::ERR;
 /// The other side has ended, and will send nothing more.
@@ -71,7 +73,9 @@ struct Open {
 
 impl std::fmt::Debug for Open {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Open").field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("Open")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 
@@ -181,7 +185,8 @@ impl Open {
     }
 
     fn mark(&mut self, seq: u64) {
-        self.marks.push_back((self.written.load(Ordering::Relaxed), seq));
+        self.marks
+            .push_back((self.written.load(Ordering::Relaxed), seq));
     }
 
     /// Says that nothing more comes, and waits until the receiver has closed its side in good order.
@@ -191,7 +196,9 @@ impl Open {
             Ok(ended) => ended,
             // It does not close its side. What its kernel has acknowledged is all that can be known.
             Err(_) if unacknowledged(self.socket.as_fd())? == 0 => Ok(()),
-            Err(_) => Err(io::Error::other("the receiver does not take what it was sent")),
+            Err(_) => Err(io::Error::other(
+                "the receiver does not take what it was sent",
+            )),
         }
     }
 
@@ -266,7 +273,10 @@ async fn connect(config: &SyslogConfig) -> io::Result<Open> {
     };
     let connected = timeout(PATIENCE, TcpStream::connect((&**host, port))).await?;
     let tcp = connected.map_err(|error| {
-        io::Error::new(error.kind(), format!("failed to connect to {host}:{port}: {error}"))
+        io::Error::new(
+            error.kind(),
+            format!("failed to connect to {host}:{port}: {error}"),
+        )
     })?;
     tcp.set_nodelay(true)?;
     // A second descriptor of the same socket, because TLS takes the first one.

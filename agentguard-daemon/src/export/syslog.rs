@@ -38,9 +38,17 @@ impl Formatter {
     /// For records of the host with this name.
     pub fn new(host: &str, facility: u8, form: Form) -> Self {
         // HOSTNAME is printable ASCII without blanks.
-        let host: String = host.chars().filter(char::is_ascii_graphic).take(255).collect();
+        let host: String = host
+            .chars()
+            .filter(char::is_ascii_graphic)
+            .take(255)
+            .collect();
         Self {
-            host: if host.is_empty() { "-".to_owned() } else { host },
+            host: if host.is_empty() {
+                "-".to_owned()
+            } else {
+                host
+            },
             facility,
             form,
         }
@@ -150,8 +158,16 @@ fn stamp(time: &str) -> String {
 
 /// A word of the header.
 fn word(text: &str, most: usize) -> String {
-    let word: String = text.chars().filter(char::is_ascii_graphic).take(most).collect();
-    if word.is_empty() { "-".to_owned() } else { word }
+    let word: String = text
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(most)
+        .collect();
+    if word.is_empty() {
+        "-".to_owned()
+    } else {
+        word
+    }
 }
 
 /// A value of structured data.
@@ -189,11 +205,17 @@ mod tests {
         );
         assert_eq!(text, format!("{head}{line}"));
         let local = String::from_utf8(formatter.local(&item(line))).unwrap();
-        assert_eq!(local, format!("<108>Nov 23 04:05:06 agentguard[{pid}]: {line}"));
+        assert_eq!(
+            local,
+            format!("<108>Nov 23 04:05:06 agentguard[{pid}]: {line}")
+        );
         assert_eq!(framed(b"abc"), b"3 abc");
         let strange = formatter.message(&item("no record"));
         let strange = String::from_utf8(strange).unwrap();
-        assert!(strange.starts_with("<110>1 - host.example agentguard"), "{strange}");
+        assert!(
+            strange.starts_with("<110>1 - host.example agentguard"),
+            "{strange}"
+        );
     }
 
     #[test]

@@ -108,6 +108,9 @@ mod tests {
             key: Some(path),
         };
         let error = client(&config).unwrap_err();
-        assert!(error.contains("holds no key") && !error.contains("very secret"), "{error}");
+        assert!(
+            error.contains("holds no key") && !error.contains("very secret"),
+            "{error}"
+        );
     }
 }

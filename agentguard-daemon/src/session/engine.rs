@@ -325,7 +325,10 @@ impl Engine {
 
     /// What the sinks are doing.
     pub fn sinks(&self) -> Vec<SinkState> {
-        self.sinks.get().map(|sinks| sinks.states()).unwrap_or_default()
+        self.sinks
+            .get()
+            .map(|sinks| sinks.states())
+            .unwrap_or_default()
     }
 
     /// The reader of the kernel's rings.

@@ -42,7 +42,11 @@ impl Bench {
     pub fn write(&mut self, count: u64) {
         for _ in 0..count {
             let number = self.log.next_seq();
-            let verdict = if number.is_multiple_of(37) { "deny" } else { "allow" };
+            let verdict = if number.is_multiple_of(37) {
+                "deny"
+            } else {
+                "allow"
+            };
             let long = if number.is_multiple_of(501) { 9000 } else { 20 };
             let target = format!("/work/{number}/{}", "x".repeat(long));
             let mut record = Record {
@@ -73,7 +77,10 @@ impl Bench {
     /// Starts the sinks that a configuration speaks of.
     pub fn start(&self, sinks: &str) -> Sinks {
         // What sinks say is shown where a test fails.
-        let _ = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG).try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_test_writer()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::INFO)
+            .try_init();
         let text = format!("sinks:\n{sinks}");
         let config = Config::parse(Path::new("test.yaml"), &text).expect("a configuration");
         let place = Place {
@@ -106,7 +113,9 @@ fn certificates(folder: &Path) {
     let authority = |name: &str| {
         let key = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate");
         (certificate, rcgen::Issuer::new(params, key))
@@ -114,7 +123,11 @@ fn certificates(folder: &Path) {
     let write = |name: &str, text: &str| {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create(true).mode(0o600).open(folder.join(name));
+        let file = options
+            .write(true)
+            .create(true)
+            .mode(0o600)
+            .open(folder.join(name));
         std::io::Write::write_all(&mut file.expect("a file"), text.as_bytes()).expect("written");
     };
     let (ca, issuer) = authority("the test's authority");
@@ -134,7 +147,8 @@ fn certificates(folder: &Path) {
 pub fn acceptor(folder: &Path) -> TlsAcceptor {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject as _;
-    let certificate = CertificateDer::from_pem_file(folder.join("cert.pem")).expect("a certificate");
+    let certificate =
+        CertificateDer::from_pem_file(folder.join("cert.pem")).expect("a certificate");
     let key = PrivatePkcs8KeyDer::from_pem_file(folder.join("key.pem")).expect("a key");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)

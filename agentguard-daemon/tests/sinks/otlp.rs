@@ -90,7 +90,12 @@ async fn answer(
     };
     let is_json = header("content-type").as_deref() == Some("application/json");
     let authorization = header("authorization");
-    let body = request.into_body().collect().await.expect("a body").to_bytes();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .expect("a body")
+        .to_bytes();
     let asked: ExportLogsServiceRequest = if is_json {
         serde_json::from_slice(&body).expect("JSON")
     } else {
@@ -119,7 +124,10 @@ async fn answer(
         return Ok(response);
     }
     for record in records {
-        let seq = record.attributes.iter().find(|it| it.key == "agentguard.seq");
+        let seq = record
+            .attributes
+            .iter()
+            .find(|it| it.key == "agentguard.seq");
         match seq.and_then(|it| it.value.clone()).and_then(|it| it.value) {
             Some(Value::IntValue(seq)) => desk.numbers.push(seq.try_into().expect("a number")),
             other => panic!("{other:?} is no number"),
@@ -209,7 +217,12 @@ async fn an_answer_that_does_not_come_means_that_it_is_sent_again() {
     let state = until(&sinks, |state| state.position == last).await;
     assert_eq!(state.retries, 1);
     let numbers = desk.lock().expect("the desk").numbers.clone();
-    let first = numbers.iter().skip(1).position(|seq| *seq == 1).expect("once more") + 1;
+    let first = numbers
+        .iter()
+        .skip(1)
+        .position(|seq| *seq == 1)
+        .expect("once more")
+        + 1;
     assert_eq!(numbers[first..], (1..=last).collect::<Vec<_>>());
     assert_eq!(state.repeated, first as u64);
     sinks.stop().await;
@@ -226,7 +239,10 @@ async fn what_a_receiver_throws_away_is_counted_and_told() {
     let state = until(&sinks, |state| state.position == last && state.rejected > 0).await;
     assert_eq!((state.rejected, state.retries), (7, 0));
     let told = state.last_error.expect("it is told");
-    assert!(told.contains("7 records") && told.contains(r"too\x1b old"), "{told}");
+    assert!(
+        told.contains("7 records") && told.contains(r"too\x1b old"),
+        "{told}"
+    );
     sinks.stop().await;
     let sinks = bench.start(&config(&bench, port, ""));
     until(&sinks, |state| state.rejected == 7).await;
@@ -247,7 +263,12 @@ async fn a_receiver_that_does_not_want_us_is_told_and_nothing_is_skipped() {
     let sinks = bench.start(&config(&bench, port, &more));
     // Others may read the file: it is not used.
     let state = until(&sinks, |state| state.retries >= 1).await;
-    assert!(state.last_error.expect("a reason").contains("may be read by others"));
+    assert!(
+        state
+            .last_error
+            .expect("a reason")
+            .contains("may be read by others")
+    );
     assert_eq!(desk.lock().expect("the desk").requests, 0);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("closed");
     let state = until(&sinks, |state| state.doing.name() == "refused").await;

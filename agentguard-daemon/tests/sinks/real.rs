@@ -72,7 +72,12 @@ input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="ours")
     let config = bench.path("rsyslog.conf");
     std::fs::write(&config, text).expect("written");
     let mut command = Command::new(program);
-    command.arg("-n").arg("-f").arg(config).arg("-i").arg(bench.path("rsyslog.pid"));
+    command
+        .arg("-n")
+        .arg("-f")
+        .arg(config)
+        .arg("-i")
+        .arg(bench.path("rsyslog.pid"));
     Service::start(&mut command)
 }
 
@@ -82,9 +87,17 @@ fn received(bench: &Bench) -> Vec<u64> {
     let mut numbers = Vec::new();
     for line in text.lines() {
         let (data, message) = line.split_once('\t').expect("two columns");
-        let seq = data.split("seq=\"").nth(1).and_then(|rest| rest.split('"').next());
+        let seq = data
+            .split("seq=\"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
         let seq: u64 = seq.expect("a number").parse().expect("a number");
-        assert!(message.trim_start().starts_with(&format!("{{\"seq\":{seq},")), "{line}");
+        assert!(
+            message
+                .trim_start()
+                .starts_with(&format!("{{\"seq\":{seq},")),
+            "{line}"
+        );
         assert!(message.ends_with("\"}"), "it is whole: {line}");
         numbers.push(seq);
     }
@@ -127,7 +140,10 @@ async fn rsyslog_gets_every_record_over_tls_through_restarts_of_both_sides() {
         let seen = until(&sinks, |state| state.sent_to > last + 4000 * round).await;
         service.stop();
         service = rsyslog(&bench, &program, port);
-        until(&sinks, |state| state.retries > seen.retries || state.lag == 0).await;
+        until(&sinks, |state| {
+            state.retries > seen.retries || state.lag == 0
+        })
+        .await;
     }
     let last = bench.last();
     let state = until(&sinks, |state| state.position == last).await;
@@ -137,7 +153,10 @@ async fn rsyslog_gets_every_record_over_tls_through_restarts_of_both_sides() {
     assert_eq!(once(&numbers), (1..=last).collect::<Vec<_>>());
     let repeated = numbers.len() as u64 - last;
     assert_eq!(quiet, 0);
-    assert!(repeated <= state.repeated, "{repeated} came again, {state:?}");
+    assert!(
+        repeated <= state.repeated,
+        "{repeated} came again, {state:?}"
+    );
     eprintln!(
         "rsyslog: {last} records, each there; {repeated} came twice, in restarts under load ({} retries)",
         state.retries
@@ -157,7 +176,13 @@ fn python() -> Option<PathBuf> {
     let has = || works(Command::new(&python).args(["-c", probe]));
     let made = has()
         || works(Command::new("python3").args(["-m", "venv"]).arg(&folder))
-            && works(Command::new(&python).args(["-m", "pip", "install", "-q", "opentelemetry-proto"]))
+            && works(Command::new(&python).args([
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "opentelemetry-proto",
+            ]))
             && has();
     made.then_some(python)
 }
@@ -243,7 +268,10 @@ async fn opentelemetrys_own_decoder_gets_every_record_through_restarts_of_both_s
         std::fs::write(bench.path("collector.py"), COLLECTOR).expect("written");
         let start = |bench: &Bench| {
             let mut command = Command::new(&python);
-            command.arg(bench.path("collector.py")).arg(bench.folder.path()).arg(port.to_string());
+            command
+                .arg(bench.path("collector.py"))
+                .arg(bench.folder.path())
+                .arg(port.to_string());
             Service::start(&mut command)
         };
         let mut service = start(&bench);
@@ -261,12 +289,18 @@ async fn opentelemetrys_own_decoder_gets_every_record_through_restarts_of_both_s
         sinks.stop().await;
         service.stop();
         let text = std::fs::read_to_string(bench.path("collected")).expect("collected");
-        let numbers: Vec<u64> = text.lines().map(|line| line.parse().expect("a number")).collect();
+        let numbers: Vec<u64> = text
+            .lines()
+            .map(|line| line.parse().expect("a number"))
+            .collect();
         assert_eq!(once(&numbers), (1..=last).collect::<Vec<_>>());
         let repeated = numbers.len() as u64 - last;
         // A batch whose answer was lost, for each restart.
         assert!(repeated <= 4 * 512, "{repeated} of {last}");
-        eprintln!("OTLP as {encoding}: {last} records, each there; {repeated} came twice ({} retries)", state.retries);
+        eprintln!(
+            "OTLP as {encoding}: {last} records, each there; {repeated} came twice ({} retries)",
+            state.retries
+        );
     }
 }
 
@@ -281,11 +315,13 @@ async fn a_journal_has_every_record_with_its_fields() {
     let root = bench.path("journal");
     std::fs::create_dir(&root).expect("a folder");
     let script = format!(
-        "mount -t tmpfs none /run && mkdir -p /run/systemd/journal /run/log/journal /var/log && mount -t tmpfs none /run/log/journal && \
-         mkdir -p /run/log/journal/$(cat /etc/machine-id) && ({program} & echo $! > {root}/pid; \
-         until test -S /run/systemd/journal/socket; do sleep 0.1; done; ln -s /proc/self/root/run {root}/run 2>/dev/null; touch {root}/ready; \
-         until test -e {root}/enough; do sleep 0.1; done; {reader} -D /run/log/journal --flush >/dev/null 2>&1; \
-         {reader} -D /run/log/journal -o json SYSLOG_IDENTIFIER=agentguard --all > {root}/out; kill $(cat {root}/pid); touch {root}/done)",
+        "mount -t tmpfs none /run && mount -t tmpfs none /var/log && mkdir -p /run/systemd/journal && \
+         ({program} & echo $! > {root}/pid; \
+         until test -S /run/systemd/journal/socket; do sleep 0.1; done; touch {root}/ready; \
+         until test -e {root}/enough; do sleep 0.1; done; \
+         until {reader} -D /run/log/journal -o json SYSLOG_IDENTIFIER=agentguard --all > {root}/out; \
+         test $(wc -l < {root}/out) -ge $(cat {root}/enough); do sleep 0.1; done; \
+         kill $(cat {root}/pid); touch {root}/done)",
         program = program.display(),
         reader = reader.display(),
         root = root.display(),
@@ -296,7 +332,9 @@ async fn a_journal_has_every_record_with_its_fields() {
             break;
         }
         if service.0.try_wait().expect("its state").is_some() {
-            return skipped("no journal of one's own can be started here (needs root and namespaces of mounts)");
+            return skipped(
+                "no journal of one's own can be started here (needs root and namespaces of mounts)",
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -305,7 +343,8 @@ async fn a_journal_has_every_record_with_its_fields() {
     let last = bench.last();
     until(&sinks, |state| state.position == last).await;
     sinks.stop().await;
-    std::fs::write(root.join("enough"), "").expect("written");
+    std::fs::write(root.join("enough.part"), last.to_string()).expect("written");
+    std::fs::rename(root.join("enough.part"), root.join("enough")).expect("named");
     while !root.join("done").exists() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -314,9 +353,16 @@ async fn a_journal_has_every_record_with_its_fields() {
     for line in text.lines() {
         let entry: serde_json::Value = serde_json::from_str(line).expect("JSON");
         let record = entry["AGENTGUARD_RECORD"].as_str().expect("the record");
-        let seq: u64 = entry["AGENTGUARD_SEQ"].as_str().expect("a number").parse().expect("a number");
+        let seq: u64 = entry["AGENTGUARD_SEQ"]
+            .as_str()
+            .expect("a number")
+            .parse()
+            .expect("a number");
         assert!(record.starts_with(&format!("{{\"seq\":{seq},")) && record.ends_with("\"}"));
-        assert_eq!(entry["MESSAGE_ID"], agentguard::export::journald::MESSAGE_ID);
+        assert_eq!(
+            entry["MESSAGE_ID"],
+            agentguard::export::journald::MESSAGE_ID
+        );
         numbers.push(seq);
     }
     assert_eq!(numbers, (1..=last).collect::<Vec<_>>());

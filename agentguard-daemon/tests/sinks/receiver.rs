@@ -35,7 +35,11 @@ pub type Got = Arc<Mutex<Vec<(u64, String)>>>;
 
 /// The numbers in their order.
 pub fn numbers(got: &Got) -> Vec<u64> {
-    got.lock().expect("the list").iter().map(|(seq, _)| *seq).collect()
+    got.lock()
+        .expect("the list")
+        .iter()
+        .map(|(seq, _)| *seq)
+        .collect()
 }
 
 impl Receiver {
@@ -47,8 +51,18 @@ impl Receiver {
         let listener = socket.listen(16).expect("listening");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(serve(listener, acceptor(folder), got.clone(), manners, stopped));
-        Self { address, stop, task }
+        let task = tokio::spawn(serve(
+            listener,
+            acceptor(folder),
+            got.clone(),
+            manners,
+            stopped,
+        ));
+        Self {
+            address,
+            stop,
+            task,
+        }
     }
 
     /// Ends as a good service does: what has arrived is read, and each connection is closed in good order.
@@ -91,7 +105,14 @@ async fn converse<S: AsyncRead + tokio::io::AsyncWrite + Unpin>(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut text = Vec::new();
-    let mut buffer = vec![0; if manners.gulp == 0 { 64 << 10 } else { manners.gulp }];
+    let mut buffer = vec![
+        0;
+        if manners.gulp == 0 {
+            64 << 10
+        } else {
+            manners.gulp
+        }
+    ];
     let mut total = 0;
     loop {
         let read = tokio::select! {
@@ -130,7 +151,10 @@ fn take(text: &mut Vec<u8>, got: &Got) {
         }
         let message = String::from_utf8(text[blank + 1..end].to_vec()).expect("text");
         text.drain(..end);
-        let seq = message.split("seq=\"").nth(1).and_then(|rest| rest.split('"').next());
+        let seq = message
+            .split("seq=\"")
+            .nth(1)
+            .and_then(|rest| rest.split('"').next());
         let seq = seq.and_then(|seq| seq.parse().ok()).expect("a number");
         got.lock().expect("the list").push((seq, message));
     }

@@ -22,7 +22,10 @@ fn in_order(numbers: &[u64]) {
     for pair in numbers.windows(2) {
         highest = highest.max(pair[0]);
         let next = pair[0] + 1;
-        assert!(pair[1] == next || pair[1] <= highest, "{pair:?} after {highest}");
+        assert!(
+            pair[1] == next || pair[1] <= highest,
+            "{pair:?} after {highest}"
+        );
     }
 }
 
@@ -53,7 +56,13 @@ async fn every_record_comes_exactly_once_through_restarts_of_both_sides() {
     assert_eq!(numbers(&got), (1..=last).collect::<Vec<_>>());
     let log = std::fs::read_to_string(bench.path("audit.jsonl")).expect("the log");
     let line = log.lines().last().expect("a line");
-    let message = got.lock().expect("the list").last().expect("a message").1.clone();
+    let message = got
+        .lock()
+        .expect("the list")
+        .last()
+        .expect("a message")
+        .1
+        .clone();
     assert!(message.ends_with(&format!("] {line}")), "{message}");
     sinks.stop().await;
     receiver.stop().await;
@@ -148,7 +157,8 @@ async fn records_that_were_moved_away_before_they_were_sent_are_counted() {
     until(&sinks, |state| state.position == sent).await;
     sinks.stop().await;
     bench.write(12_000);
-    let closed = agentguard::audit::segment::closed_of(&bench.path("audit.jsonl")).expect("segments");
+    let closed =
+        agentguard::audit::segment::closed_of(&bench.path("audit.jsonl")).expect("segments");
     assert!(closed.len() >= 3, "{closed:?}");
     for segment in &closed[..2] {
         std::fs::remove_file(&segment.path).expect("removed");
@@ -158,7 +168,12 @@ async fn records_that_were_moved_away_before_they_were_sent_are_counted() {
     let last = bench.last();
     let state = until(&sinks, |state| state.position == last).await;
     assert_eq!(state.missing, first - sent - 1);
-    assert!(state.last_error.expect("a warning").contains("not in the log any more"));
+    assert!(
+        state
+            .last_error
+            .expect("a warning")
+            .contains("not in the log any more")
+    );
     let all: Vec<u64> = (1..=sent).chain(first..=last).collect();
     assert_eq!(numbers(&got), all);
     sinks.stop().await;
@@ -175,7 +190,10 @@ async fn datagrams_go_to_the_socket_of_the_host_and_to_udp() {
     bench.write(300);
     let path = bench.path("log");
     let socket = tokio::net::UnixDatagram::bind(&path).expect("a socket");
-    let sinks = bench.start(&format!("  here:\n    syslog: {{ to: 'unix://{}' }}\n", path.display()));
+    let sinks = bench.start(&format!(
+        "  here:\n    syslog: {{ to: 'unix://{}' }}\n",
+        path.display()
+    ));
     let last = bench.last();
     let mut buffer = vec![0; 1 << 16];
     for seq in 1..=last {
@@ -199,8 +217,14 @@ async fn datagrams_go_to_the_socket_of_the_host_and_to_udp() {
         buffer.resize(1 << 16, 0);
     }
     let text = String::from_utf8_lossy(&buffer);
-    assert!(text.starts_with("<38>1 2026-11-23T04:05:06.123456Z "), "{text}");
-    assert!(text.contains("[agentguard@32473 seq=\"2\"") && text.contains("\"class_uid\":1001"), "{text}");
+    assert!(
+        text.starts_with("<38>1 2026-11-23T04:05:06.123456Z "),
+        "{text}"
+    );
+    assert!(
+        text.contains("[agentguard@32473 seq=\"2\"") && text.contains("\"class_uid\":1001"),
+        "{text}"
+    );
     until(&sinks, |state| state.position > 0).await;
     sinks.stop().await;
     assert_eq!(state(&sinks).doing.name(), "stopped");

@@ -68,7 +68,10 @@ pub fn run(args: &ExportArgs) -> Result<ExitCode, CliError> {
                 // Whoever read it has enough: `| head`.
                 Err(Failed::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(Failed::Write(error)) => {
-                    return Err(CliError::Other(Exit::InputOutput, format!("failed to print: {error}")));
+                    return Err(CliError::Other(
+                        Exit::InputOutput,
+                        format!("failed to print: {error}"),
+                    ));
                 }
                 Err(Failed::Read(error)) => return Err(CliError::file("read", &args.file, &error)),
                 Ok(()) => {}

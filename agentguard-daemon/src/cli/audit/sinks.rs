@@ -68,7 +68,12 @@ fn in_words(sinks: &[SinkState]) -> String {
         if let (Some(error), Some(at)) = (&sink.last_error, &sink.last_error_at) {
             let at = at.get(..19).unwrap_or(at);
             // Writing to a `String` cannot fail.
-            let _ = writeln!(text, "{}, last trouble, {at}: {}", sink.name, printable(error));
+            let _ = writeln!(
+                text,
+                "{}, last trouble, {at}: {}",
+                sink.name,
+                printable(error)
+            );
         }
     }
     text
@@ -96,7 +101,10 @@ mod tests {
         let text = in_words(&[sink]);
         assert!(text.contains("waiting") && text.contains(" 7 "), "{text}");
         let last = text.lines().last().unwrap();
-        assert_eq!(last, r"siem, last trouble, 2026-11-26T09:00:00: connection refused\x1b");
+        assert_eq!(
+            last,
+            r"siem, last trouble, 2026-11-26T09:00:00: connection refused\x1b"
+        );
         assert!(in_words(&[]).starts_with("no sinks"));
     }
 }

@@ -42,7 +42,12 @@ impl Rest {
 
     /// A list of texts, which stays: an event has them in another form.
     fn texts(&self, name: &str) -> Option<Vec<&str>> {
-        self.0.get(name)?.as_array()?.iter().map(Value::as_str).collect()
+        self.0
+            .get(name)?
+            .as_array()?
+            .iter()
+            .map(Value::as_str)
+            .collect()
     }
 
     /// Puts a field back.
@@ -167,7 +172,10 @@ pub fn fill(
         class::DNS => dns(host, event, rest),
         class::KERNEL => {
             let name = rest.text("target").unwrap_or_else(|| op.to_owned());
-            event.insert("kernel".into(), json!({ "name": name, "type_id": 99, "type": "policy section kernel" }));
+            event.insert(
+                "kernel".into(),
+                json!({ "name": name, "type_id": 99, "type": "policy section kernel" }),
+            );
         }
         class::API => {
             let operation = rest.text("target").unwrap_or_else(|| op.to_owned());

@@ -45,14 +45,23 @@ impl Schema {
         faults
     }
 
-    fn object(&self, at: &str, of: &Value, value: &Value, profiles: &[Value], faults: &mut Vec<String>) {
+    fn object(
+        &self,
+        at: &str,
+        of: &Value,
+        value: &Value,
+        profiles: &[Value],
+        faults: &mut Vec<String>,
+    ) {
         let Some(fields) = value.as_object() else {
             faults.push(format!("{at} is no object"));
             return;
         };
         let attributes = of["attributes"].as_object().unwrap();
         let applies = |attribute: &Value| {
-            attribute.get("profile").is_none_or(|profile| profiles.contains(profile))
+            attribute
+                .get("profile")
+                .is_none_or(|profile| profiles.contains(profile))
         };
         for (name, attribute) in attributes {
             if attribute["required"] == true && applies(attribute) && !fields.contains_key(name) {
@@ -61,19 +70,31 @@ impl Schema {
         }
         for (name, field) in fields {
             match attributes.get(name).filter(|attribute| applies(attribute)) {
-                Some(attribute) => self.attribute(&format!("{at}.{name}"), attribute, field, profiles, faults),
+                Some(attribute) => {
+                    self.attribute(&format!("{at}.{name}"), attribute, field, profiles, faults)
+                }
                 None => faults.push(format!("{at}.{name} is unknown")),
             }
         }
         if let Some(any) = of["constraints"].get("at_least_one") {
             let any = any.as_array().unwrap();
-            if !any.iter().any(|name| fields.contains_key(name.as_str().unwrap())) {
+            if !any
+                .iter()
+                .any(|name| fields.contains_key(name.as_str().unwrap()))
+            {
                 faults.push(format!("{at} has none of {any:?}"));
             }
         }
     }
 
-    fn attribute(&self, at: &str, attribute: &Value, value: &Value, profiles: &[Value], faults: &mut Vec<String>) {
+    fn attribute(
+        &self,
+        at: &str,
+        attribute: &Value,
+        value: &Value,
+        profiles: &[Value],
+        faults: &mut Vec<String>,
+    ) {
         let values = match (attribute["array"] == true, value) {
             (true, Value::Array(values)) => values.as_slice(),
             (false, value) => std::slice::from_ref(value),
@@ -85,7 +106,9 @@ impl Schema {
         let kind = attribute["type"].as_str().unwrap();
         for value in values {
             if let Some(known) = attribute.get("enum") {
-                let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let shown = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
                 if !known.as_array().unwrap().iter().any(|it| *it == shown) {
                     faults.push(format!("{at}: {shown} is none of {known}"));
                 }
@@ -107,7 +130,10 @@ impl Schema {
 
     fn scalar(&self, at: &str, kind: &str, value: &Value, faults: &mut Vec<String>) {
         let definition = &self.0["types"][kind];
-        let base = definition.get("type").and_then(Value::as_str).unwrap_or(kind);
+        let base = definition
+            .get("type")
+            .and_then(Value::as_str)
+            .unwrap_or(kind);
         let fits = match base {
             "integer_t" | "long_t" => value.is_i64() || value.is_u64(),
             "float_t" => value.is_number(),
@@ -161,7 +187,10 @@ fn operations() -> BTreeSet<String> {
         .filter(|line| line.contains("pub const ") && line.contains("&str"))
         .filter_map(|line| line.split('"').nth(1));
     let kernel = Operation::ALL.iter().map(|operation| operation.name());
-    own.chain(kernel).chain(["of-a-later-version"]).map(str::to_owned).collect()
+    own.chain(kernel)
+        .chain(["of-a-later-version"])
+        .map(str::to_owned)
+        .collect()
 }
 
 fn verdicts() -> Vec<Option<&'static str>> {
@@ -190,7 +219,11 @@ fn every_kind_of_record_is_a_valid_event_and_nothing_is_lost() {
                 record.insert("verdict".into(), verdict.into());
             }
             let event = mapper.event(Value::Object(record.clone()).to_string().as_bytes());
-            assert_eq!(schema.faults(&event), Vec::<String>::new(), "{op} {verdict:?}: {event:#}");
+            assert_eq!(
+                schema.faults(&event),
+                Vec::<String>::new(),
+                "{op} {verdict:?}: {event:#}"
+            );
             classes.insert(event["class_uid"].as_u64().unwrap());
             let mut have = Vec::new();
             leaves(&event, &mut have);
@@ -198,8 +231,12 @@ fn every_kind_of_record_is_a_valid_event_and_nothing_is_lost() {
                 let mut wanted = Vec::new();
                 leaves(value, &mut wanted);
                 for value in wanted {
-                    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                    let found = have.iter().any(|it| *it == value || it.as_str() == Some(&text));
+                    let text = value
+                        .as_str()
+                        .map_or_else(|| value.to_string(), str::to_owned);
+                    let found = have
+                        .iter()
+                        .any(|it| *it == value || it.as_str() == Some(&text));
                     assert!(found, "{op} {verdict:?}: {name} {value} is lost: {event:#}");
                 }
             }
@@ -217,13 +254,18 @@ fn records_with_little_in_them_are_valid_events() {
         for verdict in verdicts() {
             // Each field alone, and none.
             for (name, value) in full(&op).into_iter().chain([("seq".to_owned(), json!(1))]) {
-                let mut record = json!({ "seq": 1, "time": "2026-11-23T04:05:06Z", "op": op, "hash": "ff" });
+                let mut record =
+                    json!({ "seq": 1, "time": "2026-11-23T04:05:06Z", "op": op, "hash": "ff" });
                 record[name] = value;
                 if let Some(verdict) = verdict {
                     record["verdict"] = verdict.into();
                 }
                 let event = mapper.event(record.to_string().as_bytes());
-                assert_eq!(schema.faults(&event), Vec::<String>::new(), "{record}: {event:#}");
+                assert_eq!(
+                    schema.faults(&event),
+                    Vec::<String>::new(),
+                    "{record}: {event:#}"
+                );
             }
         }
     }
@@ -243,9 +285,15 @@ fn the_check_finds_what_is_wrong() {
         }),
         ("is none of", |event| event["severity_id"] = 42.into()),
         ("is no integer_t", |event| event["severity_id"] = "1".into()),
-        ("unknown", |event| event["metadata"]["product"]["colour"] = "red".into()),
-        ("does not match", |event| event["dst_endpoint"]["ip"] = "here".into()),
-        ("out of", |event| event["dst_endpoint"]["port"] = 70_000.into()),
+        ("unknown", |event| {
+            event["metadata"]["product"]["colour"] = "red".into()
+        }),
+        ("does not match", |event| {
+            event["dst_endpoint"]["ip"] = "here".into()
+        }),
+        ("out of", |event| {
+            event["dst_endpoint"]["port"] = 70_000.into()
+        }),
         ("type_uid", |event| event["type_uid"] = 1.into()),
     ];
     for (says, change) in broken {
@@ -263,10 +311,19 @@ fn what_matters_is_where_people_look_for_it() {
     record.insert("verdict".into(), "deny".into());
     let event = mapper.event(Value::Object(record).to_string().as_bytes());
     assert_eq!(event["class_uid"], 2004);
-    assert_eq!((&event["action_id"], &event["disposition_id"]), (&json!(2), &json!(2)));
+    assert_eq!(
+        (&event["action_id"], &event["disposition_id"]),
+        (&json!(2), &json!(2))
+    );
     assert_eq!(event["evidences"][0]["file"]["path"], r"/work/a\x0ab");
-    assert_eq!(event["evidences"][0]["actor"]["process"]["path"], "/usr/bin/git");
-    assert_eq!(event["evidences"][0]["actor"]["process"]["parent_process"]["pid"], 6402);
+    assert_eq!(
+        event["evidences"][0]["actor"]["process"]["path"],
+        "/usr/bin/git"
+    );
+    assert_eq!(
+        event["evidences"][0]["actor"]["process"]["parent_process"]["pid"],
+        6402
+    );
     assert_eq!(event["firewall_rule"]["uid"], "secrets");
     assert_eq!(event["metadata"]["sequence"], 4711);
     assert_eq!(event["time"], 1_795_406_706_123_i64);
