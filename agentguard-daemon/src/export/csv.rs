@@ -124,12 +124,7 @@ mod tests {
         assert!(line.starts_with("7,,"), "{line}");
         assert!(line.contains(r#","/a,""b""","#), "{line}");
         assert!(line.contains(r#","[""x"",""y""]","#), "{line}");
-        assert!(
-            line.ends_with(",ff,\"{\"\"new\"\":1}\"\r\n")
-                || line.ends_with(",ff,{\"new\":1}\r\n")
-                || line.contains("new"),
-            "{line}"
-        );
+        assert!(line.ends_with(",ff,\"{\"\"new\"\":1}\"\r\n"), "{line}");
         assert_eq!(header().matches(',').count(), COLUMNS.len());
         assert!(super::line(b"no record").is_err());
     }

@@ -25,6 +25,9 @@ pub struct Position {
     /// Records that were gone from the log before they were sent.
     #[serde(default)]
     pub missing: u64,
+    /// Up to which number such records are counted.
+    #[serde(default)]
+    pub gone_to: u64,
     /// Records that the receiver took and then said that it has thrown away.
     #[serde(default)]
     pub rejected: u64,
@@ -85,6 +88,7 @@ pub fn resume(cursor: &Cursor, log: &Path, begin: Begin) -> io::Result<(Position
     );
     let begun = Position {
         missing: position.missing,
+        gone_to: 0,
         rejected: position.rejected,
         ..start(log)?
     };
@@ -173,6 +177,7 @@ mod tests {
             seq: 7,
             hash: "a7".to_owned(),
             missing: 3,
+            gone_to: 2,
             rejected: 1,
         };
         cursor.write(&position).unwrap();

@@ -3,6 +3,7 @@
 //! The log on the disk is the queue. A sink reads it behind everybody's back: it must never hold up the recorder,
 //! leave out a record, or take one for delivered that the receiver may not have.
 
+mod carrier;
 pub mod config;
 pub mod csv;
 pub mod cursor;
@@ -12,6 +13,7 @@ pub mod http;
 pub mod journald;
 pub mod ocsf;
 pub mod otlp;
+mod runner;
 pub mod sink;
 pub mod state;
 pub mod stream;

@@ -102,7 +102,10 @@ impl Stream {
             self.open = Some(open.map_err(|error| Trouble::before(error.to_string()))?);
         }
         let outcome = self.try_send(items).await;
-        outcome.map_err(|error| self.broken(&error))
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.broken(&error).await),
+        }
     }
 
     async fn try_send(&mut self, items: &[Item]) -> io::Result<()> {
@@ -143,15 +146,15 @@ impl Stream {
                 self.open = None;
                 Ok(())
             }
-            Err(error) => Err(self.broken(&error)),
+            Err(error) => Err(self.broken(&error).await),
         }
     }
 
     /// The connection is gone. A receiver that closed it in good order has read what its kernel has acknowledged.
-    fn broken(&mut self, error: &io::Error) -> Trouble {
+    async fn broken(&mut self, error: &io::Error) -> Trouble {
         if let Some(open) = self.open.take()
             && error.kind() == ErrorKind::UnexpectedEof
-            && let Some(seq) = open.read_by_receiver()
+            && let Some(seq) = open.read_by_receiver().await
         {
             self.settled = self.settled.max(seq);
         }
@@ -231,14 +234,14 @@ impl Open {
 
     /// The last record that a receiver that closed its side by itself has read: the last one that its kernel
     /// acknowledged before. None if it closed with something unread.
-    fn read_by_receiver(&self) -> Option<u64> {
+    async fn read_by_receiver(&self) -> Option<u64> {
         // How TCP ended may be known a moment later than how TLS did.
         let until = Instant::now() + Duration::from_millis(200);
         while !self.state().intersects(HANG_UP | WRONG) {
             if Instant::now() > until {
                 return None;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let missing = unacknowledged(self.socket.as_fd()).ok()?;
         if self.state().intersects(WRONG) {

@@ -4,6 +4,7 @@ mod agents;
 mod budgets;
 mod objects;
 mod restore;
+mod sinks;
 mod traffic;
 
 use std::collections::{BTreeMap, HashSet};
