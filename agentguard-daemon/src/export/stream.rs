@@ -234,7 +234,7 @@ impl Open {
 
     /// The last record that a receiver that closed its side by itself has read: the last one that its kernel
     /// acknowledged before. None if it closed with something unread.
-    async fn read_by_receiver(&self) -> Option<u64> {
+    async fn read_by_receiver(self) -> Option<u64> {
         // How TCP ended may be known a moment later than how TLS did.
         let until = Instant::now() + Duration::from_millis(200);
         while !self.state().intersects(HANG_UP | WRONG) {

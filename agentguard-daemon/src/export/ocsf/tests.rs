@@ -329,6 +329,7 @@ fn what_matters_is_where_people_look_for_it() {
     assert_eq!(event["time"], 1_795_406_706_123_i64);
     let mut record = full("connect");
     record.insert("target".into(), "[2001:db8::1]:443".into());
+    record.insert("port".into(), 443.into());
     record.insert("verdict".into(), "allow".into());
     let event = mapper.event(Value::Object(record).to_string().as_bytes());
     assert_eq!(event["type_uid"], 400_101);
