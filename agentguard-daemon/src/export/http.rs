@@ -105,35 +105,31 @@ impl Http {
             let body = body.map_err(|error| Trouble::passing(error.to_string()))?;
             Ok::<_, Trouble>((head, body.to_bytes()))
         });
-        let (head, body) = match answer.await {
-            Ok(answer) => answer?,
-            Err(_) => {
-                let seconds = PATIENCE.as_secs();
-                return Err(Trouble::passing(format!("no answer within {seconds} s")));
-            }
+        let Ok(answer) = answer.await else {
+            let seconds = PATIENCE.as_secs();
+            return Err(Trouble::passing(format!("no answer within {seconds} s")));
         };
+        let (head, body) = answer?;
         if head.status.is_success() {
-            return self.accepted(&body);
+            return Ok(self.accepted(&body));
         }
         Err(refusal(head.status, &head.headers, items.len()))
     }
 
     /// A success may still say that some of it was thrown away. The protocol forbids to send those again.
-    fn accepted(&mut self, body: &[u8]) -> Result<Option<String>, Trouble> {
+    fn accepted(&mut self, body: &[u8]) -> Option<String> {
         let answer = match self.config.encoding {
             Encoding::Protobuf => ExportLogsServiceResponse::decode(body).ok(),
             Encoding::Json => serde_json::from_slice(body).ok(),
         };
         let partial = answer.and_then(|answer| answer.partial_success);
-        let Some(partial) = partial.filter(|it| it.rejected_log_records > 0) else {
-            return Ok(None);
-        };
+        let partial = partial.filter(|it| it.rejected_log_records > 0)?;
         let rejected = u64::try_from(partial.rejected_log_records).unwrap_or(0);
         self.rejected += rejected;
         let why = crate::event::escape::printable(&partial.error_message).into_owned();
-        Ok(Some(format!(
+        Some(format!(
             "the receiver has thrown {rejected} records away: {why}"
-        )))
+        ))
     }
 
     fn connect(&self) -> Result<(Caller, HeaderMap), String> {

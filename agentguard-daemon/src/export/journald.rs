@@ -60,13 +60,12 @@ impl Journal {
     }
 
     async fn one(&mut self, item: &Item) -> io::Result<()> {
-        let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => {
-                let socket = UnixDatagram::unbound()?;
-                socket.connect(&self.config.socket)?;
-                socket
-            }
+        let socket = if let Some(socket) = self.socket.take() {
+            socket
+        } else {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect(&self.config.socket)?;
+            socket
         };
         let entry = entry(&item.line, &self.form);
         match socket.send(&entry).await {

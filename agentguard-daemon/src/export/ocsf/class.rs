@@ -138,8 +138,8 @@ pub fn severity(op: &str, verdict: Option<&str>, rest: &Rest) -> Severity {
             HIGH
         }
         (_, Some("deny")) => MEDIUM,
-        (_, Some("ask" | "would-deny")) => LOW,
-        ("policy-error" | "log-repair" | "kill" | "freeze", _) => LOW,
+        (_, Some("ask" | "would-deny"))
+        | ("policy-error" | "log-repair" | "kill" | "freeze", _) => LOW,
         _ => INFORMATIONAL,
     }
 }

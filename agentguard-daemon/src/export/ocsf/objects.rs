@@ -100,6 +100,8 @@ impl Rest {
     }
 }
 
+/// The bits of a wait status that hold a signal.
+const SIGNAL: u64 = 0x7f;
 const UNKNOWN: u8 = 0;
 const REGULAR: u8 = 1;
 const FOLDER: u8 = 2;
@@ -251,7 +253,7 @@ fn process(op: &str, actor: &Value, rest: &mut Rest) -> Value {
 /// A wait status has an exit code or a signal; the status itself stays in `unmapped`.
 fn exit(event: &mut Map<String, Value>, rest: &Rest) {
     let status = rest.0.get("status").and_then(Value::as_u64);
-    if let Some(status) = status.filter(|status| status & 0x7f == 0) {
+    if let Some(status) = status.filter(|status| (status & SIGNAL) == 0) {
         event.insert("exit_code".into(), (status >> 8).into());
     }
 }

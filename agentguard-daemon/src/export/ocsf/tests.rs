@@ -71,7 +71,7 @@ impl Schema {
         for (name, field) in fields {
             match attributes.get(name).filter(|attribute| applies(attribute)) {
                 Some(attribute) => {
-                    self.attribute(&format!("{at}.{name}"), attribute, field, profiles, faults)
+                    self.attribute(&format!("{at}.{name}"), attribute, field, profiles, faults);
                 }
                 None => faults.push(format!("{at}.{name} is unknown")),
             }
@@ -278,7 +278,8 @@ fn records_with_little_in_them_are_valid_events() {
 fn the_check_finds_what_is_wrong() {
     let schema = Schema::load();
     let event = Mapper::new("host").event(Value::Object(full("connect")).to_string().as_bytes());
-    let broken: [(&str, fn(&mut Value)); 8] = [
+    type Break = (&'static str, fn(&mut Value));
+    let broken: [Break; 8] = [
         ("unknown", |event| event["nonsense"] = 1.into()),
         ("required", |event| {
             event.as_object_mut().unwrap().remove("severity_id");
@@ -286,13 +287,13 @@ fn the_check_finds_what_is_wrong() {
         ("is none of", |event| event["severity_id"] = 42.into()),
         ("is no integer_t", |event| event["severity_id"] = "1".into()),
         ("unknown", |event| {
-            event["metadata"]["product"]["colour"] = "red".into()
+            event["metadata"]["product"]["colour"] = "red".into();
         }),
         ("does not match", |event| {
-            event["dst_endpoint"]["ip"] = "here".into()
+            event["dst_endpoint"]["ip"] = "here".into();
         }),
         ("out of", |event| {
-            event["dst_endpoint"]["port"] = 70_000.into()
+            event["dst_endpoint"]["port"] = 70_000.into();
         }),
         ("type_uid", |event| event["type_uid"] = 1.into()),
     ];
