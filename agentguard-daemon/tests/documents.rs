@@ -98,10 +98,11 @@ fn the_configuration_that_is_packaged_can_be_used_with_all_that_it_shows() {
     );
     // What is commented out from `sinks:` on.
     let (_, shown) = packaged.split_once("\n# sinks:\n").expect("sinks");
-    let shown: String = shown
+    let shown: Vec<&str> = shown
         .lines()
-        .map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line)))
+        .map(|line| line.strip_prefix("# ").unwrap_or(line))
         .collect();
+    let shown = shown.join("\n");
     let config = Config::parse(path, &format!("sinks:\n{shown}")).expect("it is one, too");
     assert_eq!(config.sinks.len(), 3);
     let manual = document("docs/export.md");
