@@ -274,11 +274,13 @@ fn records_with_little_in_them_are_valid_events() {
     assert_eq!(strange["raw_data"], r"\xff no record");
 }
 
+/// What a fault is called, and a change that makes it.
+type Break = (&'static str, fn(&mut Value));
+
 #[test]
 fn the_check_finds_what_is_wrong() {
     let schema = Schema::load();
     let event = Mapper::new("host").event(Value::Object(full("connect")).to_string().as_bytes());
-    type Break = (&'static str, fn(&mut Value));
     let broken: [Break; 8] = [
         ("unknown", |event| event["nonsense"] = 1.into()),
         ("required", |event| {
