@@ -2,6 +2,7 @@
 //!
 //! It is never on the way of a verdict. When it ends or dies, what is pinned goes on enforcing.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -15,11 +16,16 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::audit::LogOptions;
+use crate::export::{Place, SinkConfig, SinkName, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
 use crate::policy::own::SOCKET;
+use crate::policy::{PolicyError, Source, yaml};
 use crate::resolver::{Server, Servers};
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
+
+/// Where the format of the configuration is described.
+const FORMAT: &str = "the packaged `agentguard.yaml`, and docs/export.md for `sinks`,";
 
 /// The daemon's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -43,6 +49,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// Whom the resolver asks, instead of those in `/etc/resolv.conf`: `ADDRESS` or `ADDRESS:PORT`.
     pub resolvers: Vec<Server>,
+    /// To whom records are sent.
+    pub sinks: BTreeMap<SinkName, SinkConfig>,
 }
 
 impl Default for Config {
@@ -57,6 +65,7 @@ impl Default for Config {
             on_stop: Leave::default(),
             gateway: GatewayConfig::default(),
             resolvers: Vec::new(),
+            sinks: BTreeMap::new(),
         }
     }
 }
@@ -78,12 +87,23 @@ impl Config {
         }
     }
 
-    /// From the text of a configuration file. Unknown keys are errors.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        if text.trim().is_empty() {
+    /// From the text of a configuration file. Unknown keys are errors, with their place.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, PolicyError> {
+        let source = Source::new(path, text);
+        if yaml::is_empty(&source) {
             return Ok(Self::default());
         }
-        serde_saphyr::from_str(text).map_err(|error| error.to_string())
+        let config: Self = yaml::parse_as(&source, FORMAT)?;
+        for (name, sink) in &config.sinks {
+            sink.check().map_err(|what| {
+                let name = name.as_str();
+                PolicyError::general(
+                    format!("the sink `{name}` of {}: {what}", path.display()),
+                    "docs/export.md describes the settings of sinks",
+                )
+            })?;
+        }
+        Ok(config)
     }
 }
 
@@ -134,6 +154,8 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let engine = Engine::start(&config.engine(true)).await?;
     engine.watch_files()?;
     report_leftovers(&engine);
+    let place = Place::new(config.audit.clone(), config.state_dir.clone());
+    let sinks = engine.send_to(Sinks::start(&config.sinks, &place));
 
     // The lock says that whoever made this socket is gone.
     let _ = fs::remove_file(&socket);
@@ -159,6 +181,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     server.abort();
     let _ = fs::remove_file(&socket);
     engine.stop(config.on_stop).await;
+    sinks.stop().await;
     Ok(())
 }
 
@@ -270,27 +293,66 @@ fn lock_file(path: &Path) -> Result<Flock<File>, DaemonError> {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Config, PolicyError> {
+        Config::parse(Path::new("agentguard.yaml"), text)
+    }
+
     #[test]
     fn a_configuration_is_read_and_unknown_keys_are_refused() {
-        let config = Config::parse("on_stop: kill\npolicies: [/a, /b]\n").unwrap();
+        let config = parse("on_stop: kill\npolicies: [/a, /b]\n").unwrap();
         assert_eq!(config.on_stop, Leave::Kill);
         assert_eq!(Config::default().on_stop, Leave::Keep);
         assert_eq!(config.policies, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.audit, Path::new("/var/log/agentguard/audit.jsonl"));
-        assert_eq!(Config::parse("").unwrap(), Config::default());
-        assert!(Config::parse("on_stopp: kill").is_err());
-        let config = Config::parse("audit_log: { sync: batch, segment_mib: 16 }").unwrap();
+        assert_eq!(parse("").unwrap(), Config::default());
+        let error = parse("audit: /a\non_stopp: kill").unwrap_err();
+        assert_eq!(error.place(), Some(("agentguard.yaml".to_owned(), 2, 1)));
+        assert_eq!(error.help_text(), "did you mean `on_stop`?");
+        let config = parse("audit_log: { sync: batch, segment_mib: 16 }").unwrap();
         assert_eq!(config.audit_log.sync, crate::audit::Sync::Batch);
         assert_eq!(config.audit_log.segment_mib, 16);
         assert_eq!(config.audit_log.checkpoint_records, 10_000);
-        assert!(Config::parse("audit_log: { sync: sometimes }").is_err());
-        let config =
-            Config::parse("resolvers: [9.9.9.9, '[2001:db8::1]:5353', '2001:db8::2']").unwrap();
+        assert!(parse("audit_log: { sync: sometimes }").is_err());
+        let config = parse("resolvers: [9.9.9.9, '[2001:db8::1]:5353', '2001:db8::2']").unwrap();
         let these = ["9.9.9.9:53", "[2001:db8::1]:5353", "[2001:db8::2]:53"];
         let these = these.map(|it| it.parse().unwrap()).to_vec();
         assert_eq!(Servers::of(&config.resolvers), Servers::These(these));
-        let error = Config::parse("resolvers: [dns.example.com]").unwrap_err();
-        assert!(error.contains("dns.example.com"), "{error}");
+        let error = parse("resolvers: [dns.example.com]").unwrap_err();
+        assert!(error.to_string().contains("dns.example.com"), "{error}");
+    }
+
+    #[test]
+    fn sinks_are_read_and_mistakes_in_them_have_a_place() {
+        let text = "sinks:\n  siem:\n    syslog:\n      to: tls://logs.example.com\n      tls: { ca: /ca.pem }\n  otel:\n    otlp: { endpoint: 'https://otel.example.com:4318/v1/logs', format: ocsf }\n  here:\n    journald: {}\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.sinks.len(), 3);
+        for (text, line, column, says) in [
+            (
+                "sinks:\n  a:\n    syslog:\n      to: tcp://192.0.2.1:5\n",
+                4,
+                11,
+                "in the clear",
+            ),
+            (
+                "sinks:\n  a:\n    syslog:\n      to: tls://x\n      tsl: {}\n",
+                5,
+                7,
+                "tsl",
+            ),
+            ("sinks:\n  a:\n    otlp: {}\n", 3, 11, "endpoint"),
+            ("sinks:\n  a/b:\n    journald: {}\n", 2, 3, "a/b"),
+            ("sinks:\n  a:\n    kafka: {}\n", 3, 5, "kafka"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert_eq!(
+                error.place(),
+                Some(("agentguard.yaml".to_owned(), line, column)),
+                "{error}"
+            );
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        let half = "sinks:\n  a:\n    syslog: { to: 'tls://x', tls: { key: /k } }\n";
+        assert!(parse(half).unwrap_err().to_string().contains("go together"));
     }
 
     #[test]

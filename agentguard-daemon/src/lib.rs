@@ -12,6 +12,7 @@ pub mod cli;
 pub mod daemon;
 pub mod disk;
 pub mod event;
+pub mod export;
 pub mod gateway;
 pub mod hex;
 pub mod kernel;

@@ -86,3 +86,50 @@ fn the_manual_of_the_log_names_everything_that_a_record_can_hold() {
     }
     assert!(count > 60, "only {count} words were found");
 }
+
+#[test]
+fn the_configuration_that_is_packaged_can_be_used_with_all_that_it_shows() {
+    use agentguard::daemon::Config;
+    let packaged = document("agentguard-daemon/packaging/agentguard.yaml");
+    let path = Path::new("agentguard.yaml");
+    assert_eq!(
+        Config::parse(path, &packaged).expect("it is one"),
+        Config::default()
+    );
+    // What is commented out from `sinks:` on.
+    let (_, shown) = packaged.split_once("\n# sinks:\n").expect("sinks");
+    let shown: Vec<&str> = shown
+        .lines()
+        .map(|line| line.strip_prefix("# ").unwrap_or(line))
+        .collect();
+    let shown = shown.join("\n");
+    let config = Config::parse(path, &format!("sinks:\n{shown}")).expect("it is one, too");
+    assert_eq!(config.sinks.len(), 3);
+    let manual = document("docs/export.md");
+    let blocks = manual
+        .split("```")
+        .filter_map(|block| block.strip_prefix("text\n"));
+    let blocks: Vec<_> = blocks.filter(|block| block.starts_with("sinks:")).collect();
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        Config::parse(path, block).unwrap_or_else(|error| panic!("{error}: {block}"));
+    }
+}
+
+#[test]
+fn the_manual_of_the_export_has_a_place_for_every_operation() {
+    let manual = document("docs/export.md");
+    let source = include_str!("../src/audit/record.rs");
+    let own = source
+        .lines()
+        .filter(|line| line.contains("pub const ") && line.contains("&str"))
+        .filter_map(|line| line.split('"').nth(1));
+    let operations = Operation::ALL.iter().map(|operation| operation.name());
+    // Whatever has no class of its own is spoken of as such.
+    for word in own.chain(operations).filter(|word| *word != "budget") {
+        assert!(
+            manual.contains(&format!("`{word}`")),
+            "docs/export.md does not speak of `{word}`"
+        );
+    }
+}

@@ -141,6 +141,10 @@ async fn route(
             let traffic = engine.traffic(parameter(&query, "agent"))?;
             Ok(json(StatusCode::OK, &traffic))
         }
+        (&Method::GET, ["sinks"]) => {
+            may_look(access)?;
+            Ok(json(StatusCode::OK, &engine.sinks()))
+        }
         (&Method::GET, ["audit"]) => {
             may_look(access)?;
             let owner = parameter(&query, "owner") == Some("true");

@@ -70,10 +70,8 @@ pub fn read(given: Option<&Path>) -> Result<Config, CliError> {
         }
         outcome => outcome.map_err(|error| CliError::file("read", path, &error))?,
     };
-    Config::parse(&text).map_err(|error| {
-        CliError::Other(
-            Exit::Usage,
-            format!("{} is not a configuration: {error}", path.display()),
-        )
+    Config::parse(path, &text).map_err(|error| {
+        let shown = super::report::diagnostic("the configuration is not valid", &error);
+        CliError::Other(Exit::Usage, shown)
     })
 }

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::exit::Exit;
 use crate::api::ClientError;
+use crate::policy::PolicyError;
 use crate::session::SessionError;
 
 /// Why a command did not succeed.
@@ -52,9 +53,14 @@ pub fn text(error: &SessionError) -> String {
     let SessionError::Policy(policy) = error else {
         return error.to_string();
     };
-    let mut text = String::from("the policy is not valid\n");
+    diagnostic("the policy is not valid", policy.as_ref())
+}
+
+/// What is wrong with a file, with its place, a caret and help.
+pub fn diagnostic(what: &str, error: &PolicyError) -> String {
+    let mut text = format!("{what}\n");
     let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor());
-    match handler.render_report(&mut text, policy.as_ref()) {
+    match handler.render_report(&mut text, error) {
         Ok(()) => text.trim_end().to_owned(),
         Err(_) => error.to_string(),
     }

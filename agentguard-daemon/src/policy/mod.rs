@@ -37,7 +37,7 @@ mod search;
 mod suggest;
 pub mod table;
 mod vars;
-mod yaml;
+pub(crate) mod yaml;
 
 #[cfg(test)]
 mod tests;

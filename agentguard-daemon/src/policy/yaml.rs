@@ -2,6 +2,7 @@
 //!
 //! Depth, aliases and size are bounded here, before anything else sees the text.
 
+use serde::de::DeserializeOwned;
 use serde_saphyr::{
     Error as YamlError, MergeKeyPolicy, MessageFormatter as _, UserMessageFormatter,
 };
@@ -10,8 +11,32 @@ use super::diagnostic::{PolicyError, Source, Span};
 use super::schema::{Document, span_of};
 use super::suggest::closest;
 
+/// Where the format of policies is described.
+const POLICIES: &str = "`agentguard policy schema`";
+
 /// Parses the text of one file.
 pub fn parse(source: &Source) -> Result<Document, PolicyError> {
+    if is_empty(source) {
+        return Err(PolicyError::at(
+            source,
+            Span::default(),
+            "the policy is empty",
+            "begin with `version: 1`; `agentguard policy schema` describes the rest",
+        ));
+    }
+    parse_as(source, POLICIES)
+}
+
+/// Whether there is nothing but comments.
+pub fn is_empty(source: &Source) -> bool {
+    source
+        .text()
+        .lines()
+        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+}
+
+/// Parses a text that is not empty, within the bounds of policies. `format` is where its format is described.
+pub fn parse_as<T: DeserializeOwned>(source: &Source, format: &str) -> Result<T, PolicyError> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: 16,
@@ -29,23 +54,11 @@ pub fn parse(source: &Source) -> Result<Document, PolicyError> {
         merge_keys: MergeKeyPolicy::Error,
         strict_booleans: true,
     };
-    if source
-        .text()
-        .lines()
-        .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
-    {
-        return Err(PolicyError::at(
-            source,
-            Span::default(),
-            "the policy is empty",
-            "begin with `version: 1`; `agentguard policy schema` describes the rest",
-        ));
-    }
     serde_saphyr::from_str_with_options(source.text(), options)
-        .map_err(|error| yaml_error(source, &error))
+        .map_err(|error| yaml_error(source, &error, format))
 }
 
-fn yaml_error(source: &Source, error: &YamlError) -> PolicyError {
+fn yaml_error(source: &Source, error: &YamlError, format: &str) -> PolicyError {
     let bare = match error.without_snippet() {
         YamlError::AliasError { error, .. } => error.without_snippet(),
         other => other,
@@ -54,7 +67,7 @@ fn yaml_error(source: &Source, error: &YamlError) -> PolicyError {
         .location()
         .map_or_else(Span::default, |location| place(source, &location));
     let message = in_words(&UserMessageFormatter.format_message(bare));
-    let help = help_for(source, span, &message);
+    let help = help_for(source, span, &message, format);
     PolicyError::at(source, span, message, help)
 }
 
@@ -97,7 +110,7 @@ fn place(source: &Source, location: &serde_saphyr::Location) -> Span {
 }
 
 /// What a user can do about an error of the parser.
-fn help_for(source: &Source, span: Span, message: &str) -> String {
+fn help_for(source: &Source, span: Span, message: &str, format: &str) -> String {
     let lower = message.to_lowercase();
     let rest = source.text().get(span.offset..).unwrap_or_default();
     if lower.contains("unknown field") || lower.contains("unknown variant") {
@@ -143,7 +156,9 @@ fn help_for(source: &Source, span: Span, message: &str) -> String {
         return "YAML is indented with spaces".into();
     }
     if lower.contains("missing field") {
-        return "add the key; `agentguard policy schema` describes the format".into();
+        return format!("add the key; {format} describes the format");
     }
-    "see `agentguard policy schema` for the format; quote text that holds any of `: # { } [ ] & * ! | > ' \" %`".into()
+    format!(
+        "see {format} for the format; quote text that holds any of `: # {{ }} [ ] & * ! | > ' \" %`"
+    )
 }

@@ -21,6 +21,7 @@ use super::{
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
 use crate::audit::{Log, LogError, Record, Recorder, key::Key, record::op};
 use crate::event::escape::escape;
+use crate::export::{SinkState, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
 use crate::policy::{Mode, Policy};
@@ -79,6 +80,8 @@ pub struct Engine {
     pub(super) desk: Desk,
     /// Resolves names for agents whose policy has rules about them.
     pub(super) resolver: OnceLock<Resolver>,
+    /// Who gets the records, where a daemon sends them.
+    pub(super) sinks: OnceLock<Arc<Sinks>>,
 }
 
 /// What an engine is made of.
@@ -246,6 +249,7 @@ impl Engine {
             limits,
             desk,
             resolver: OnceLock::new(),
+            sinks: OnceLock::new(),
         }
     }
 
@@ -319,6 +323,19 @@ impl Engine {
     /// The audit trail.
     pub fn recorder(&self) -> MutexGuard<'_, Recorder> {
         lock(&self.recorder)
+    }
+
+    /// Keeps the sinks that records are sent to, so that they can be asked about.
+    pub fn send_to(&self, sinks: Sinks) -> Arc<Sinks> {
+        self.sinks.get_or_init(|| Arc::new(sinks)).clone()
+    }
+
+    /// What the sinks are doing.
+    pub fn sinks(&self) -> Vec<SinkState> {
+        self.sinks
+            .get()
+            .map(|sinks| sinks.states())
+            .unwrap_or_default()
     }
 
     /// The reader of the kernel's rings.

@@ -1,9 +1,11 @@
 //! `agentguard audit`: reading the log. It reads the files; no daemon is needed.
 
+mod export;
 pub mod filter;
 mod follow;
 mod show;
 pub mod shown;
+mod sinks;
 mod stats;
 pub mod verify;
 
@@ -35,6 +37,10 @@ pub enum AuditCommand {
     Stats(stats::StatsArgs),
     /// Show one record, with the processes that led to it and the text of its rule.
     Show(show::ShowArgs),
+    /// Write records in a form that others read: JSON lines, OCSF, CSV, OTLP.
+    Export(export::ExportArgs),
+    /// Show to whom the daemon sends records, and how far it has come.
+    Sinks(sinks::SinksArgs),
     /// Check that the log is whole, unchanged and signed.
     Verify(verify::VerifyArgs),
     /// Print the public key that checkpoints are signed with.
@@ -101,6 +107,8 @@ pub fn run(command: AuditCommand) -> Result<ExitCode, CliError> {
         AuditCommand::Query(args) => query(&args),
         AuditCommand::Stats(args) => stats::run(&args),
         AuditCommand::Show(args) => show::run(&args),
+        AuditCommand::Export(args) => export::run(&args),
+        AuditCommand::Sinks(args) => sinks::run(&args),
         AuditCommand::Verify(args) => verify::run(&args),
         AuditCommand::Key(args) => verify::key(&args),
         AuditCommand::Anchor(args) => verify::anchor(&args),

@@ -5,6 +5,7 @@ mod approvals;
 mod budgets;
 mod objects;
 mod restore;
+mod sinks;
 mod traffic;
 
 use std::collections::{BTreeMap, HashSet};

@@ -1,0 +1,386 @@
+//! One sink at work: it reads the log from where its receiver has come, sends, and waits if that fails.
+//!
+//! It must never skip a record, send one before those before it, or stand in the way of the recorder.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::carrier::Carrier;
+use super::config::SinkConfig;
+use super::cursor::{self, Cursor, Position};
+use super::feed::Feed;
+use super::sink::Place;
+use super::state::{Doing, Shared, SinkState};
+use super::{Item, Trouble};
+
+/// Most records of a batch.
+const BATCH: usize = 512;
+/// About the most bytes of a batch.
+const BATCH_BYTES: usize = 512 << 10;
+/// How often an idle sink looks for records.
+const POLL: Duration = Duration::from_millis(250);
+/// How often a position is written while records are sent.
+const KEEP: Duration = Duration::from_secs(1);
+/// How often the same trouble is told.
+const TELL: Duration = Duration::from_mins(5);
+
+/// One sink at work.
+pub struct Runner {
+    name: String,
+    config: SinkConfig,
+    place: Place,
+    cursor: Cursor,
+    state: Shared,
+    stop: watch::Receiver<bool>,
+    carrier: Carrier,
+    feed: Option<Feed>,
+    position: Position,
+    /// The position that is on the disk, and since when.
+    kept: (Position, Instant),
+    /// Numbers and hashes of what was handed over and is not settled.
+    unsettled: VecDeque<(u64, String)>,
+    /// Most records of the next batch.
+    most: usize,
+    /// Failures in a row.
+    failures: u32,
+    told: Option<(String, Instant)>,
+}
+
+impl Runner {
+    /// At work as soon as [`Self::run`] is polled.
+    pub fn new(
+        name: &str,
+        config: &SinkConfig,
+        place: &Place,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let (kind, to) = config.words();
+        Self {
+            name: name.to_owned(),
+            cursor: Cursor::of(&place.state, name),
+            state: Shared::new(SinkState {
+                name: name.to_owned(),
+                kind: kind.to_owned(),
+                to,
+                ..SinkState::default()
+            }),
+            carrier: Carrier::new(config),
+            config: config.clone(),
+            place: place.clone(),
+            stop,
+            feed: None,
+            position: Position::default(),
+            kept: (Position::default(), Instant::now()),
+            unsettled: VecDeque::new(),
+            most: BATCH,
+            failures: 0,
+            told: None,
+        }
+    }
+
+    /// Its state, which it goes on writing.
+    pub fn state(&self) -> Shared {
+        self.state.clone()
+    }
+
+    /// Works until it is told to stop.
+    pub async fn run(mut self) {
+        while let Err(what) = self.begin().await {
+            self.tell(&what, true);
+            self.state.lock().doing = Doing::Failed;
+            if self.rest(self.place.longest_wait).await {
+                return;
+            }
+        }
+        loop {
+            match self.turn().await {
+                Ok(true) => self.recovered(),
+                Ok(false) => {
+                    self.recovered();
+                    self.state.lock().doing = Doing::Idle;
+                    if self.is_stopping() {
+                        break;
+                    }
+                    // If the daemon ends meanwhile, what it wrote last is looked for once more.
+                    self.rest(POLL).await;
+                }
+                Err(trouble) => {
+                    self.advance(false).await;
+                    if self.is_stopping() || self.recover(trouble).await {
+                        break;
+                    }
+                }
+            }
+        }
+        self.advance(true).await;
+        self.state.lock().doing = Doing::Stopped;
+    }
+
+    fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Waits; whether the daemon ends.
+    async fn rest(&mut self, time: Duration) -> bool {
+        let stopped = self.stop.wait_for(|stop| *stop);
+        tokio::time::timeout(time, stopped).await.is_ok()
+    }
+
+    /// Finds the place to go on from.
+    async fn begin(&mut self) -> Result<(), String> {
+        let (cursor, log) = (self.cursor.clone(), self.place.log.clone());
+        let begin = self.config.begin();
+        let path = cursor.path().display().to_string();
+        let outcome =
+            tokio::task::spawn_blocking(move || cursor::resume(&cursor, &log, begin)).await;
+        let (position, told) = outcome
+            .map_err(|error| error.to_string())?
+            .map_err(|error| format!("its position {path} cannot be read: {error}"))?;
+        if let Some(told) = told {
+            self.tell(&told, true);
+        }
+        {
+            let mut state = self.state.lock();
+            state.position = position.seq;
+            state.sent_to = position.seq;
+            state.missing = position.missing;
+            state.rejected = position.rejected;
+        }
+        tracing::info!(
+            "sink `{}` to {} goes on after record {}",
+            self.name,
+            self.config.words().1,
+            position.seq
+        );
+        self.position = position;
+        self.feed = Some(Feed::behind(&self.place.log, self.position.seq));
+        // Where a new sink begins is decided once.
+        self.keep().await;
+        Ok(())
+    }
+
+    /// Sends a batch, if there is one; whether there was.
+    async fn turn(&mut self) -> Result<bool, Trouble> {
+        let items = self.fetch().await?;
+        if let (Some(first), Some(last)) = (items.first(), items.last()) {
+            let (first, last) = (first.seq, last.seq);
+            self.state.lock().doing = Doing::Sending;
+            let sent = self.carrier.send(&items).await;
+            if !matches!(&sent, Err(trouble) if trouble.unsent) {
+                self.handed_over(first, last, items.len());
+            }
+            let told = sent?;
+            self.unsettled
+                .extend(items.into_iter().map(|item| (item.seq, item.hash)));
+            self.most = (self.most * 2).min(BATCH);
+            self.carrier.settle(false).await?;
+            self.take_counts(told);
+            self.advance(false).await;
+            return Ok(true);
+        }
+        self.carrier.settle(true).await?;
+        self.advance(true).await;
+        Ok(false)
+    }
+
+    fn handed_over(&self, first: u64, last: u64, count: usize) {
+        let mut state = self.state.lock();
+        state.sent += count as u64;
+        if first <= state.sent_to {
+            state.repeated += state.sent_to.min(last) - first + 1;
+        }
+        state.sent_to = state.sent_to.max(last);
+    }
+
+    fn take_counts(&mut self, told: Option<String>) {
+        let (rejected, shortened) = self.carrier.take_counts();
+        self.position.rejected += rejected;
+        {
+            let mut state = self.state.lock();
+            state.rejected = self.position.rejected;
+            state.shortened += shortened;
+        }
+        if let Some(told) = told {
+            self.tell(&told, true);
+        }
+    }
+
+    /// Reads the next records on a thread of its own.
+    async fn fetch(&mut self) -> Result<Vec<Item>, Trouble> {
+        let mut feed = match self.feed.take() {
+            Some(feed) => feed,
+            None => Feed::behind(&self.place.log, self.position.seq),
+        };
+        let most = self.most;
+        let read = tokio::task::spawn_blocking(move || {
+            let items = feed.next(most, BATCH_BYTES);
+            (feed, items)
+        });
+        let (mut feed, items) = read
+            .await
+            .map_err(|error| Trouble::passing(error.to_string()))?;
+        let items =
+            items.map_err(|error| Trouble::passing(format!("failed to read the log: {error}")))?;
+        for (first, last) in feed.take_gone() {
+            self.gone(first, last);
+        }
+        let strange = feed.take_strange();
+        {
+            let mut state = self.state.lock();
+            state.strange += strange;
+            state.newest = feed.newest().max(state.newest);
+            state.lag = state.newest.saturating_sub(state.position);
+        }
+        if strange > 0 {
+            self.tell(
+                &format!("{strange} lines of the log are no records, and cannot be sent"),
+                true,
+            );
+        }
+        self.feed = Some(feed);
+        Ok(items)
+    }
+
+    fn gone(&mut self, first: u64, last: u64) {
+        // What is read again finds the same hole again.
+        let first = first.max(self.position.gone_to + 1);
+        if first > last {
+            return;
+        }
+        self.position.gone_to = last;
+        let count = last - first + 1;
+        self.position.missing += count;
+        self.state.lock().missing = self.position.missing;
+        self.tell(
+            &format!(
+                "records {first} to {last} ({count}) are not in the log any more and were not sent"
+            ),
+            true,
+        );
+    }
+
+    /// Moves the position to what is settled. It is written from time to time, or `now`.
+    async fn advance(&mut self, now: bool) {
+        let settled = self.carrier.settled();
+        while self
+            .unsettled
+            .front()
+            .is_some_and(|(seq, _)| *seq <= settled)
+        {
+            if let Some((seq, hash)) = self.unsettled.pop_front() {
+                self.position.seq = seq;
+                self.position.hash = hash;
+            }
+        }
+        {
+            let mut state = self.state.lock();
+            state.position = self.position.seq;
+            state.newest = state.newest.max(state.position);
+            state.lag = state.newest.saturating_sub(state.position);
+        }
+        if self.kept.0 != self.position && (now || self.kept.1.elapsed() >= KEEP) {
+            self.keep().await;
+        }
+    }
+
+    async fn keep(&mut self) {
+        let (cursor, position) = (self.cursor.clone(), self.position.clone());
+        let written = tokio::task::spawn_blocking(move || cursor.write(&position)).await;
+        let outcome = written.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        match outcome {
+            Ok(()) => self.kept = (self.position.clone(), Instant::now()),
+            // What is sent before it is written is sent again after a restart, and not lost.
+            Err(error) => self.tell(&format!("its position was not written: {error}"), true),
+        }
+    }
+
+    /// Waits before the next try; whether the daemon ends.
+    async fn recover(&mut self, trouble: Trouble) -> bool {
+        self.feed = None;
+        self.unsettled.clear();
+        if trouble.too_large {
+            self.most = (self.most / 2).max(1);
+        }
+        self.failures = self.failures.saturating_add(1);
+        let wait = if trouble.too_large {
+            Duration::ZERO
+        } else {
+            self.wait().max(trouble.wait.unwrap_or_default())
+        };
+        {
+            let mut state = self.state.lock();
+            state.retries += 1;
+            state.doing = if trouble.refused {
+                Doing::Refused
+            } else {
+                Doing::Waiting
+            };
+            state.next_try_at = jiff::Timestamp::now()
+                .checked_add(wait)
+                .ok()
+                .map(|time| time.to_string());
+        }
+        let what = if trouble.refused {
+            format!(
+                "{}: it does not want record {} and is asked again; nothing is skipped, so somebody must look at it",
+                trouble.what,
+                self.position.seq + 1
+            )
+        } else {
+            trouble.what
+        };
+        self.tell(&what, false);
+        self.rest(wait).await
+    }
+
+    /// Twice as long after each failure, and never the same for two sinks.
+    fn wait(&self) -> Duration {
+        let doublings = self.failures.saturating_sub(1).min(16);
+        let whole = self
+            .place
+            .first_wait
+            .saturating_mul(1 << doublings)
+            .min(self.place.longest_wait);
+        let mut random = [0_u8; 2];
+        // Without randomness it is the whole time, which is as good for one sink.
+        let part = match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        {
+            Ok(2) => f64::from(u16::from_ne_bytes(random)) / 65_536.0,
+            _ => 1.0,
+        };
+        whole.mul_f64(0.5 + part / 2.0)
+    }
+
+    fn recovered(&mut self) {
+        if self.failures == 0 {
+            return;
+        }
+        tracing::info!(
+            "sink `{}` is going on after {} failed tries",
+            self.name,
+            self.failures
+        );
+        self.failures = 0;
+        self.told = None;
+        self.state.lock().next_try_at = None;
+    }
+
+    /// Says what is wrong: in the log of the daemon, where the same is not said again and again, and to those who ask.
+    fn tell(&mut self, what: &str, always: bool) {
+        {
+            let mut state = self.state.lock();
+            state.last_error = Some(what.to_owned());
+            state.last_error_at = Some(jiff::Timestamp::now().to_string());
+        }
+        let is_old = |(before, at): &(String, Instant)| before == what && at.elapsed() < TELL;
+        if !always && self.told.as_ref().is_some_and(is_old) {
+            return;
+        }
+        tracing::warn!("sink `{}`: {what}", self.name);
+        if !always {
+            self.told = Some((what.to_owned(), Instant::now()));
+        }
+    }
+}

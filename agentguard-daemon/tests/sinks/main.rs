@@ -1,0 +1,7 @@
+//! Sinks against receivers that behave, and that do not: what arrives is compared with the log, number by number.
+
+mod bench;
+mod otlp;
+mod real;
+mod receiver;
+mod syslog;
