@@ -296,6 +296,14 @@ pub fn once(trail: &mut Trail) -> Result<()> {
         };
         trail.wait(mark, &wanted)?;
     }
+    let alarm = Wanted {
+        op: Some("alarm".into()),
+        ..Wanted::default()
+    };
+    ensure!(
+        !trail.has(mark, &alarm)?,
+        "a use that was granted is an alarm"
+    );
     Ok(())
 }
 

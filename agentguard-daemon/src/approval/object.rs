@@ -22,6 +22,16 @@ pub struct Item {
 }
 
 impl Item {
+    /// The program and its arguments, `argv[0]` first, where it is the start of one.
+    pub fn command(&self) -> Option<(&[u8], Vec<&[u8]>)> {
+        if self.kind != kind::COMMAND {
+            return None;
+        }
+        let (path, arguments) = self.object.split_at_checked(self.split as usize)?;
+        let arguments = arguments.strip_suffix(b"\0")?;
+        Some((path, arguments.split(|byte| *byte == 0).collect()))
+    }
+
     /// The key of an agent's grant of it.
     pub fn key(&self, slot: u32, session: u32) -> Key {
         let mut key = Key {

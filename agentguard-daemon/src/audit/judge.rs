@@ -177,6 +177,11 @@ impl Judge {
 
     /// What an operator granted: a rule must ask about it, and the grant be for this.
     fn review_approved(&self, policy: &Policy, event: &Event<'_>, opinion: Opinion) -> Review {
+        if matches!(opinion.verdict, Verdict::None | Verdict::Allow)
+            && let Some(script) = self.approved_script(policy, event)
+        {
+            return Review::Agrees(script);
+        }
         if opinion.verdict != Verdict::Ask {
             return Review::Disagrees(format!(
                 "the kernel says that it was approved, and the reference says {}",
@@ -197,6 +202,27 @@ impl Judge {
                 "the kernel says that it was approved, and nobody approved it".to_owned(),
             ),
         }
+    }
+
+    /// A script that was granted, in the record of its interpreter's start: a rule must ask about it, and its own
+    /// arguments be the last ones.
+    fn approved_script(&self, policy: &Policy, event: &Event<'_>) -> Option<Opinion> {
+        if event.operation != Operation::Exec {
+            return None;
+        }
+        let granting = self.approvals.granting(event.errno, event.session)?;
+        let (path, argv) = granting.items.iter().find_map(|item| item.command())?;
+        let given: Vec<&[u8]> = event.argv().collect();
+        let own = argv.get(1..)?;
+        let judgement = policy.judge(&Action::Exec {
+            path,
+            argv: Some(&argv),
+        });
+        (judgement.verdict == Verdict::Ask && given.len() > own.len() && given.ends_with(own))
+            .then(|| Opinion {
+                approval: Some(granting.granted.what.id),
+                ..judgement.into()
+            })
     }
 
     /// What a grant of an act that a rule asks about would have to permit; `None` where no grant can.

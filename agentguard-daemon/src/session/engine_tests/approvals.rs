@@ -184,3 +184,35 @@ async fn a_death_takes_nothing_away_and_gives_nothing_back() {
     assert!(bench.engine.approvals(None).unwrap().granted.is_empty());
     assert!(numbers(&bench).is_empty());
 }
+
+#[tokio::test]
+async fn a_script_is_granted_with_its_arguments_and_its_interpreter_started() {
+    let bench = Bench::new();
+    let text = "version: 1\nexec: {default: allow, ask: [{id: script, command: \"/s **\"}]}\n";
+    bench.write("p", text);
+    bench.attach("a", "/one").await.unwrap();
+    let start = |verdict, reason, path: &[u8], argv: &[&str], number| {
+        let sample = Sample::new(Operation::Exec, verdict, reason, path).argv(argv);
+        let sample = sample.with(|it| {
+            (it.agent, it.session, it.generation) = (1, 1, 1);
+            (it.access, it.errno) = (access::EXEC, number);
+        });
+        let mut recorder = bench.engine.recorder();
+        recorder.record(&sample.bytes());
+        recorder.flush();
+        recorder.totals().alarms
+    };
+    let asked = ["s", "one", "two"];
+    assert_eq!(start(Verdict::Ask, Reason::Rule, b"/s", &asked, 0), 0);
+    bench.engine.approve(1, Scope::Once, "root").await.unwrap();
+    let number = numbers(&bench)[0] as u16;
+    let (allow, approved) = (Verdict::Allow, Reason::Approved);
+    let given = ["/bin/sh", "/s", "one", "two"];
+    assert_eq!(start(allow, approved, b"/bin/sh", &given, number), 0);
+    let records = bench.records();
+    let last = records.last().unwrap();
+    assert_eq!((last.approval, last.rule.as_deref()), (Some(1), Some("script")));
+    let other = ["/bin/sh", "/s", "one", "three"];
+    assert_eq!(start(allow, approved, b"/bin/sh", &other, number), 1);
+    assert_eq!(start(allow, approved, b"/bin/sh", &given, number + 1), 2);
+}
