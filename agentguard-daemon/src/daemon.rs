@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::audit::LogOptions;
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
+use crate::metrics::Listener;
 use crate::policy::own::SOCKET;
 use crate::resolver::{Server, Servers};
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
@@ -43,6 +45,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// Whom the resolver asks, instead of those in `/etc/resolv.conf`: `ADDRESS` or `ADDRESS:PORT`.
     pub resolvers: Vec<Server>,
+    /// Where metrics are served over TCP, besides the control socket.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -57,6 +61,7 @@ impl Default for Config {
             on_stop: Leave::default(),
             gateway: GatewayConfig::default(),
             resolvers: Vec::new(),
+            metrics: None,
         }
     }
 }
@@ -142,6 +147,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))
         .map_err(failed("open to all", &socket))?;
     let server = tokio::spawn(crate::api::serve(listener, engine.clone()));
+    let _metrics = serve_metrics(config, &engine).await;
     notify(&[
         NotifyState::Ready,
         NotifyState::Status("policies are enforced"),
@@ -160,6 +166,21 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let _ = fs::remove_file(&socket);
     engine.stop(config.on_stop).await;
     Ok(())
+}
+
+/// Metrics over TCP, if they are wanted. Where that fails the daemon enforces all the same: whoever scrapes sees it.
+async fn serve_metrics(config: &Config, engine: &std::sync::Arc<Engine>) -> Option<Listener> {
+    match Listener::start(config.metrics?, engine.metrics_source()).await {
+        Ok(listener) => {
+            let address = listener.address();
+            tracing::info!("metrics are served at http://{address}/metrics");
+            Some(listener)
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            None
+        }
+    }
 }
 
 async fn reload(engine: &std::sync::Arc<Engine>) {

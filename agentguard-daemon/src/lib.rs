@@ -14,6 +14,7 @@ pub mod event;
 pub mod gateway;
 pub mod hex;
 pub mod kernel;
+pub mod metrics;
 pub mod policy;
 pub mod resolver;
 pub mod session;

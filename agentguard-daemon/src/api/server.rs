@@ -121,6 +121,10 @@ async fn route(
     access: &Access,
 ) -> Result<Answer, Refusal> {
     let path = request.uri().path().to_owned();
+    if (request.method(), path.as_str()) == (&Method::GET, "/metrics") {
+        may_look(access)?;
+        return metrics(engine).await;
+    }
     let path = path.strip_prefix(PREFIX).ok_or(Refusal::NotFound)?;
     let query = request.uri().query().unwrap_or_default().to_owned();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -242,6 +246,20 @@ async fn limits(
         }
         _ => Err(Refusal::NotFound),
     }
+}
+
+/// All metrics, gathered on a thread of its own.
+async fn metrics(engine: &Arc<Engine>) -> Result<Answer, Refusal> {
+    let source = engine.metrics_source();
+    let text = tokio::task::spawn_blocking(move || source.text()).await;
+    let text = text.unwrap_or_else(|error| Err(error.to_string()));
+    let text = text.map_err(Refusal::Bad)?;
+    let mut answer = Response::new(Full::new(Bytes::from(text)).boxed());
+    let kind = hyper::header::HeaderValue::from_static(crate::metrics::CONTENT_TYPE);
+    answer
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, kind);
+    Ok(answer)
 }
 
 /// Waits for the disk on a thread of its own.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::limits::Limits;
 use super::pump::Well;
@@ -22,6 +22,7 @@ use crate::audit::{Log, LogError, Record, Recorder, key::Key, record::op};
 use crate::event::escape::escape;
 use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
+use crate::metrics::Growth;
 use crate::policy::{Mode, Policy};
 use crate::resolver::Resolver;
 
@@ -77,6 +78,10 @@ pub struct Engine {
     pub(super) limits: Limits,
     /// Resolves names for agents whose policy has rules about them.
     pub(super) resolver: OnceLock<Resolver>,
+    /// What agents exchanged, over all their sessions.
+    pub(super) growth: Mutex<Growth>,
+    pub(super) started: SystemTime,
+    pub(super) began: Instant,
 }
 
 /// What an engine is made of.
@@ -239,6 +244,9 @@ impl Engine {
             owners: Mutex::default(),
             limits,
             resolver: OnceLock::new(),
+            growth: Mutex::default(),
+            started: SystemTime::now(),
+            began: Instant::now(),
         }
     }
 

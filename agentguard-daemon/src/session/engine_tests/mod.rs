@@ -2,6 +2,7 @@
 
 mod agents;
 mod budgets;
+mod metrics;
 mod objects;
 mod restore;
 mod traffic;
