@@ -16,8 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, mpsc};
 
 use super::wire::{
-    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Status,
-    TargetRequest, Why,
+    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Snapshot,
+    Status, TargetRequest, TrafficSum, Why,
 };
 use super::{Access, Peer};
 use crate::audit::Notice;
@@ -134,6 +134,10 @@ async fn route(
         (&Method::GET, ["status"]) => {
             may_look(access)?;
             Ok(json(StatusCode::OK, &status(engine)))
+        }
+        (&Method::GET, ["snapshot"]) => {
+            may_look(access)?;
+            Ok(json(StatusCode::OK, &snapshot(engine)?))
         }
         (&Method::GET, ["agents"]) => {
             may_look(access)?;
@@ -334,6 +338,20 @@ fn status(engine: &Engine) -> Status {
         agents,
         totals: recorder.totals(),
     }
+}
+
+fn snapshot(engine: &Engine) -> Result<Snapshot, SessionError> {
+    let sums = engine.traffic(None)?.into_iter().map(|it| TrafficSum {
+        agent: it.agent,
+        amounts: it.amounts,
+    });
+    Ok(Snapshot {
+        at: u64::try_from(engine.uptime().as_millis()).unwrap_or(u64::MAX),
+        status: status(engine),
+        agents: engine.list(),
+        budgets: engine.budgets(None)?,
+        traffic: sums.collect(),
+    })
 }
 
 fn attach_of(request: AttachRequest) -> Result<Attach, Refusal> {

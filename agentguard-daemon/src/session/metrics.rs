@@ -56,6 +56,11 @@ impl Engine {
         Ok(scrape)
     }
 
+    /// How long this engine has been there.
+    pub fn uptime(&self) -> std::time::Duration {
+        self.began.elapsed()
+    }
+
     fn recorded(&self) -> Recorded {
         let mut recorder = self.recorder();
         let counts = recorder.counts().clone();
@@ -79,7 +84,7 @@ impl Engine {
         let since = self.started.duration_since(SystemTime::UNIX_EPOCH);
         let since = since.map_or(0.0, |since| since.as_secs_f64());
         scrape.put(&list::START, &[], since);
-        let uptime = self.began.elapsed().as_secs_f64();
+        let uptime = self.uptime().as_secs_f64();
         scrape.put(&list::UPTIME, &[], uptime);
         if let Some(own) = Process::own() {
             scrape.put(&list::MEMORY, &[], own.memory);
