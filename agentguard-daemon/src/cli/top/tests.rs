@@ -136,7 +136,9 @@ fn text(state: &State, width: u16, height: u16) -> String {
 
 #[test]
 fn agents_budgets_and_denials_are_on_one_screen() {
-    insta::assert_snapshot!(text(&state(false), 120, 20));
+    let mut state = state(false);
+    state.chosen = Some("claude".to_owned());
+    insta::assert_snapshot!(text(&state, 120, 20));
 }
 
 #[test]
