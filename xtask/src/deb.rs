@@ -28,14 +28,11 @@ const MOVES: &[(&str, &str)] = &[
         "usr/share/agentguard/agentguard.yaml",
         "etc/agentguard/agentguard.yaml",
     ),
-    (
-        "usr/share/doc/agentguard/CHANGELOG.md",
-        "usr/share/doc/agentguard/changelog",
-    ),
 ];
 /// What a Debian system has already, or the copyright says.
 const LEFT_OUT: &[&str] = &["LICENSE", "LICENSE-APACHE", "LICENSE-MIT"];
 const SCRIPTS: &[&str] = &["postinst", "prerm", "postrm"];
+const MAINTAINER: &str = "AgentGuard maintainers <agentguard@users.noreply.github.com>";
 /// When files were changed, where nothing says it: 2026-01-01.
 const TIME: &str = "1767225600";
 
@@ -51,7 +48,17 @@ pub fn make(root: &Path, dist: &Path, version: &str) -> Result<PathBuf> {
     if work.exists() {
         fs::remove_dir_all(&work).with_context(|| format!("failed to clear {}", work.display()))?;
     }
+    let time = time();
     lay_out(root, &data)?;
+    write_changes(&data, version, &time)?;
+    if crate::command::find("strip").is_some() && is_elf(&data.join("usr/bin/agentguard")) {
+        let mut strip = Command::new("strip");
+        quiet(
+            strip
+                .arg("--strip-unneeded")
+                .arg(data.join("usr/bin/agentguard")),
+        )?;
+    }
     let files = files_of(&data)?;
     let size: u64 = files.iter().map(|it| it.1.len() as u64).sum();
     let binary = fs::read(data.join("usr/bin/agentguard")).context("failed to read the program")?;
@@ -64,7 +71,6 @@ pub fn make(root: &Path, dist: &Path, version: &str) -> Result<PathBuf> {
         let from = place::workspace().join("xtask/debian").join(script);
         copy(&from, &control.join(script), 0o755)?;
     }
-    let time = time();
     let members = [
         ("debian-binary", b"2.0\n".to_vec()),
         ("control.tar.gz", packed(&control, &time)?),
@@ -73,6 +79,10 @@ pub fn make(root: &Path, dist: &Path, version: &str) -> Result<PathBuf> {
     let path = dist.join(format!("agentguard_{version}_{architecture}.deb"));
     write(&path, ar(&members, &time)?)?;
     Ok(path)
+}
+
+fn is_elf(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"))
 }
 
 /// The files where Debian wants them, manuals and changes compressed.
@@ -92,7 +102,7 @@ fn lay_out(root: &Path, data: &Path) -> Result<()> {
         write(&to, contents)?;
         fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(mode))
             .with_context(|| format!("failed to set the mode of {}", to.display()))?;
-        if name.starts_with("usr/share/man/") || to.ends_with("changelog") {
+        if name.starts_with("usr/share/man/") {
             quiet(Command::new("gzip").args(["-9", "-n", "-f"]).arg(&to))?;
         }
     }
@@ -104,6 +114,19 @@ fn lay_out(root: &Path, data: &Path) -> Result<()> {
     )?;
     fs::create_dir_all(data.join("etc/agentguard/policies"))
         .context("failed to make the folder of policies")
+}
+
+/// What Debian's tools read of a package's history.
+fn write_changes(data: &Path, version: &str, time: &str) -> Result<()> {
+    let mut date = Command::new("date");
+    date.env("LC_ALL", "C").args(["-u", "-R", "-d"]);
+    let date = quiet(date.arg(format!("@{time}")))?;
+    let text = format!(
+        "agentguard ({version}) unstable; urgency=medium\n\n  * What has changed is in /usr/share/doc/agentguard/CHANGELOG.md.\n\n -- {MAINTAINER}  {date}"
+    );
+    let path = data.join("usr/share/doc/agentguard/changelog");
+    write(&path, text)?;
+    quiet(Command::new("gzip").args(["-9", "-n", "-f"]).arg(&path)).map(|_| ())
 }
 
 /// All files below a folder by their relative names, in order.
@@ -167,7 +190,7 @@ fn depends(binary: &[u8]) -> String {
 
 fn control_text(version: &str, architecture: &str, depends: &str, size: u64) -> String {
     let mut text = format!(
-        "Package: agentguard\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: AgentGuard maintainers <agentguard@users.noreply.github.com>\nInstalled-Size: {}\n",
+        "Package: agentguard\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: {MAINTAINER}\nInstalled-Size: {}\n",
         size.div_ceil(1024)
     );
     if !depends.is_empty() {
@@ -316,6 +339,7 @@ mod tests {
             "./etc/agentguard/policies/",
             "./usr/lib/sysusers.d/agentguard.conf",
             "./usr/share/doc/agentguard/changelog.gz",
+            "./usr/share/doc/agentguard/CHANGELOG.md",
             "./usr/share/doc/agentguard/copyright",
         ] {
             assert!(

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -14,7 +14,11 @@ use crate::{place, setup};
 
 /// Pack the release as an archive and a Debian package: program, policies, unit, completions and manual pages.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Pack this program, and build none.
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
 
 /// Where each shell looks for completions.
 const SHELLS: &[(&str, &str)] = &[
@@ -26,8 +30,12 @@ const SHELLS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Builds and packs it.
-pub fn main(_: &Options) -> Result<i32> {
+/// The program, built here unless one was named.
+fn program(options: &Options) -> Result<PathBuf> {
+    if let Some(program) = &options.program {
+        return fs::canonicalize(program)
+            .with_context(|| format!("failed to find {}", program.display()));
+    }
     setup::main(&setup::Options {
         build_only: true,
         no_workshop: true,
@@ -40,7 +48,12 @@ pub fn main(_: &Options) -> Result<i32> {
         "agentguard-daemon",
     ]))
     .context("failed to build the release")?;
-    let binary = place::target().join("release/agentguard");
+    Ok(place::target().join("release/agentguard"))
+}
+
+/// Builds and packs it.
+pub fn main(options: &Options) -> Result<i32> {
+    let binary = program(options)?;
     let version = env!("CARGO_PKG_VERSION");
     let name = format!("agentguard-{version}-{}-linux", std::env::consts::ARCH);
     let dist = place::target().join("dist");
