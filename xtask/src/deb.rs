@@ -64,7 +64,7 @@ pub fn make(root: &Path, dist: &Path, version: &str) -> Result<PathBuf> {
     let binary = fs::read(data.join("usr/bin/agentguard")).context("failed to read the program")?;
     let text = control_text(version, architecture, &depends(&binary), size);
     write(&control.join("control"), text)?;
-    let conffiles: String = CONFFILES.iter().map(|it| format!("/{it}\n")).collect();
+    let conffiles = format!("/{}\n", CONFFILES.join("\n/"));
     write(&control.join("conffiles"), conffiles)?;
     write(&control.join("md5sums"), md5sums(&data, &files)?)?;
     for script in SCRIPTS {

@@ -1,4 +1,4 @@
-//! Metrics in the OpenMetrics format: what there is, how it is written down, and who may read it over TCP.
+//! Metrics in the format `OpenMetrics`: what there is, how it is written down, and who may read it over TCP.
 //!
 //! What is counted is counted where it happens; here it only gets its name. Names come from one list, from which the
 //! manual is written too. A label never holds text that an agent can choose without bounds.

@@ -1,5 +1,10 @@
 //! What the daemon itself takes.
 
+#![expect(
+    clippy::cast_precision_loss,
+    reason = "a time of 285 years has its ticks"
+)]
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Process {

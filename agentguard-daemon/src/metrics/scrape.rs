@@ -91,7 +91,7 @@ impl Scrape {
         family.series.push(Series { labels, amount });
     }
 
-    /// The text, in the OpenMetrics format.
+    /// The text, in the format `OpenMetrics`.
     pub fn text(self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));

@@ -1,5 +1,10 @@
 //! What this engine has to say in numbers, and to whom over TCP.
 
+#![expect(
+    clippy::cast_precision_loss,
+    reason = "Prometheus has floating-point numbers only"
+)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Weak};

@@ -213,8 +213,9 @@ impl Well {
         let mut recorder = locked(&recorder);
         let first = recorder.next_seq();
         if !self.batch.is_empty() {
-            let records = self.batch.records.len();
-            recorder.counts().batches.observe(records as f64);
+            // A batch of more would not fit into the rings.
+            let records = u32::try_from(self.batch.records.len()).unwrap_or(u32::MAX);
+            recorder.counts().batches.observe(f64::from(records));
         }
         self.batch.hand_over(|bytes| recorder.record(bytes));
         if let Some(losses) = losses {

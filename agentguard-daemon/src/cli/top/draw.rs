@@ -223,9 +223,13 @@ fn draw_chosen(frame: &mut Frame<'_>, state: &State, theme: Theme, area: Rect) {
     frame.render_widget(Paragraph::new(lines), area);
 }
 
+#[expect(clippy::cast_sign_loss, reason = "parts are between 0 and 1")]
+fn cells(part: f64) -> usize {
+    (part * BAR as f64).round() as usize
+}
+
 /// Spent as `█`, reserved as `▒`.
 fn budget_line(budget: &BudgetRow, theme: Theme) -> Line<'static> {
-    let cells = |part: f64| (part * BAR as f64).round() as usize;
     let spent = cells(budget.spent).min(BAR);
     let reserved = cells(budget.reserved).min(BAR - spent);
     let bar = "█".repeat(spent) + &"▒".repeat(reserved) + &"·".repeat(BAR - spent - reserved);

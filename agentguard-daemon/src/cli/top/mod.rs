@@ -4,6 +4,11 @@
 //! from, `screen.rs` the terminal. What agents choose is made printable before it is kept, so none of it can reach
 //! the terminal as anything but text.
 
+#![expect(
+    clippy::cast_precision_loss,
+    reason = "rates and amounts are shown in a few digits"
+)]
+
 mod draw;
 mod keys;
 mod live;

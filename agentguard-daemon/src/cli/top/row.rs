@@ -127,7 +127,7 @@ pub fn bytes(count: f64) -> String {
 /// So many in a second.
 pub fn rate(each: f64) -> String {
     match each {
-        each if each == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         each if each < 10.0 => format!("{each:.1}"),
         each => format!("{each:.0}"),
     }
