@@ -65,7 +65,7 @@ fn check(expression: &str) -> usize {
             let Some(selector) = rest.strip_prefix('{').and_then(|it| it.split_once('}')) else {
                 continue;
             };
-            for matcher in selector.0.split(",") {
+            for matcher in selector.0.split(',') {
                 let label = matcher.split(['=', '!']).next().unwrap_or_default().trim();
                 let of_scrape = ["job", "instance"].contains(&label);
                 assert!(
