@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use crate::audit::LogOptions;
 use crate::export::{Place, SinkConfig, SinkName, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
+use crate::metrics::Listener;
 use crate::policy::own::SOCKET;
 use crate::policy::{PolicyError, Source, yaml};
 use crate::resolver::{Server, Servers};
@@ -51,6 +53,8 @@ pub struct Config {
     pub resolvers: Vec<Server>,
     /// To whom records are sent.
     pub sinks: BTreeMap<SinkName, SinkConfig>,
+    /// Where metrics are served over TCP, besides the control socket.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -66,6 +70,7 @@ impl Default for Config {
             gateway: GatewayConfig::default(),
             resolvers: Vec::new(),
             sinks: BTreeMap::new(),
+            metrics: None,
         }
     }
 }
@@ -164,6 +169,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o666))
         .map_err(failed("open to all", &socket))?;
     let server = tokio::spawn(crate::api::serve(listener, engine.clone()));
+    let _metrics = serve_metrics(config, &engine).await;
     notify(&[
         NotifyState::Ready,
         NotifyState::Status("policies are enforced"),
@@ -183,6 +189,21 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     engine.stop(config.on_stop).await;
     sinks.stop().await;
     Ok(())
+}
+
+/// Metrics over TCP, if they are wanted. Where that fails the daemon enforces all the same: whoever scrapes sees it.
+async fn serve_metrics(config: &Config, engine: &std::sync::Arc<Engine>) -> Option<Listener> {
+    match Listener::start(config.metrics?, engine.metrics_source()).await {
+        Ok(listener) => {
+            let address = listener.address();
+            tracing::info!("metrics are served at http://{address}/metrics");
+            Some(listener)
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            None
+        }
+    }
 }
 
 async fn reload(engine: &std::sync::Arc<Engine>) {

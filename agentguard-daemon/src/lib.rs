@@ -16,6 +16,7 @@ pub mod export;
 pub mod gateway;
 pub mod hex;
 pub mod kernel;
+pub mod metrics;
 pub mod policy;
 pub mod resolver;
 pub mod session;

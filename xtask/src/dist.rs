@@ -1,9 +1,9 @@
-//! `cargo xtask dist`: the release as one archive with checksums, all below cargo's target folder. Below its one
+//! `cargo xtask dist`: the release as one archive and as a Debian package, with checksums, all below cargo's target folder. Below its one
 //! folder it is laid out as a system is, so that it can be unpacked there.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -12,9 +12,13 @@ use crate::command::{quiet, run};
 use crate::product::cargo;
 use crate::{place, setup};
 
-/// Pack the release: programs, policies, unit, completions and manual pages, with checksums.
+/// Pack the release as an archive and a Debian package: program, policies, unit, completions and manual pages.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Pack this program, and build none.
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
 
 /// Where each shell looks for completions.
 const SHELLS: &[(&str, &str)] = &[
@@ -26,8 +30,12 @@ const SHELLS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Builds and packs it.
-pub fn main(_: &Options) -> Result<i32> {
+/// The program, built here unless one was named.
+fn program(options: &Options) -> Result<PathBuf> {
+    if let Some(program) = &options.program {
+        return fs::canonicalize(program)
+            .with_context(|| format!("failed to find {}", program.display()));
+    }
     setup::main(&setup::Options {
         build_only: true,
         no_workshop: true,
@@ -40,7 +48,12 @@ pub fn main(_: &Options) -> Result<i32> {
         "agentguard-daemon",
     ]))
     .context("failed to build the release")?;
-    let binary = place::target().join("release/agentguard");
+    Ok(place::target().join("release/agentguard"))
+}
+
+/// Builds and packs it.
+pub fn main(options: &Options) -> Result<i32> {
+    let binary = program(options)?;
     let version = env!("CARGO_PKG_VERSION");
     let name = format!("agentguard-{version}-{}-linux", std::env::consts::ARCH);
     let dist = place::target().join("dist");
@@ -69,17 +82,20 @@ pub fn main(_: &Options) -> Result<i32> {
             .args(tar)
             .args([&archive, &name]),
     )?;
-    let sums = quiet(Command::new("sha256sum").current_dir(&dist).arg(&archive))?;
+    let package = crate::deb::make(&root, &dist, version)?;
+    let package_name = package.file_name().unwrap_or_default();
+    let mut sum = Command::new("sha256sum");
+    sum.current_dir(&dist).arg(&archive).arg(package_name);
+    let sums = quiet(&mut sum)?;
     fs::write(dist.join("SHA256SUMS"), &sums).context("failed to write SHA256SUMS")?;
-    let size = fs::metadata(dist.join(&archive))
-        .context("failed to read the archive")?
-        .len()
-        >> 10;
-    println!(
-        "{} ({size} KiB)\n{}",
-        dist.join(&archive).display(),
-        sums.trim()
-    );
+    for made in [dist.join(&archive), package] {
+        let size = fs::metadata(&made)
+            .with_context(|| format!("failed to read {}", made.display()))?
+            .len()
+            >> 10;
+        println!("{} ({size} KiB)", made.display());
+    }
+    println!("{}", sums.trim());
     Ok(0)
 }
 
@@ -107,11 +123,15 @@ fn fill(root: &Path, binary: &Path) -> Result<()> {
         }
     }
     let packaging = workspace.join("agentguard-daemon/packaging");
+    copy_all(
+        &packaging.join("monitoring"),
+        &root.join("usr/share/agentguard/monitoring"),
+    )?;
     for entry in fs::read_dir(&packaging)
         .with_context(|| format!("failed to list {}", packaging.display()))?
     {
         let path = entry?.path();
-        let Some(name) = path.file_name() else {
+        let Some(name) = path.file_name().filter(|_| path.is_file()) else {
             continue;
         };
         let folder = if path
@@ -151,7 +171,19 @@ fn fill(root: &Path, binary: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
+/// The files of a folder.
+fn copy_all(from: &Path, to: &Path) -> Result<()> {
+    let failed = || format!("failed to list {}", from.display());
+    for entry in fs::read_dir(from).with_context(failed)? {
+        let path = entry.with_context(failed)?.path();
+        if let Some(name) = path.file_name() {
+            copy(&path, &to.join(name), 0o644)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     write(
         to,
         fs::read(from).with_context(|| format!("failed to read {}", from.display()))?,
@@ -160,7 +192,7 @@ fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
         .with_context(|| format!("failed to set the mode of {}", to.display()))
 }
 
-fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+pub(crate) fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)
             .with_context(|| format!("failed to create {}", folder.display()))?;

@@ -4,6 +4,7 @@
 mod archive;
 mod bench;
 mod command;
+mod deb;
 mod debian;
 mod demo;
 mod dist;

@@ -16,8 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, mpsc};
 
 use super::wire::{
-    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Status,
-    TargetRequest, Why,
+    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Snapshot,
+    Status, TargetRequest, TrafficSum, Why,
 };
 use super::{Access, Peer, approvals};
 use crate::audit::Notice;
@@ -122,6 +122,10 @@ async fn route(
     peer: &Peer,
 ) -> Result<Answer, Refusal> {
     let path = request.uri().path().to_owned();
+    if (request.method(), path.as_str()) == (&Method::GET, "/metrics") {
+        may_look(access)?;
+        return metrics(engine).await;
+    }
     let path = path.strip_prefix(PREFIX).ok_or(Refusal::NotFound)?;
     let query = request.uri().query().unwrap_or_default().to_owned();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -131,6 +135,10 @@ async fn route(
         (&Method::GET, ["status"]) => {
             may_look(access)?;
             Ok(json(StatusCode::OK, &status(engine)))
+        }
+        (&Method::GET, ["snapshot"]) => {
+            may_look(access)?;
+            Ok(json(StatusCode::OK, &snapshot(engine)?))
         }
         (&Method::GET, ["agents"]) => {
             may_look(access)?;
@@ -252,6 +260,20 @@ async fn limits(
     }
 }
 
+/// All metrics, gathered on a thread of its own.
+async fn metrics(engine: &Arc<Engine>) -> Result<Answer, Refusal> {
+    let source = engine.metrics_source();
+    let text = tokio::task::spawn_blocking(move || source.text()).await;
+    let text = text.unwrap_or_else(|error| Err(error.to_string()));
+    let text = text.map_err(Refusal::Bad)?;
+    let mut answer = Response::new(Full::new(Bytes::from(text)).boxed());
+    let kind = hyper::header::HeaderValue::from_static(crate::metrics::CONTENT_TYPE);
+    answer
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, kind);
+    Ok(answer)
+}
+
 /// Waits for the disk on a thread of its own.
 async fn blocking(
     work: impl FnOnce() -> Result<(), SessionError> + Send + 'static,
@@ -324,6 +346,20 @@ fn status(engine: &Engine) -> Status {
         agents,
         totals: recorder.totals(),
     }
+}
+
+fn snapshot(engine: &Engine) -> Result<Snapshot, SessionError> {
+    let sums = engine.traffic(None)?.into_iter().map(|it| TrafficSum {
+        agent: it.agent,
+        amounts: it.amounts,
+    });
+    Ok(Snapshot {
+        at: u64::try_from(engine.uptime().as_millis()).unwrap_or(u64::MAX),
+        status: status(engine),
+        agents: engine.list(),
+        budgets: engine.budgets(None)?,
+        traffic: sums.collect(),
+    })
 }
 
 fn attach_of(request: AttachRequest) -> Result<Attach, Refusal> {

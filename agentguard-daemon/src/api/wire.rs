@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::approval::Scope;
 use crate::audit::{Record, Totals};
-use crate::session::PolicyRequest;
+use crate::budget::AccountStatus;
+use crate::session::{AgentInfo, Amounts, PolicyRequest};
 
 /// Version of the interface, the first part of every path.
 pub const PREFIX: &str = "/v1";
@@ -55,6 +56,30 @@ pub struct Status {
     pub agents: usize,
     /// What happened since it started.
     pub totals: Totals,
+}
+
+/// `GET /v1/snapshot`: everything that a live view shows, at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// When, in milliseconds since the daemon started: for rates.
+    pub at: u64,
+    /// The daemon.
+    pub status: Status,
+    /// Its agents.
+    pub agents: Vec<AgentInfo>,
+    /// Budgets of those that have some.
+    pub budgets: Vec<AccountStatus>,
+    /// What agents exchanged with everybody.
+    pub traffic: Vec<TrafficSum>,
+}
+
+/// What one agent exchanged with everybody.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrafficSum {
+    /// Name of the agent.
+    pub agent: String,
+    /// How much, in this session.
+    pub amounts: Amounts,
 }
 
 /// `GET /v1/why`.

@@ -218,11 +218,12 @@ impl Judge {
             path,
             argv: Some(&argv),
         });
-        (judgement.verdict == Verdict::Ask && given.len() > own.len() && given.ends_with(own))
-            .then(|| Opinion {
+        (judgement.verdict == Verdict::Ask && given.len() > own.len() && given.ends_with(own)).then(
+            || Opinion {
                 approval: Some(granting.granted.what.id),
                 ..judgement.into()
-            })
+            },
+        )
     }
 
     /// What a grant of an act that a rule asks about would have to permit; `None` where no grant can.

@@ -30,6 +30,6 @@ pub mod stats;
 pub mod verify;
 pub mod words;
 
-pub use log::{Log, LogError, LogOptions, Sync, Written};
+pub use log::{Log, LogError, LogOptions, LogWork, Sync, Written};
 pub use record::Record;
 pub use recorder::{Notice, Recorder, Tally, Totals};

@@ -19,6 +19,7 @@ use super::{kernel_words, words};
 use crate::approval::Waiting;
 use crate::event::escape::escape;
 use crate::event::{Event, Target, decode};
+use crate::metrics::Counts;
 
 /// Refusals that are kept for `why`, for each session.
 const REFUSALS_KEPT: usize = 100;
@@ -83,6 +84,7 @@ pub struct Recorder {
     sessions: HashMap<u32, Session>,
     ended: VecDeque<u32>,
     totals: Totals,
+    counts: Counts,
     losses: [u64; class::COUNT as usize],
     all: broadcast::Sender<Arc<Notice>>,
     refused: broadcast::Sender<Arc<Notice>>,
@@ -101,6 +103,7 @@ impl Recorder {
             sessions: HashMap::new(),
             ended: VecDeque::new(),
             totals: Totals::default(),
+            counts: Counts::default(),
             losses,
             all: broadcast::Sender::new(BACKLOG),
             refused: broadcast::Sender::new(BACKLOG),
@@ -130,7 +133,8 @@ impl Recorder {
 
     /// A session begins: its records get this name.
     pub fn begin_session(&mut self, session: u32, name: &str) {
-        let name = Arc::from(escape(name.as_bytes()).as_ref());
+        let name: Arc<str> = Arc::from(escape(name.as_bytes()).as_ref());
+        self.counts.begin(&name);
         self.sessions.insert(
             session,
             Session {
@@ -144,6 +148,9 @@ impl Recorder {
     /// A session ended. Late records still get its name, for a while.
     pub fn end_session(&mut self, session: u32) {
         self.judge.approvals().forget_session(session);
+        if let Some(Session { name, .. }) = self.sessions.get(&session) {
+            self.counts.end(name);
+        }
         self.ended.push_back(session);
         if self.ended.len() > ENDED_KEPT
             && let Some(oldest) = self.ended.pop_front()
@@ -221,6 +228,16 @@ impl Recorder {
         self.totals
     }
 
+    /// What happened since the start, by agent.
+    pub fn counts(&mut self) -> &mut Counts {
+        &mut self.counts
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
     /// Records the bytes of one ring record.
     pub fn record(&mut self, bytes: &[u8]) {
         self.totals.records += 1;
@@ -266,6 +283,7 @@ impl Recorder {
     pub fn note(&mut self, mut record: Record<'_>) {
         let time = self.clock.now().to_owned();
         record.time = Cow::Owned(time);
+        self.counts.own(&record);
         let session = record.session.unwrap_or(0);
         self.write(&mut record, session, false);
     }
@@ -273,6 +291,7 @@ impl Recorder {
     /// Records what user space decided; the time is now.
     pub fn decided(&mut self, mut record: Record<'_>) {
         record.time = Cow::Owned(self.clock.now().to_owned());
+        self.counts.own(&record);
         let session = record.session.unwrap_or(0);
         let verdict = record.verdict.as_deref();
         let refused = matches!(verdict, Some("deny" | "would-deny"));
@@ -352,6 +371,9 @@ impl Recorder {
             Review::Disagrees(what) => (None, Some(what)),
         };
         let name = self.count(event);
+        let rule = opinion.as_ref().and_then(|it| it.rule.as_ref());
+        self.counts
+            .event(name.as_deref(), event, rule.map(|rule| rule.id.as_str()));
         let policy = self.judge.policy(event.generation).cloned();
         let time = self.clock.at_boot_time(event.time).to_owned();
         let mut record = lay_out(event, opinion.as_ref());

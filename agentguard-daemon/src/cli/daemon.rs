@@ -1,5 +1,6 @@
 //! `agentguard daemon`: arguments and configuration to one call.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,6 +34,9 @@ pub struct DaemonArgs {
     /// A folder of policies; can be given more than once.
     #[arg(long, value_name = "DIR")]
     policies: Vec<PathBuf>,
+    /// Serve metrics over TCP too, at an address of 127.0.0.0/8; they are always at the control socket.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
 }
 
 pub fn run(args: DaemonArgs) -> Result<ExitCode, CliError> {
@@ -49,6 +53,11 @@ pub fn run(args: DaemonArgs) -> Result<ExitCode, CliError> {
     }
     if !args.policies.is_empty() {
         config.policies = args.policies;
+    }
+    config.metrics = args.metrics.or(config.metrics);
+    if let Some(address) = config.metrics {
+        crate::metrics::checked(address)
+            .map_err(|error| CliError::Other(Exit::Usage, error.to_string()))?;
     }
     super::on_runtime(async { crate::daemon::run(&config).await.map_err(failed) })?;
     Ok(Exit::Ok.into())

@@ -18,6 +18,7 @@ mod policy;
 pub mod report;
 mod run;
 mod summary;
+mod top;
 mod traffic;
 mod uninstall;
 mod why;
@@ -59,6 +60,8 @@ enum Command {
     Detach(agents::DetachArgs),
     /// List agents.
     Ps(agents::PsArgs),
+    /// Watch agents live: what they do, what is refused, what they have left.
+    Top(top::TopArgs),
     /// Stop every process of an agent where it is.
     Freeze(agents::NameArgs),
     /// Let a frozen agent go on.
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Attach(args) => agents::attach(args),
         Command::Detach(args) => agents::detach(&args),
         Command::Ps(args) => agents::ps(&args),
+        Command::Top(args) => top::run(&args),
         Command::Freeze(args) => agents::act(&args, "freeze"),
         Command::Thaw(args) => agents::act(&args, "thaw"),
         Command::Kill(args) => agents::act(&args, "kill"),

@@ -35,7 +35,7 @@ pub use load::{GuardOptions, Origin};
 pub use objects::Protection;
 pub use opened::{Grants, NameBook, Opening};
 pub use outgoing::unacknowledged;
-pub use peers::socket_cgroup;
+pub use peers::{OtherEnd, other_end, socket_cgroup};
 pub use pins::{FOLDER as PINS, Pins};
 pub use probe::{Probe, ProbeStatus, probe};
 pub use redirect::ResolverPlace;

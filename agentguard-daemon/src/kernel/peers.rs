@@ -35,6 +35,15 @@ struct Found {
     cgroup: Option<u64>,
 }
 
+/// The socket at the other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherEnd {
+    /// The cgroup in which it was made.
+    pub cgroup: u64,
+    /// Its number, as in `/proc/PID/fd`. Zero where no process has it any more.
+    pub inode: u32,
+}
+
 /// The cgroup in which the socket at the other end of `stream` was made. `client` is that end's address,
 /// `server` this one's.
 pub fn socket_cgroup(
@@ -42,6 +51,15 @@ pub fn socket_cgroup(
     client: SocketAddr,
     server: SocketAddr,
 ) -> io::Result<u64> {
+    other_end(stream, client, server).map(|other| other.cgroup)
+}
+
+/// The socket at the other end of `stream`; addresses as for [`socket_cgroup`].
+pub fn other_end(
+    stream: &impl std::os::fd::AsFd,
+    client: SocketAddr,
+    server: SocketAddr,
+) -> io::Result<OtherEnd> {
     let other = ask(client, server)?;
     // As long as our end is there, no other socket can have had these addresses meanwhile.
     let ours = ask(server, client)?;
@@ -55,11 +73,15 @@ pub fn socket_cgroup(
             "the connection is over",
         ));
     }
-    other.cgroup.ok_or_else(|| {
+    let cgroup = other.cgroup.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::Unsupported,
             "the kernel does not tell the cgroup of a socket",
         )
+    })?;
+    Ok(OtherEnd {
+        cgroup,
+        inode: other.inode,
     })
 }
 
@@ -198,6 +220,9 @@ mod tests {
         let own = hierarchy.of_process(std::process::id()).unwrap();
         let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(own).unwrap());
         assert_eq!(found, inode);
+        let other = other_end(&accepted, client, server).unwrap();
+        assert_eq!(other.cgroup, found);
+        assert_eq!(u64::from(other.inode), fstat(&ours).unwrap().st_ino);
         // Over: not found, or not there any more.
         drop(ours);
         drop(accepted);

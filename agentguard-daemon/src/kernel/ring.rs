@@ -145,6 +145,12 @@ impl Ring {
         fence(Ordering::SeqCst);
     }
 
+    /// Bytes that are in use: up to where programs are, from where readers gave back.
+    pub fn used(&self) -> u64 {
+        let given_back = self.consumer.position().load(Ordering::Acquire);
+        self.produced().saturating_sub(given_back)
+    }
+
     /// Bytes that it takes.
     pub fn size(&self) -> u64 {
         self.size

@@ -104,6 +104,14 @@ impl Rings {
         }
     }
 
+    /// Bytes that are in use in each, by class: what was not given back yet.
+    pub fn used(&self) -> Positions {
+        let mut used = [0; COUNT];
+        used[class::DENIED as usize] = self.denied.get_ref().used();
+        used[class::ALLOWED as usize] = self.allowed.used();
+        used
+    }
+
     /// Gives back everything that was read.
     pub fn commit(&mut self) {
         self.denied.get_mut().commit();

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::approvals::Desk;
 use super::limits::Limits;
@@ -24,6 +24,7 @@ use crate::event::escape::escape;
 use crate::export::{SinkState, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
+use crate::metrics::Growth;
 use crate::policy::{Mode, Policy};
 use crate::resolver::Resolver;
 
@@ -82,6 +83,10 @@ pub struct Engine {
     pub(super) resolver: OnceLock<Resolver>,
     /// Who gets the records, where a daemon sends them.
     pub(super) sinks: OnceLock<Arc<Sinks>>,
+    /// What agents exchanged, over all their sessions.
+    pub(super) growth: Mutex<Growth>,
+    pub(super) started: SystemTime,
+    pub(super) began: Instant,
 }
 
 /// What an engine is made of.
@@ -250,6 +255,9 @@ impl Engine {
             desk,
             resolver: OnceLock::new(),
             sinks: OnceLock::new(),
+            growth: Mutex::default(),
+            started: SystemTime::now(),
+            began: Instant::now(),
         }
     }
 

@@ -162,6 +162,7 @@ impl Well {
         if let Ok(mut enforcer) = self.enforcer.try_lock() {
             settle(enforcer.as_mut());
         }
+        locked(&self.recorder).counts().rings(self.rings.used());
         let mut read = 0;
         let mut ends = self.rings.ends();
         // What was there at the call, and no more than full rings, so that a flood cannot keep us.
@@ -211,6 +212,11 @@ impl Well {
         let recorder = self.recorder.clone();
         let mut recorder = locked(&recorder);
         let first = recorder.next_seq();
+        if !self.batch.is_empty() {
+            // A batch of more would not fit into the rings.
+            let records = u32::try_from(self.batch.records.len()).unwrap_or(u32::MAX);
+            recorder.counts().batches.observe(f64::from(records));
+        }
         self.batch.hand_over(|bytes| recorder.record(bytes));
         if let Some(losses) = losses {
             recorder.losses(losses);

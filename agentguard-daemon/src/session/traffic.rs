@@ -3,7 +3,7 @@
 //! The kernel counts. What it has for an agent is forgotten only when it is in the log.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use agentguard_common::traffic::{Counts, Flow, UNREADABLE};
@@ -190,6 +190,26 @@ impl Engine {
         Ok(agents.iter().map(of).collect())
     }
 
+    fn names_there(&self) -> Vec<String> {
+        let state = lock(&self.state);
+        let agents = state.registry.iter();
+        agents.map(|agent| agent.name.to_string()).collect()
+    }
+
+    /// What agents sent and received over all their sessions, those that went lately among them.
+    pub(super) fn all_traffic(&self) -> Result<BTreeMap<String, Counts>, KernelError> {
+        let mut growth = lock(&self.growth);
+        let agents: Vec<Agent> = lock(&self.state).registry.iter().cloned().collect();
+        let counted = lock(&self.enforcer).traffic()?;
+        for agent in &agents {
+            let who = agent.membership();
+            let now = sum(counted.iter().filter(|it| it.who == who));
+            growth.observe(agent.name.as_str(), who, now);
+        }
+        growth.retain(&agents.iter().map(|agent| agent.name.as_str()).collect());
+        Ok(growth.sums().clone())
+    }
+
     /// Counts for an agent from now on. What is counted for its session goes on.
     pub(super) fn count_traffic(&self, agent: &Agent) -> Result<(), KernelError> {
         lock(&self.enforcer).count_traffic(agent.cgroup.path(), agent.membership())
@@ -245,6 +265,14 @@ impl Engine {
             recorder.flush()
         };
         if written {
+            // Who looks meanwhile sees all of it, and afterwards nothing that is new.
+            let mut growth = lock(&self.growth);
+            if let Some(agent) = agent {
+                let counts = sum(counted.iter().filter(|it| it.who == who));
+                growth.observe(agent, who, counts);
+            }
+            growth.end(who);
+            growth.retain(&self.names_there().iter().map(String::as_str).collect());
             lock(&self.enforcer).forget_traffic(who)?;
         }
         Ok(())

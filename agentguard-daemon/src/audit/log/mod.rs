@@ -12,6 +12,7 @@ mod repair;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod work;
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -33,6 +34,7 @@ pub use self::error::LogError;
 use self::error::failed;
 pub use self::options::{LogOptions, Sync};
 use self::pack::Packer;
+pub use self::work::LogWork;
 
 /// Bytes of lines that wait in memory while the file cannot be written.
 const WAITING_MAX: usize = 64 << 20;
@@ -70,6 +72,7 @@ pub struct Log {
     /// When closing a segment failed.
     stuck: Option<Instant>,
     packer: Packer,
+    work: LogWork,
     /// What was found at the start and is to be recorded.
     news: Vec<Record<'static>>,
 }
@@ -107,6 +110,7 @@ impl Log {
     pub fn append(&mut self, record: &mut Record<'_>) -> Result<&[u8], LogError> {
         if self.waiting.len() > WAITING_MAX {
             self.lost += 1;
+            self.work.lost += 1;
             return Ok(&[]);
         }
         if self.lost > 0 {
@@ -140,6 +144,7 @@ impl Log {
         self.prev = chain::seal(&mut self.waiting, start, &self.prev);
         self.next += 1;
         self.unmarked += 1;
+        self.work.records += 1;
         if let Some(marks) = &mut self.marks {
             marks.log.get_or_insert(self.prev);
         }
@@ -181,13 +186,17 @@ impl Log {
         };
         self.dirty |= written > 0;
         self.size += written as u64;
+        self.work.bytes += written as u64;
         self.waiting.drain(..written);
         outcome.map_err(failed("write to", &self.path))
     }
 
     /// Waits for the disk, and then says in the head how far it is. All lines must be written.
     fn settle(&mut self) -> Result<(), LogError> {
-        if let Err(error) = self.file.sync_data() {
+        let begun = Instant::now();
+        let synced = self.file.sync_data();
+        self.work.syncs.observe(begun.elapsed().as_secs_f64());
+        if let Err(error) = synced {
             // The kernel tells this once, and may have dropped what it could not write: that stays known.
             if self.news.is_empty() {
                 let last = self.next - 1;

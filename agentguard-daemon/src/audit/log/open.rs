@@ -13,7 +13,7 @@ use nix::libc::{O_APPEND, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::error::failed;
 use super::pack::Packer;
-use super::{Log, LogError, LogOptions, Marks};
+use super::{Log, LogError, LogOptions, LogWork, Marks};
 use crate::audit::chain::GENESIS;
 use crate::audit::key::Key;
 use crate::audit::mark::Head;
@@ -67,6 +67,7 @@ impl Log {
             began: SystemTime::now(),
             stuck: None,
             packer: Packer::default(),
+            work: LogWork::default(),
             news: Vec::new(),
         };
         log.finish_turn()?;

@@ -101,6 +101,7 @@ impl Log {
         self.size = 0;
         self.first = self.next;
         self.began = SystemTime::now();
+        self.work.segments += 1;
         renamed?;
         self.packer.begin(&closed);
         Ok(())

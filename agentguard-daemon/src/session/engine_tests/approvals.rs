@@ -211,7 +211,10 @@ async fn a_script_is_granted_with_its_arguments_and_its_interpreter_started() {
     assert_eq!(start(allow, approved, b"/bin/sh", &given, number), 0);
     let records = bench.records();
     let last = records.last().unwrap();
-    assert_eq!((last.approval, last.rule.as_deref()), (Some(1), Some("script")));
+    assert_eq!(
+        (last.approval, last.rule.as_deref()),
+        (Some(1), Some("script"))
+    );
     let other = ["/bin/sh", "/s", "one", "three"];
     assert_eq!(start(allow, approved, b"/bin/sh", &other, number), 1);
     assert_eq!(start(allow, approved, b"/bin/sh", &given, number + 1), 2);

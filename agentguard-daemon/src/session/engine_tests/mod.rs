@@ -3,6 +3,7 @@
 mod agents;
 mod approvals;
 mod budgets;
+mod metrics;
 mod objects;
 mod restore;
 mod sinks;
