@@ -454,7 +454,7 @@ impl Recorder {
 }
 
 /// Whether an operation is decided on, and not only recorded.
-fn is_action(operation: Operation) -> bool {
+pub(crate) fn is_action(operation: Operation) -> bool {
     !matches!(
         operation,
         Operation::Fork | Operation::Exit | Operation::Attach
