@@ -32,4 +32,5 @@ pub mod words;
 
 pub use log::{Log, LogError, LogOptions, LogWork, Sync, Written};
 pub use record::Record;
+pub(crate) use recorder::is_action;
 pub use recorder::{Notice, Recorder, Tally, Totals};

@@ -486,7 +486,7 @@ fn wait_for(judge: &Judge, event: &Event<'_>, record: &Record<'_>) -> Option<u64
 }
 
 /// Whether an operation is decided on, and not only recorded.
-fn is_action(operation: Operation) -> bool {
+pub(crate) fn is_action(operation: Operation) -> bool {
     !matches!(
         operation,
         Operation::Fork | Operation::Exit | Operation::Attach

@@ -11,7 +11,7 @@ use agentguard_common::record::class;
 use agentguard_common::verdict::{Operation, Reason, Verdict};
 
 use super::Histogram;
-use crate::audit::{Record, record::op};
+use crate::audit::{Record, is_action, record::op};
 use crate::event::Event;
 use crate::gateway::Used;
 use crate::policy::limits::{Quantity, parse_amount};
@@ -233,7 +233,12 @@ impl Counts {
     /// A record of the kernel, and the rule that decided.
     pub fn event(&mut self, agent: Option<&str>, event: &Event<'_>, rule: Option<&str>) {
         let counts = self.of(agent);
-        counts.kernel[event.operation as usize][event.verdict as usize] += 1;
+        // Births and deaths are recorded, and not judged.
+        let verdict = match event.verdict {
+            Verdict::Allow if !is_action(event.operation) => Verdict::None,
+            verdict => verdict,
+        };
+        counts.kernel[event.operation as usize][verdict as usize] += 1;
         if matches!(
             event.verdict,
             Verdict::Deny | Verdict::Ask | Verdict::WouldDeny

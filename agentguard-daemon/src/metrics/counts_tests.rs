@@ -168,3 +168,14 @@ fn the_peak_of_a_ring_stays() {
     counts.rings([7, 1]);
     assert_eq!((counts.ring_used, counts.ring_peak), ([7, 1], [7, 9]));
 }
+
+#[test]
+fn births_and_deaths_are_records_without_a_verdict() {
+    let mut counts = Counts::default();
+    counts.begin(&name());
+    let sample = Sample::new(Operation::Fork, Verdict::Allow, Reason::None, b"");
+    let bytes = sample.bytes();
+    counts.event(Some("claude"), &decode(&bytes).unwrap(), None);
+    let born = ("fork".to_owned(), String::new(), 1);
+    assert_eq!(records(&counts, "claude"), [born]);
+}

@@ -45,6 +45,11 @@ pub fn probe() -> i32 {
     }
 }
 
+/// What this process calls it.
+pub(super) fn name() -> Name {
+    Name::nearest(&format!("canary-{}", std::process::id()))
+}
+
 /// Runs the self-test through the kernel and the whole way of a record.
 pub(super) async fn sing(engine: &std::sync::Arc<Engine>) -> Result<(), SessionError> {
     let spawn = |source| SessionError::Spawn {
@@ -61,7 +66,7 @@ pub(super) async fn sing(engine: &std::sync::Arc<Engine>) -> Result<(), SessionE
         .stdout
         .as_mut()
         .map(|output| output.read_exact(&mut [0]));
-    let name = Name::nearest(&format!("canary-{}", std::process::id()));
+    let name = name();
     let attached = match ready {
         Some(Ok(())) => {
             engine

@@ -15,7 +15,7 @@ use agentguard_common::verdict::Verdict;
 use nix::errno::Errno;
 
 use super::engine::{Engine, lock};
-use super::{AgentInfo, SessionError};
+use super::{AgentInfo, SessionError, canary};
 use crate::agent::{Cgroup, cgroup::FOLDER};
 use crate::audit::{LogWork, Totals};
 use crate::kernel::OtherEnd;
@@ -153,7 +153,12 @@ fn put_agents(scrape: &mut Scrape, agents: &[AgentInfo]) {
 }
 
 fn put_counts(scrape: &mut Scrape, counts: &Counts) {
+    let canary = canary::name();
     for (name, agent) in counts.agents() {
+        // The self-test is no agent of anybody, and each start would make new series of it.
+        if name == canary.as_str() {
+            continue;
+        }
         let records = agent.records();
         let mut verdicts: BTreeMap<&str, u64> = BTreeMap::new();
         if !name.is_empty() {
