@@ -39,7 +39,7 @@ network:
 ";
 
 /// Does what it is told, line by line, and says how that ended: 0, an errno, or a program's status.
-const ACTOR: &str = r#"
+const ACTOR: &str = r"
 import json, os, socket, subprocess, sys, threading
 def inet(kind, port, act):
     with socket.socket(socket.AF_INET, kind) as s:
@@ -88,7 +88,7 @@ for line in sys.stdin:
         print(0 if result is None else result, flush=True)
     except OSError as error:
         print(error.errno, flush=True)
-"#;
+";
 
 const EPERM: i32 = 1;
 

@@ -179,7 +179,7 @@ fn list(args: &ListArgs) -> Result<(), CliError> {
 /// What was tried: `run /usr/bin/git push`, `write /etc/hosts`. For people; every byte of it is printable.
 pub fn deed(what: &Waiting) -> String {
     let target = printable(&what.target);
-    let text = match (what.op.as_str(), &what.argv, &what.access, &what.to) {
+    match (what.op.as_str(), &what.argv, &what.access, &what.to) {
         ("exec", Some(argv), ..) => {
             let arguments = argv.iter().skip(1).map(|it| printable(it));
             arguments.fold(format!("run {target}"), |text, it| format!("{text} {it}"))
@@ -188,8 +188,7 @@ pub fn deed(what: &Waiting) -> String {
         ("connect", ..) => format!("connect to {target}"),
         (op, _, _, Some(to)) => format!("{op} {target} to {}", printable(to)),
         (op, ..) => format!("{op} {target}"),
-    };
-    text
+    }
 }
 
 fn in_words(approvals: &Approvals) -> String {
