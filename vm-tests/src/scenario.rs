@@ -136,6 +136,10 @@ pub const SCENARIOS: &[Scenario] = &[
         mounted_before,
     ),
     (
+        "names: a protected file by an overlay made by an ungoverned root",
+        overlaid_before,
+    ),
+    (
         "names: a protected file that others replaced and linked while the agent runs",
         replaced_and_linked,
     ),
@@ -469,6 +473,41 @@ fn mounted_before(stage: &mut Stage) -> Result<()> {
     );
     fixture::shell(&["/guest/busybox umount /t/ws/dir".to_owned()])?;
     done
+}
+
+/// A layer's files are the same objects, whatever their names in the overlay.
+fn overlaid_before(stage: &mut Stage) -> Result<()> {
+    const NAME: &str = "overlaid-before";
+    fixture::make(&[
+        "mkdir up work".to_owned(),
+        "/guest/busybox mount -t overlay -o lowerdir=/t/secret,upperdir=/t/up,workdir=/t/work none ws/dir"
+            .to_owned(),
+    ])?;
+    let done = overlaid(stage, NAME);
+    fixture::shell(&["/guest/busybox umount /t/ws/dir".to_owned()])?;
+    done
+}
+
+fn overlaid(stage: &mut Stage, name: &str) -> Result<()> {
+    const ALIAS: &str = "/t/ws/dir/key";
+    let mut control = Reader::attend(None)?;
+    ensure!(control.read(ALIAS)? == "0", "nobody can read {ALIAS}");
+    drop(control);
+    let agent = guarded(name)?;
+    let mut inside = Reader::attend(Some(&agent.group))?;
+    let mark = stage.trail.mark()?;
+    let answer = inside.read(ALIAS)?;
+    ensure!(answer == "1", "the secret was read as {ALIAS} ({answer})");
+    ensure!(inside.read(FREE)? == "0", "a free file was refused");
+    // By its name in the overlay, or by that in its layer.
+    let denied = Wanted {
+        agent: Some(name.into()),
+        op: Some("open".into()),
+        verdict: Some("deny".into()),
+        rule: Some("no-secret".into()),
+        ..Wanted::default()
+    };
+    stage.trail.wait(mark, &denied).map(drop)
 }
 
 /// Reads until the answer is the one that is waited for: the daemon has to see what others did.

@@ -160,7 +160,7 @@ fn decompressed(path: &str, data: &[u8]) -> Result<Vec<u8>> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .context("failed to start xz")?;
+        .context("failed to start xz (Debian has it in xz-utils)")?;
     let mut input = child.stdin.take().context("xz has no input")?;
     let data = data.to_vec();
     let writer = thread::spawn(move || input.write_all(&data));

@@ -88,6 +88,12 @@ pub fn main(options: &Options) -> Result<i32> {
         "busybox-static",
         "the guest's first process runs on it",
     )?;
+    ensure_program(
+        &packages,
+        "xz",
+        "xz-utils",
+        "the modules of kernels are unpacked by it",
+    )?;
     for choice in kernels::MATRIX {
         let kernel = match kernels::cached(choice)? {
             Some(kernel) => kernel,
