@@ -23,6 +23,7 @@ pub const COLUMNS: &[&str] = &[
     "reason",
     "policy",
     "cause",
+    "approval",
     "rule_at",
     "argv",
     "argc",
