@@ -2,11 +2,11 @@
 //! It must never follow a link, share a file that somebody else made, or say that something is there before it is.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use nix::libc::{O_CLOEXEC, O_NOFOLLOW};
+use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 /// Which step failed, and on what.
 #[derive(Debug)]
@@ -67,9 +67,33 @@ pub fn replace(path: &Path, text: &[u8]) -> Result<(), Failed> {
     sync_folder(path).map_err(failed("sync the folder of", path))
 }
 
+/// The first `most` bytes of a file that nobody but its owner, root or who we are, may read. `what` says in errors what
+/// is in it.
+pub fn secret(path: &Path, what: &str, most: u64) -> Result<Vec<u8>, String> {
+    let shown = path.display();
+    let io = |error: io::Error| format!("failed to read {what} {shown}: {error}");
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NOFOLLOW | O_NONBLOCK)
+        .open(path)
+        .map_err(io)?;
+    let data = file.metadata().map_err(io)?;
+    let us = nix::unistd::geteuid().as_raw();
+    if !data.is_file() || (data.uid() != 0 && data.uid() != us) || data.mode() & 0o077 != 0 {
+        return Err(format!(
+            "{what} {shown} may be read by others (mode {:o}, owner {}): `chown root {shown} && chmod 600 {shown}`, and use another if it was not so from the beginning",
+            data.mode() & 0o7777,
+            data.uid()
+        ));
+    }
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

@@ -133,18 +133,18 @@ impl Book {
 
     /// A grant is in force, before the kernel knows of it. What it was asked under waits no more. Gives the grants
     /// that it takes the place of.
-    pub fn grant(&self, granting: Granting) -> Vec<u16> {
+    pub fn grant(&self, granting: Granting) -> Vec<Granting> {
         let mut pages = self.pages();
         pages.remove(granting.granted.what.id);
         let session = granting.granted.what.session;
-        let replaced: Vec<u16> = pages
+        let replaced: Vec<Granting> = pages
             .granted
             .values()
             .filter(|other| {
                 other.granted.what.session == session
                     && other.items.iter().any(|item| granting.items.contains(item))
             })
-            .map(|other| other.number)
+            .cloned()
             .collect();
         pages.granted.insert(granting.number, granting);
         replaced

@@ -173,7 +173,7 @@ fn a_grant_takes_the_place_of_one_for_the_same_and_is_known_when_it_is_over() {
     assert!(none.is_empty());
     let (second, replaced) = grant(Scope::Session);
     assert_eq!(second.value().most, 0);
-    assert_eq!(replaced, [first.number]);
+    assert_eq!(replaced, std::slice::from_ref(&first));
     book.end(first.number);
     assert_eq!(book.granting(first.number, 2).unwrap(), first);
     assert_eq!(book.granting(first.number, 3), None, "of another session");

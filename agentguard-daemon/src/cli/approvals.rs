@@ -65,19 +65,14 @@ struct ListArgs {
 
 #[derive(Debug, Args)]
 struct GrantArgs {
-    /// The number, as `agentguard approvals list` has it.
-    id: u64,
+    #[command(flatten)]
+    which: IdArgs,
     /// Any number of times, for so long: `90s`, `15m`, `1h30m`.
     #[arg(long = "for", value_name = "TIME", conflicts_with = "session", value_parser = seconds)]
     time: Option<u64>,
     /// Any number of times, until the session ends.
     #[arg(long)]
     session: bool,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    socket: SocketArgs,
 }
 
 #[derive(Debug, Args)]
@@ -109,47 +104,41 @@ pub fn run(args: ApprovalsArgs) -> Result<ExitCode, CliError> {
                 None if args.session => Scope::Session,
                 None => Scope::Once,
             };
-            let request = ApprovalRequest { scope };
-            let granted: Granted = ask(&args.socket, args.id, "grant", &request)?;
-            say(
-                args.json,
-                &granted,
-                &granted.what,
-                &format!("granted {}", scope.text()),
-            )?;
+            let granted: Granted = ask(&args.which, "grant", &ApprovalRequest { scope })?;
+            let done = format!("granted {}", scope.text());
+            say(&args.which, &granted, &granted.what, &done)?;
         }
         ApprovalsCommand::Deny(args) => {
-            let waiting: Waiting = ask(&args.socket, args.id, "deny", &())?;
-            say(args.json, &waiting, &waiting, "denied")?;
+            let waiting: Waiting = ask(&args, "deny", &())?;
+            say(&args, &waiting, &waiting, "denied")?;
         }
         ApprovalsCommand::Revoke(args) => {
-            let granted: Granted = ask(&args.socket, args.id, "revoke", &())?;
-            say(args.json, &granted, &granted.what, "taken back")?;
+            let granted: Granted = ask(&args, "revoke", &())?;
+            say(&args, &granted, &granted.what, "taken back")?;
         }
     }
     Ok(Exit::Ok.into())
 }
 
 fn ask<T: serde::de::DeserializeOwned>(
-    socket: &SocketArgs,
-    id: u64,
+    which: &IdArgs,
     act: &str,
     request: &impl serde::Serialize,
 ) -> Result<T, CliError> {
     super::on_runtime(async {
-        let mut client = Client::connect(&socket.socket).await?;
-        let path = format!("/approvals/{id}/{act}");
+        let mut client = Client::connect(&which.socket.socket).await?;
+        let path = format!("/approvals/{}/{act}", which.id);
         Ok(client.ask_with(Method::POST, &path, request).await?)
     })
 }
 
 fn say(
-    json: bool,
+    which: &IdArgs,
     value: &impl serde::Serialize,
     what: &Waiting,
     done: &str,
 ) -> Result<(), CliError> {
-    if json {
+    if which.json {
         return super::print_json(value);
     }
     super::print(&format!("{}: {}: {done}\n", what.agent, deed(what)))

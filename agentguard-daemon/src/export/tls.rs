@@ -1,9 +1,6 @@
 //! TLS for sinks: whom we trust, and who we are. Files are read anew for each connection, so that they can be
 //! replaced while the daemon runs.
 
-use std::fs::OpenOptions;
-use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,6 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::config::TlsConfig;
+use crate::disk;
 
 /// Largest file of a secret.
 const MAX: u64 = 1 << 20;
@@ -59,25 +57,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 /// The bytes of a file that only its owner, root or who we are, may read.
 pub fn secret(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let io = |error: std::io::Error| format!("failed to read {shown}: {error}");
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-        .open(path)
-        .map_err(io)?;
-    let data = file.metadata().map_err(io)?;
-    let us = nix::unistd::geteuid().as_raw();
-    if !data.is_file() || (data.uid() != 0 && data.uid() != us) || data.mode() & 0o077 != 0 {
-        return Err(format!(
-            "{shown} holds secrets and may be read by others (mode {:o}, owner {}): `chown root {shown} && chmod 600 {shown}`, and use new ones if it was not so from the beginning",
-            data.mode() & 0o7777,
-            data.uid()
-        ));
-    }
-    let mut bytes = Vec::new();
-    file.take(MAX).read_to_end(&mut bytes).map_err(io)?;
-    Ok(bytes)
+    disk::secret(path, "the secrets in", MAX)
 }
 
 #[cfg(test)]

@@ -1,14 +1,12 @@
 //! The providers' keys: read from files that nobody else may read, shown nowhere.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::Read as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use hyper::header::HeaderValue;
 
 use super::config::KEYS;
+use crate::disk;
 
 /// Longest key, in bytes.
 const MAX: u64 = 8192;
@@ -26,28 +24,13 @@ impl fmt::Debug for Secret {
 impl Secret {
     /// Reads a file that only its owner may read.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let shown = path.display();
-        let io = |error: std::io::Error| format!("failed to read the key {shown}: {error}");
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-            .open(path)
-            .map_err(io)?;
-        let data = file.metadata().map_err(io)?;
-        let us = nix::unistd::geteuid().as_raw();
-        if !data.is_file() || (data.uid() != 0 && data.uid() != us) || data.mode() & 0o077 != 0 {
-            return Err(format!(
-                "the key {shown} may be read by others (mode {:o}, owner {}): `chown root {shown} && chmod 600 {shown}`, and use another key if it was not so from the beginning",
-                data.mode() & 0o7777,
-                data.uid()
-            ));
-        }
-        let mut text = String::new();
-        file.take(MAX).read_to_string(&mut text).map_err(io)?;
+        let bytes = disk::secret(path, "the key", MAX)?;
+        let text = String::from_utf8(bytes).unwrap_or_default();
         let key = text.trim();
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(format!(
-                "{shown} holds no key: one line of printable characters"
+                "{} holds no key: one line of printable characters",
+                path.display()
             ));
         }
         Ok(Self(key.to_owned()))

@@ -211,31 +211,30 @@ impl Engine {
                 enforcer.approve(item.key(granting.slot, session), granting.value())
             })
         };
-        for number in replaced {
-            self.end_grant(number);
+        for before in &replaced {
+            self.end_grant(before);
         }
         if let Err(error) = entered {
-            self.end_grant(granting.number);
+            self.end_grant(granting);
             return Err(error.into());
         }
         Ok(())
     }
 
     /// Takes a grant out of the kernel, then out of the book.
-    fn end_grant(&self, number: u16) {
-        let known = self.desk.book().grants();
-        if let Some(granting) = known.iter().find(|it| it.number == number) {
-            let session = granting.granted.what.session;
+    fn end_grant(&self, granting: &Granting) {
+        let session = granting.granted.what.session;
+        {
             let mut enforcer = lock(&self.enforcer);
             for item in &granting.items {
                 let key = item.key(granting.slot, session);
-                if let Err(error) = enforcer.disapprove(key, u32::from(number)) {
+                if let Err(error) = enforcer.disapprove(key, u32::from(granting.number)) {
                     tracing::error!("a grant may still be in force: {error}");
                     return;
                 }
             }
         }
-        self.desk.book().end(number);
+        self.desk.book().end(granting.number);
     }
 
     /// Grants whose time is over make room.
@@ -243,7 +242,7 @@ impl Engine {
         let now = boot_time().unwrap_or(0);
         for granting in self.desk.book().grants() {
             if granting.until != 0 && now >= granting.until {
-                self.end_grant(granting.number);
+                self.end_grant(&granting);
             }
         }
     }
@@ -267,7 +266,7 @@ impl Engine {
         })?;
         let mut granted = granting.granted.clone();
         self.look_at(&granting, &mut granted);
-        self.end_grant(granting.number);
+        self.end_grant(&granting);
         if self.desk.book().of_approval(id).is_some() {
             return Err(SessionError::Approval(
                 "the kernel did not take it back; see the daemon's log".to_owned(),
@@ -314,7 +313,7 @@ impl Engine {
         let mut ended = false;
         for granting in self.desk.book().grants() {
             if granting.granted.what.session == agent.session {
-                self.end_grant(granting.number);
+                self.end_grant(&granting);
                 ended = true;
             }
         }
