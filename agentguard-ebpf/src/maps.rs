@@ -165,7 +165,7 @@ pub struct Script {
     pub approved: u32,
     /// Bytes of `argv[0]`, with its NUL, where there is a grant.
     pub argv0: u32,
-    /// Number of the grant under which the program was opened before its arguments were judged: 1 until they are.
+    /// 1 while a program that a rule asks about was opened to be started, and nothing has judged it since.
     pub deferred: u32,
     /// Device and inode of the program that the task runs under a grant; zero if none.
     pub inode: u64,

@@ -433,7 +433,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
             decision = decision.with(Verdict::Deny, Reason::AsksLater);
         }
         script::forget(subject.task);
-        if approval::is_approved(decision) {
+        if approval::number_of(decision) != 0 {
             script::runs(subject.task, inode, device);
             approval::forget_script(subject.task);
         }

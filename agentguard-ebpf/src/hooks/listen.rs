@@ -118,13 +118,9 @@ fn take(subject: Subject, name: u64, len: u32, sk: u64) -> i32 {
             with_table!(policy, t => decide::abstract_name(t, decide::label_of(t, path, len)))
         };
         let decision = forget(&raw mut (*scratch).decision, decision);
-        let decision = if len > 0 {
-            let asked = Asked::path(access::LISTEN, Use::Whole, path, len as u32);
-            let decision = approval::consult(subject, decision, asked);
-            forget(&raw mut (*scratch).decision, decision)
-        } else {
-            decision
-        };
+        let asked = Asked::path(access::LISTEN, Use::Whole, path, len as u32);
+        let decision = approval::consult(subject, decision, asked);
+        let decision = forget(&raw mut (*scratch).decision, decision);
         unix::record(scratch, subject, operation, decision, len, sk)
     };
     scratch::release(scratch);

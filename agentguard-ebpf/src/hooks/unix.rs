@@ -88,11 +88,11 @@ fn reach(subject: Subject, operation: Operation, sk: u64) -> i32 {
                 decision
             };
         let decision = forget(kept, decision);
-        let decision = if len > 0 && !matches!(operation, Operation::Receive) {
+        let decision = if matches!(operation, Operation::Receive) {
+            decision
+        } else {
             let asked = Asked::path(access::CONNECT, Use::Whole, path, len as u32);
             forget(kept, approval::consult(subject, decision, asked))
-        } else {
-            decision
         };
         record(scratch, subject, operation, decision, len, sk)
     };
