@@ -39,8 +39,12 @@ shared! {
         pub high: u16,
         /// Protocol number, or [`EVERY_PROTOCOL`].
         pub protocol: u16,
+        /// Bits of [`crate::table::MARKS`]: budgets that count connections by the rules behind this opening.
+        pub marks: u16,
+        /// 1 where it stands for other names as well, for which there was no room. The kernel does not ask.
+        pub shared: u16,
         /// Zero.
-        pub reserved: [u16; 3],
+        pub reserved: u16,
     }
 }
 

@@ -90,8 +90,9 @@ pub mod flags {
     pub const HAS_COMMANDS: u32 = 8;
     /// The policy has rules about names: addresses may be open by name, and questions go to the resolver.
     pub const HAS_NAMES: u32 = 64;
-    /// The policy has budgets that the kernel charges: what is permitted is counted first.
-    pub const HAS_BUDGETS: u32 = 128;
+    /// Where the kinds of [`crate::budget::kind`] begin for which the policy has budgets: what is permitted of these is
+    /// charged first.
+    pub const BUDGETS: u32 = 16;
 }
 
 /// Bits of a label, of paths and of destinations, that say which budgets count it: those of certain rules only.
@@ -164,7 +165,8 @@ const _: () = {
     assert!(core::mem::offset_of!(TableHeader, command) == 64);
     assert!(core::mem::offset_of!(TableHeader, network) == 80);
     assert!(MARKS.trailing_zeros() + MAX_MARKS == 16 && MARKS & 3 << path_label::LISTEN == 0);
-    assert!(MARKS & flags::HAS_BUDGETS == 0);
+    assert!(MARKS >> flags::BUDGETS == 0 && flags::HAS_NAMES < MARKS);
+    assert!(crate::budget::kind::RECEIVED < 1 << (32 - flags::BUDGETS));
     assert!(ROWS.is_multiple_of(4));
     assert!(SMALL_TABLE.is_power_of_two() && LARGE_TABLE.is_power_of_two());
 };

@@ -6,12 +6,12 @@
 #[path = "support/selftest.rs"]
 mod selftest;
 
-use agentguard::kernel::{Grants, Opening};
+use agentguard::kernel::{Opening, Ports};
 use agentguard::policy::generate::{Generator, Random};
 use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, load_text};
 use agentguard_common::record::Destination;
 use agentguard_common::selftest::kind;
-use agentguard_common::table::SMALL_TABLE;
+use agentguard_common::table::{MARKS, SMALL_TABLE};
 use agentguard_common::verdict::{Reason, Verdict, access};
 use selftest::{Kernel, skipped};
 use zerocopy::IntoBytes as _;
@@ -27,6 +27,7 @@ trait Decides {
     fn decide(&mut self, action: &Action<'_>) -> (Verdict, Reason);
     fn decide_move(&mut self, from: &[u8], to: &[u8]) -> (Verdict, Reason);
     fn decided(&mut self) -> (Verdict, Reason);
+    fn marks(&mut self) -> u32;
 }
 
 impl Decides for Kernel {
@@ -99,6 +100,11 @@ impl Decides for Kernel {
             Verdict::from_number((result >> 16) as u8).unwrap(),
             Reason::from_number((result & 0xffff) as u16).unwrap(),
         )
+    }
+
+    /// Marks for budgets that came with the decision before.
+    fn marks(&mut self) -> u32 {
+        self.run() >> 12 & MARKS
     }
 }
 
@@ -282,12 +288,7 @@ fn now() -> u64 {
     agentguard::kernel::boot_time().unwrap()
 }
 
-fn opening(
-    session: u32,
-    address: [u8; 16],
-    deadline: u64,
-    grants: &[(u16, u16, Option<u8>)],
-) -> Opening {
+fn opening(session: u32, address: [u8; 16], deadline: u64, grants: &[Ports]) -> Opening {
     Opening {
         agent: 1,
         session,
@@ -312,7 +313,7 @@ fn what_names_opened_is_open_for_its_ports_and_its_time() {
     let table = policy.compile(1).unwrap().bytes;
     kernel.guard.install(1, &table).unwrap();
     let mut random = Random::new(4);
-    let mut opened: Vec<(u32, [u8; 16], bool, Grants)> = Vec::new();
+    let mut opened: Vec<(u32, [u8; 16], bool, Ports)> = Vec::new();
     let address = |random: &mut Random| {
         let mut address = [0; 16];
         address[10..12].fill(0xff);
@@ -325,19 +326,20 @@ fn what_names_opened_is_open_for_its_ports_and_its_time() {
     let ports = [0u16, 9, 24, 25, 26, 80, 443, 444, 65535];
     for _ in 0..24 {
         let low = *random.pick(&ports);
-        let grants = vec![(
+        let ports = Ports {
             low,
-            low.saturating_add(*random.pick(&[0, 1, 1000])),
-            *random.pick(&[None, Some(6), Some(17)]),
-        )];
+            high: low.saturating_add(*random.pick(&[0, 1, 1000])),
+            protocol: *random.pick(&[None, Some(6), Some(17)]),
+            marks: *random.pick(&[0, 0x1000, 0x8000, 0x3000]),
+        };
         let (session, live) = (1 + u32::from(random.chance(20)), random.chance(70));
         let address = address(&mut random);
         let deadline = if live { now() + HOUR } else { 1 };
         kernel
             .guard
-            .open_address(&opening(session, address, deadline, &grants))
+            .open_address(&opening(session, address, deadline, &[ports]))
             .unwrap();
-        opened.push((session, address, live, grants));
+        opened.push((session, address, live, ports));
     }
     let mut counts = std::collections::BTreeMap::new();
     for _ in 0..3_000 {
@@ -352,16 +354,18 @@ fn what_names_opened_is_open_for_its_ports_and_its_time() {
             destination: &destination,
         };
         let judged = policy.judge(&action);
-        let by_name = opened.iter().any(|(session, address, live, grants)| {
+        let by_names = opened.iter().filter(|(session, address, live, ports)| {
             *session == 1
                 && *live
                 && *address == destination.address
-                && grants.iter().any(|(low, high, protocol)| {
-                    (*low..=*high).contains(&destination.port)
-                        && protocol.is_none_or(|own| u16::from(own) == destination.protocol)
-                })
+                && (ports.low..=ports.high).contains(&destination.port)
+                && ports
+                    .protocol
+                    .is_none_or(|own| u16::from(own) == destination.protocol)
         });
-        let expected = if judged.reason == Reason::Default && by_name {
+        let by_names: Vec<u16> = by_names.map(|(.., ports)| ports.marks).collect();
+        let is_by_name = judged.reason == Reason::Default && !by_names.is_empty();
+        let expected = if is_by_name {
             (Verdict::Allow, Reason::Opened)
         } else {
             (judged.verdict, judged.reason)
@@ -369,6 +373,12 @@ fn what_names_opened_is_open_for_its_ports_and_its_time() {
         assert_eq!(
             kernel.decide(&action),
             expected,
+            "{destination:?} {opened:?}"
+        );
+        let expected_marks = by_names.iter().filter(|_| is_by_name);
+        assert_eq!(
+            kernel.marks(),
+            expected_marks.fold(0, |all, marks| all | u32::from(*marks)),
             "{destination:?} {opened:?}"
         );
         *counts.entry(expected).or_insert(0u32) += 1;
@@ -405,6 +415,12 @@ fn many_open_addresses_are_looked_up_alike() {
         .install(1, &policy.compile(1).unwrap().bytes)
         .unwrap();
     let deadline = now() + HOUR;
+    let ports = Ports {
+        low: 443,
+        high: 443,
+        protocol: Some(6),
+        marks: 0,
+    };
     let mut made = 0u32;
     for count in [10u32, 100_000] {
         while made < count {
@@ -413,7 +429,7 @@ fn many_open_addresses_are_looked_up_alike() {
             address[12..].copy_from_slice(&(0x0900_0000 + made).to_be_bytes());
             kernel
                 .guard
-                .open_address(&opening(1, address, deadline, &[(443, 443, Some(6))]))
+                .open_address(&opening(1, address, deadline, &[ports]))
                 .unwrap();
             made += 1;
         }

@@ -21,7 +21,7 @@ use crate::maps::{LIMITS, METERS};
 /// Charges an action that is permitted; a denial where a budget is spent.
 #[inline(always)]
 pub fn charge(subject: Subject, decision: Decision, kind: u32) -> Decision {
-    if !decision.is_allowed() || decision.flags & flags::HAS_BUDGETS == 0 {
+    if !decision.is_allowed() || decision.flags >> flags::BUDGETS & kind == 0 {
         return decision;
     }
     // SAFETY: the label is a live map value.

@@ -566,6 +566,7 @@ pub fn destination<const BYTES: usize>(
         );
         if found != 0 {
             *name = found as u32;
+            let decision = decision.marked((found >> 32) as u32);
             return decision.with(Verdict::Allow, Reason::Opened);
         }
     }

@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use crate::maps::OPENED;
 
 /// Number of the name that opened the address for this port and protocol; 0 where none did, or its time is over.
+/// Above it the marks for budgets, of all names that did.
 #[inline(never)]
 pub extern "C" fn opened(key: &Address, port: u64, protocol: u64) -> u64 {
     let Some(entry) = OPENED.get_ptr(key) else {
@@ -14,7 +15,7 @@ pub extern "C" fn opened(key: &Address, port: u64, protocol: u64) -> u64 {
     };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    let mut name = 0u64;
+    let (mut name, mut marks) = (0u64, 0u64);
     let mut i = 0;
     while i < GRANTS {
         // SAFETY: fields of a map's value, read once each.
@@ -25,6 +26,7 @@ pub extern "C" fn opened(key: &Address, port: u64, protocol: u64) -> u64 {
             && (grant.protocol == EVERY_PROTOCOL || protocol == u64::from(grant.protocol))
         {
             name = u64::from(grant.name);
+            marks |= u64::from(grant.marks);
         }
         i += 1;
     }
@@ -35,7 +37,7 @@ pub extern "C" fn opened(key: &Address, port: u64, protocol: u64) -> u64 {
         && own.session == key.session
         && halves(&own.address) == halves(&key.address)
     {
-        name
+        marks << 32 | name
     } else {
         0
     }

@@ -9,6 +9,8 @@ use aya_ebpf::programs::TcContext;
 
 use crate::bound::{at_most, at_most_64};
 use crate::budget::charged;
+use agentguard_common::table::MARKS;
+
 use crate::decide::{self, Command, Moved, Place, with_table};
 use crate::maps::{ExecScratch, SHORT_PATH};
 use crate::scratch;
@@ -87,5 +89,5 @@ pub fn selftest(_ctx: TcContext) -> i32 {
             _ => return 0,
         }
     };
-    (decision.verdict << 16 | decision.reason) as i32
+    ((decision.flags & MARKS) << 12 | decision.verdict << 16 | decision.reason) as i32
 }

@@ -101,9 +101,9 @@ fn open_to_all(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Loads the file systems that rows mount, where this kernel has them as modules.
+/// Loads the file systems that rows mount, and what says whose a socket is, where this kernel has them as modules.
 pub fn load_modules() -> Result<()> {
-    for name in ["overlay", "fuse"] {
+    for name in ["overlay", "fuse", "inet_diag", "tcp_diag"] {
         let module = format!("/guest/modules/{name}.ko");
         if Path::new(&module).exists() {
             // It may be loaded already.

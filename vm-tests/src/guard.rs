@@ -16,6 +16,10 @@ pub const POLICIES: &str = "/etc/agentguard/policies";
 pub const AUDIT: &str = "/var/log/agentguard/audit.jsonl";
 /// The daemon's configuration.
 const CONFIG: &str = "/etc/agentguard/agentguard.yaml";
+/// A provider of models that tests play.
+pub const PROVIDER: &str = "127.0.0.1:9377";
+/// The file with its key.
+pub const PROVIDER_KEY: &str = "/etc/agentguard/provider-key";
 /// Variables of the shipped policies, as the fixture has them.
 const VARIABLES: &[&str] = &["workspace=/t/ws", "home=/t/home"];
 const PROGRAM: &str = "/usr/bin/agentguard";
@@ -46,7 +50,10 @@ impl Daemon {
         // Tests read the log from where they left off: it stays one file here. Segments have tests of their own.
         fs::write(
             CONFIG,
-            "audit_log: { segment_mib: 65536, segment_hours: 0 }\n",
+            format!(
+                "audit_log: {{ segment_mib: 65536, segment_hours: 0 }}\n\
+                 gateway: {{ providers: {{ local: {{ api: openai, upstream: \"http://{PROVIDER}\", key_file: {PROVIDER_KEY} }} }} }}\n"
+            ),
         )?;
         let socket = PathBuf::from("/run/vm-tests-notify");
         // A leftover of an earlier daemon.

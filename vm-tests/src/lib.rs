@@ -21,6 +21,7 @@ pub mod races;
 mod reader;
 pub mod row;
 pub mod run;
+pub mod runaway;
 pub mod scenario;
 pub mod survival;
 pub mod swap;

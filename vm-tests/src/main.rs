@@ -10,7 +10,7 @@ use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
 use vm_tests::{
-    act, bench, contend, fixture, listen, names, row, scenario, survival, table, workshop,
+    act, bench, contend, fixture, listen, names, row, runaway, scenario, survival, table, workshop,
 };
 
 /// Tests that run in a guest.
@@ -47,6 +47,9 @@ enum Task {
         /// Who.
         who: contend::Who,
     },
+    /// Call a model and start processes, as told on standard input.
+    #[command(hide = true)]
+    Runaway,
     /// Start a process outside of every agent, for setup.
     Victim {
         /// `plain`, or `giver NAME FILE`.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Task::Contend { what, who } => {
             said(contend::main(what, who).map_err(std::io::Error::other))
         }
+        Task::Runaway => said(runaway::main().map_err(std::io::Error::other)),
         Task::Victim { words } => said(act::victim::start(&words)),
         Task::Outsider { words } => said(act::victim::serve(&words)),
         Task::Table { folder } => match row::load(&folder) {

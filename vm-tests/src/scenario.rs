@@ -89,6 +89,10 @@ pub const SCENARIOS: &[Scenario] = &[
         "budget: a fork bomb ends, and is frozen, and nobody else is",
         |stage| crate::budgets::fork_bomb(&mut stage.trail),
     ),
+    (
+        "budget: a loop of calls and processes is stopped by the limits of coding-agent",
+        |stage| crate::runaway::is_stopped(&mut stage.trail),
+    ),
     ("budget: too many refusals freeze the agent", |stage| {
         crate::budgets::refusals(&mut stage.trail)
     }),

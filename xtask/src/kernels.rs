@@ -49,8 +49,10 @@ pub struct Kernel {
     pub modules: Vec<PathBuf>,
 }
 
-/// Modules that tests load: two file systems, and one that does nothing.
-const MODULES: &[&str] = &["overlay", "fuse", "dummy"];
+/// Modules that tests load: two file systems, what says whose a socket is, and one that does nothing.
+const MODULES: &[&str] = &["overlay", "fuse", "inet_diag", "tcp_diag", "dummy"];
+/// The file of the cache that says which modules were looked for.
+const LOOKED_FOR: &str = "modules.list";
 
 /// The kernel of this name in the matrix, or the image at this path.
 pub fn find(name: &str) -> Result<Kernel> {
@@ -82,10 +84,14 @@ pub fn cached(choice: &Choice) -> Result<Option<Kernel>> {
         return Ok(None);
     };
     let image = folder.join("vmlinuz");
-    // A cache of before there were modules lacks their folder, and is filled again.
+    // A cache of before other modules were needed is filled again.
+    let known = fs::read_to_string(folder.join(LOOKED_FOR)).unwrap_or_default();
     let Ok(modules) = fs::read_dir(folder.join("modules")) else {
         return Ok(None);
     };
+    if known != MODULES.join("\n") {
+        return Ok(None);
+    }
     let modules = modules.flatten().map(|entry| entry.path()).collect();
     Ok(image.is_file().then(|| Kernel {
         name: choice.name.to_owned(),
@@ -140,6 +146,7 @@ pub fn fetch(choice: &Choice, apt: &Apt) -> Result<Kernel> {
     }
     fs::write(folder.join("vmlinuz"), image).with_context(failed)?;
     fs::write(folder.join("release"), &release).with_context(failed)?;
+    fs::write(folder.join(LOOKED_FOR), MODULES.join("\n")).with_context(failed)?;
     cached(choice)?.context("the kernel vanished from the cache")
 }
 

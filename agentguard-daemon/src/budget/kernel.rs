@@ -5,16 +5,13 @@
 //! to be shown, acted on and written down. A meter that begins again has a new number (its epoch) and begins with
 //! what the ledger knows.
 
-use agentguard_common::budget::{CELLS, Charge, LIVE, Limits, MAX_METERS, Meter, PER_AGENT, kind};
+use agentguard_common::budget::{CELLS, Charge, LIVE, Limits, MAX_METERS, Meter, PER_AGENT};
 
 use super::account::{Entry, Slot};
 use super::clock::Time;
 use super::ledger::Ledger;
 use super::state::StateError;
-use crate::policy::limits::{AtLimit, Budget};
-
-/// What a spent budget that denies the network denies.
-const NETWORK: u32 = kind::CONNECTS | kind::SENT | kind::RECEIVED;
+use crate::policy::limits::Budget;
 
 /// What the kernel is to be told of an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,11 +65,7 @@ impl Ledger {
             if budget.closes_network() && entry.is_spent(budget, now) {
                 charged.cut.push(index);
                 charged.add(Charge {
-                    kinds: match budget.at_limit {
-                        AtLimit::DenyNetwork => NETWORK,
-                        // Packets are refused by the budget itself, in its own direction.
-                        _ => kind::CONNECTS,
-                    },
+                    kinds: budget.closes(),
                     meter: slot.index,
                     ..Charge::default()
                 });

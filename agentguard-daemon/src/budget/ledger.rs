@@ -78,7 +78,8 @@ pub struct Ledger {
     inner: Mutex<Inner>,
     /// Held over each writing of the file.
     writer: Mutex<()>,
-    path: PathBuf,
+    /// The file; none where nobody takes over what is counted.
+    path: Option<PathBuf>,
     /// While it is there, nobody else writes the file.
     hold: Option<Flock<File>>,
     clock: Box<dyn Clock>,
@@ -125,20 +126,51 @@ impl Ledger {
                 (inner, false)
             }
         };
-        let ledger = Arc::new(Self {
-            inner: Mutex::new(inner),
-            writer: Mutex::new(()),
-            path,
-            hold,
-            clock,
-            events,
-        });
+        let ledger = Self::of(inner, Some(path), hold, clock, events);
         // From here on a crash must count. (A ledger that has nothing in it yet is written with its first charge.)
         if !fresh && guard(&ledger.inner).broken.is_none() {
             let written = ledger.checkpoint();
             guard(&ledger.inner).broken = written.err();
         }
         ledger
+    }
+
+    /// A ledger of one `agentguard run`, while another process has the file: it ends with the sessions that it counts
+    /// for. Good for budgets that are [`Budget::is_of_now`]. Of the file it takes how late it ever was.
+    pub fn for_one_run(
+        folder: &Path,
+        clock: Box<dyn Clock>,
+        events: UnboundedSender<Event>,
+    ) -> Arc<Self> {
+        let mut inner = Inner::empty(&*clock);
+        match state::load(&folder.join(state::FILE)) {
+            Ok(None) => {}
+            Ok(Some(saved)) => inner.time = saved.time.resume(&*clock),
+            Err(error) => inner.broken = Some(error),
+        }
+        Self::of(inner, None, None, clock, events)
+    }
+
+    fn of(
+        inner: Inner,
+        path: Option<PathBuf>,
+        hold: Option<Flock<File>>,
+        clock: Box<dyn Clock>,
+        events: UnboundedSender<Event>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Mutex::new(inner),
+            writer: Mutex::new(()),
+            path,
+            hold,
+            clock,
+            events,
+        })
+    }
+
+    /// Whether what is counted can be kept beyond this process.
+    pub fn keeps(&self) -> bool {
+        self.path.is_some()
     }
 
     /// Why nothing is granted, if so.
@@ -322,7 +354,8 @@ impl Ledger {
     /// The end: from the next start on what is spent is exact.
     pub fn close(&self) -> Result<(), StateError> {
         let writing = guard(&self.writer);
-        if guard(&self.inner).accounts.is_empty() && !self.path.exists() {
+        let there = self.path.as_ref().is_some_and(|path| path.exists());
+        if guard(&self.inner).accounts.is_empty() && !there {
             return Ok(());
         }
         self.write(&writing, None, true)
@@ -373,7 +406,10 @@ impl Ledger {
             let clean = clean && entries.into_iter().all(|it| it.reserved == 0);
             (Saved::new(clean, inner.time.clone(), saved), ceilings)
         };
-        let written = state::save(&self.path, &saved);
+        let written = match &self.path {
+            Some(path) => state::save(path, &saved),
+            None => Ok(()),
+        };
         let (mut inner, _) = self.locked();
         if let Err(error) = written {
             inner.changed = true;
@@ -423,11 +459,11 @@ impl Ledger {
     pub fn reset(&self, name: Option<&str>) -> Result<(), StateError> {
         if name.is_none()
             && let Some(error) = self.broken()
-            && self.hold.is_some()
+            && let (Some(path), Some(_)) = (&self.path, &self.hold)
         {
             tracing::warn!("{error}");
             let _writing = guard(&self.writer);
-            if let Some(aside) = state::set_aside(&self.path)? {
+            if let Some(aside) = state::set_aside(path)? {
                 tracing::warn!("the damaged ledger is {} now", aside.display());
             }
             *guard(&self.inner) = Inner::empty(&*self.clock);

@@ -244,6 +244,39 @@ fn a_crash_gives_nothing_back_and_an_orderly_end_takes_nothing() {
 }
 
 #[test]
+fn a_run_beside_the_holder_counts_for_itself_and_writes_nothing() {
+    let bench = Bench::new();
+    let budgets = budgets("  - {requests: 2, per: minute}\n");
+    let (holder, _events) = bench.open();
+    drop(
+        holder
+            .reserve("a", 1, &budgets, Amounts::default())
+            .unwrap(),
+    );
+    bench.hands.0.set_back(DAY);
+    let file = std::fs::read(bench.folder.path().join(LEDGER)).unwrap();
+    let (sender, _events) = unbounded_channel();
+    let own = Ledger::for_one_run(bench.folder.path(), Box::new(bench.hands.clone()), sender);
+    assert!(own.broken().is_none() && !own.keeps() && holder.keeps());
+    // The clock cannot be set back behind what the file has.
+    assert!(own.wall().0 >= holder.wall().0 && own.wall().1 < own.wall().0);
+    for _ in 0..2 {
+        drop(own.reserve("a", 2, &budgets, Amounts::default()).unwrap());
+    }
+    assert!(own.reserve("a", 2, &budgets, Amounts::default()).is_err());
+    own.close().unwrap();
+    assert_eq!(
+        std::fs::read(bench.folder.path().join(LEDGER)).unwrap(),
+        file
+    );
+    std::fs::write(bench.folder.path().join(LEDGER), "{}").unwrap();
+    let (sender, _events) = unbounded_channel();
+    let own = Ledger::for_one_run(bench.folder.path(), Box::new(bench.hands.clone()), sender);
+    assert!(own.broken().is_some());
+    assert!(own.reserve("a", 2, &budgets, Amounts::default()).is_err());
+}
+
+#[test]
 fn two_do_not_hold_one_ledger() {
     let bench = Bench::new();
     let list = budgets("  - {requests: 5, per: total}\n");

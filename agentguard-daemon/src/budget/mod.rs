@@ -24,5 +24,5 @@ pub use kernel::Charged;
 pub use ledger::{Event, Ledger, Refusal, Reservation, Why};
 pub use meter::Meter;
 pub use report::{AccountStatus, BudgetStatus};
-pub use state::StateError;
+pub use state::{FILE as LEDGER, StateError};
 pub use times::{Overrun, Sight};

@@ -62,7 +62,7 @@ pub enum StateError {
         what: String,
     },
     /// Somebody else has it.
-    #[error("the ledger {path} is in use by another `agentguard run`; start the daemon, which holds the budgets of all agents", path = .0.display())]
+    #[error("the ledger {path} is in use by another `agentguard run`; start the daemon, which holds the budgets of all agents (budgets per second, minute and session need no ledger)", path = .0.display())]
     Busy(PathBuf),
     /// The kernel counts for too many.
     #[error(

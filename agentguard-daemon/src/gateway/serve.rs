@@ -83,6 +83,8 @@ pub struct Shared {
     pub prices: Prices,
     pub providers: BTreeMap<String, Provider>,
     pub upstream: Upstream,
+    /// Whether any certificate is trusted.
+    trusts: bool,
     pub config: GatewayConfig,
     /// Calls under way, by session.
     active: Mutex<HashMap<u32, usize>>,
@@ -129,7 +131,7 @@ impl Gateway {
             config.listen.set_port(0);
         }
         let prices = Prices::find(config.prices.as_deref()).map_err(GatewayError::Config)?;
-        let upstream = client(config.ca.as_deref()).map_err(GatewayError::Config)?;
+        let (upstream, trusts) = client(config.ca.as_deref()).map_err(GatewayError::Config)?;
         let mut providers = BTreeMap::new();
         for (name, provider) in config.all_providers() {
             let base = provider.uri().map_err(GatewayError::Config)?;
@@ -160,6 +162,7 @@ impl Gateway {
             prices,
             providers,
             upstream,
+            trusts,
             config,
             active: Mutex::default(),
         });
@@ -200,6 +203,11 @@ impl Gateway {
         wanted
             .filter_map(|name| match self.shared.providers.get(name) {
                 None => Some(format!("the provider `{name}` is not configured")),
+                Some(provider) if provider.base.scheme_str() != Some("http") && !self.shared.trusts => {
+                    Some(format!(
+                        "no certificates are trusted for `{name}`: install the system's (ca-certificates), or name some with `ca`"
+                    ))
+                }
                 Some(provider) => provider.key.as_ref().err().cloned(),
             })
             .collect()

@@ -21,8 +21,9 @@ const IDLE: Duration = Duration::from_mins(1);
 /// The client.
 pub type Upstream = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// Makes the client; `ca` is a file with further certificates.
-pub fn client(ca: Option<&Path>) -> Result<Upstream, String> {
+/// Makes the client, and tells whether it trusts anybody: without certificates every connection by TLS fails. `ca` is a
+/// file with further ones.
+pub fn client(ca: Option<&Path>) -> Result<(Upstream, bool), String> {
     let mut roots = RootCertStore::empty();
     let native = rustls_native_certs::load_native_certs();
     for error in &native.errors {
@@ -39,9 +40,7 @@ pub fn client(ca: Option<&Path>) -> Result<Upstream, String> {
                 .map_err(|error| wrong(error.to_string()))?;
         }
     }
-    if roots.is_empty() {
-        return Err("no certificates are trusted: install the system's (ca-certificates), or name some with `ca`".to_owned());
-    }
+    let trusts = !roots.is_empty();
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -57,10 +56,11 @@ pub fn client(ca: Option<&Path>) -> Result<Upstream, String> {
         .https_or_http()
         .enable_http1()
         .wrap_connector(tcp);
-    Ok(Client::builder(TokioExecutor::new())
+    let upstream = Client::builder(TokioExecutor::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(64)
-        .build(connector))
+        .build(connector);
+    Ok((upstream, trusts))
 }
 
 /// An error with all of its causes, as providers' names and certificates are in the inner ones.

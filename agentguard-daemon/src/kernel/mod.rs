@@ -33,7 +33,7 @@ pub use guard::{Guard, cgroup_id};
 pub use journal::{Batch, Entry, Journal};
 pub use load::{GuardOptions, Origin};
 pub use objects::Protection;
-pub use opened::{Grants, NameBook, Opening};
+pub use opened::{NameBook, Opening, Ports};
 pub use outgoing::unacknowledged;
 pub use peers::{OtherEnd, other_end, socket_cgroup};
 pub use pins::{FOLDER as PINS, Pins};

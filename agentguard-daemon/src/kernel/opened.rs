@@ -18,8 +18,25 @@ use super::{Guard, KernelError, sys};
 /// Bytes of a name in its map; the longest name has 253.
 const NAME: usize = 256;
 
-/// Ports, first and last, and protocol; `None` for all.
-pub type Grants = Vec<(u16, u16, Option<u8>)>;
+/// What an address is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// First port.
+    pub low: u16,
+    /// Last port.
+    pub high: u16,
+    /// Protocol number; `None` for all that policies can permit.
+    pub protocol: Option<u8>,
+    /// Bits of [`agentguard_common::table::MARKS`]: budgets that count what goes there.
+    pub marks: u16,
+}
+
+impl Ports {
+    /// Whether a grant in the kernel is for the same ports and protocol.
+    fn are_of(&self, grant: &Grant) -> bool {
+        (self.low, self.high, number_of(self.protocol)) == (grant.low, grant.high, grant.protocol)
+    }
+}
 
 /// A protocol as the map has it.
 fn number_of(protocol: Option<u8>) -> u16 {
@@ -40,7 +57,7 @@ pub struct Opening {
     /// `CLOCK_BOOTTIME` in nanoseconds from which on it does not hold.
     pub deadline: u64,
     /// What for.
-    pub grants: Grants,
+    pub grants: Vec<Ports>,
 }
 
 /// The names behind the numbers in records.
@@ -242,40 +259,36 @@ impl Names {
 /// Adds an opening to what is open at an address; `None` where there is no room. One that is there is prolonged,
 /// and never shortened. Servers that many names share are served at the same ports: where the room is used up, a
 /// name takes the place of another one whose time it covers, or is covered itself. Then the address closes for both
-/// when a new policy takes away one of them, and opens again as soon as the other one is asked for.
+/// when a new policy takes away one of them, and opens again as soon as the other one is asked for. Budgets that count
+/// one of them count both then.
 fn merge(value: &mut Opened, name: u32, opening: &Opening, now: u64) -> Option<()> {
-    for (low, high, protocol) in &opening.grants {
-        let protocol = number_of(*protocol);
-        let same = |grant: &&mut Grant| {
-            grant.deadline > now
-                && (grant.name, grant.low, grant.high, grant.protocol)
-                    == (name, *low, *high, protocol)
-        };
+    for ports in &opening.grants {
+        let same =
+            |grant: &&mut Grant| grant.deadline > now && grant.name == name && ports.are_of(grant);
         if let Some(grant) = value.grants.iter_mut().find(same) {
             grant.deadline = grant.deadline.max(opening.deadline);
+            grant.marks |= ports.marks;
             continue;
         }
-        let alike =
-            |grant: &&mut Grant| (grant.low, grant.high, grant.protocol) == (*low, *high, protocol);
         let grants = &mut value.grants;
-        let free = grants.iter().position(|grant| grant.deadline <= now);
-        let room = if let Some(free) = free {
-            &mut grants[free]
-        } else {
-            let others = grants.iter_mut().filter(alike);
-            others.min_by_key(|grant| grant.deadline)?
-        };
-        if room.deadline > opening.deadline {
+        if let Some(free) = grants.iter_mut().find(|grant| grant.deadline <= now) {
+            *free = Grant {
+                deadline: opening.deadline,
+                name,
+                low: ports.low,
+                high: ports.high,
+                protocol: number_of(ports.protocol),
+                marks: ports.marks,
+                ..Grant::default()
+            };
             continue;
         }
-        *room = Grant {
-            deadline: opening.deadline,
-            name,
-            low: *low,
-            high: *high,
-            protocol,
-            reserved: [0; 3],
-        };
+        let alike = grants.iter_mut().filter(|grant| ports.are_of(grant));
+        let room = alike.min_by_key(|grant| grant.deadline)?;
+        (room.shared, room.marks) = (1, room.marks | ports.marks);
+        if room.deadline <= opening.deadline {
+            (room.deadline, room.name) = (opening.deadline, name);
+        }
     }
     Some(())
 }
@@ -295,14 +308,16 @@ impl Guard {
 
     /// Closes every address of an agent, whatever its session. Connections that are made already stay.
     pub fn close_addresses(&mut self, agent: u32) -> Result<(), KernelError> {
-        self.judge_addresses(agent, &mut |_| Vec::new())
+        self.judge_addresses(agent, 0, &mut |_| Vec::new())
     }
 
-    /// Judges what is open for an agent again: `grants` gives what a name is permitted with now.
+    /// Judges what is open for an agent again: `grants` gives what a name is permitted with now. Where one stands for
+    /// others, which are not known any more, every budget that counts by some name, `marks`, counts it.
     pub fn judge_addresses(
         &mut self,
         agent: u32,
-        grants: &mut dyn FnMut(&str) -> Grants,
+        marks: u16,
+        grants: &mut dyn FnMut(&str) -> Vec<Ports>,
     ) -> Result<(), KernelError> {
         for (key, mut value) in self.names.entries()? {
             if key.agent != agent {
@@ -311,14 +326,11 @@ impl Guard {
             let before = value;
             for grant in &mut value.grants {
                 let name = self.names.book.name(grant.name);
-                let kept = name.is_some_and(|name| {
-                    grants(&name).iter().any(|(low, high, protocol)| {
-                        (*low, *high, number_of(*protocol))
-                            == (grant.low, grant.high, grant.protocol)
-                    })
-                });
-                if !kept {
-                    *grant = Grant::default();
+                let permitted = name.map_or_else(Vec::new, |name| grants(&name));
+                match permitted.iter().find(|ports| ports.are_of(grant)) {
+                    Some(ports) if grant.shared != 0 => grant.marks = ports.marks | marks,
+                    Some(ports) => grant.marks = ports.marks,
+                    None => *grant = Grant::default(),
                 }
             }
             if value.grants == [Grant::default(); GRANTS] {
@@ -349,7 +361,23 @@ impl Guard {
 mod tests {
     use super::*;
 
-    fn opening(deadline: u64, grants: &[(u16, u16, Option<u8>)]) -> Opening {
+    const WEB: Ports = Ports {
+        low: 443,
+        high: 443,
+        protocol: Some(6),
+        marks: 0,
+    };
+
+    fn at(port: u16) -> Ports {
+        Ports {
+            low: port,
+            high: port,
+            protocol: None,
+            marks: 0,
+        }
+    }
+
+    fn opening(deadline: u64, grants: &[Ports]) -> Opening {
         Opening {
             agent: 1,
             session: 1,
@@ -363,10 +391,10 @@ mod tests {
     #[test]
     fn an_opening_is_prolonged_and_never_shortened() {
         let mut value = Opened::default();
-        merge(&mut value, 1, &opening(100, &[(443, 443, Some(6))]), 10).expect("room");
-        merge(&mut value, 1, &opening(50, &[(443, 443, Some(6))]), 20).expect("room");
+        merge(&mut value, 1, &opening(100, &[WEB]), 10).expect("room");
+        merge(&mut value, 1, &opening(50, &[WEB]), 20).expect("room");
         assert_eq!(value.grants[0].deadline, 100);
-        merge(&mut value, 1, &opening(200, &[(443, 443, Some(6))]), 30).expect("room");
+        merge(&mut value, 1, &opening(200, &[WEB]), 30).expect("room");
         assert_eq!(value.grants[0].deadline, 200);
         assert_eq!(value.grants[1], Grant::default());
     }
@@ -376,12 +404,12 @@ mod tests {
         let mut value = Opened::default();
         for name in 1..=GRANTS as u32 {
             let deadline = 100 + u64::from(name);
-            merge(&mut value, name, &opening(deadline, &[(80, 80, None)]), 10).expect("room");
+            merge(&mut value, name, &opening(deadline, &[at(80)]), 10).expect("room");
         }
         // Other ports find no room.
-        assert!(merge(&mut value, 99, &opening(500, &[(81, 81, None)]), 10).is_none());
+        assert!(merge(&mut value, 99, &opening(500, &[at(81)]), 10).is_none());
         // The first one is over.
-        merge(&mut value, 99, &opening(500, &[(81, 81, None)]), 101).expect("room");
+        merge(&mut value, 99, &opening(500, &[at(81)]), 101).expect("room");
         assert_eq!((value.grants[0].name, value.grants[0].low), (99, 81));
         assert_eq!(value.grants[1].deadline, 102);
     }
@@ -397,7 +425,7 @@ mod tests {
             } else {
                 200 + u64::from(name)
             };
-            let wanted = opening(deadline, &[(443, 443, Some(6))]);
+            let wanted = opening(deadline, &[WEB]);
             merge(&mut value, name, &wanted, 10).expect("room");
             last = last.max(deadline);
             // What was opened so far stays open for as long as it was promised.
@@ -409,6 +437,29 @@ mod tests {
                 .grants
                 .iter()
                 .all(|grant| (grant.low, grant.high) == (443, 443))
+        );
+    }
+
+    #[test]
+    fn budgets_count_a_name_that_another_one_covers() {
+        let mut value = Opened::default();
+        let marked = |marks| Ports { marks, ..WEB };
+        for name in 1..=GRANTS as u32 {
+            merge(&mut value, name, &opening(100, &[WEB]), 10).expect("room");
+        }
+        // Covered by what lasts longer; takes the place of what does not.
+        for (name, deadline, marks) in [(98, 50, 0x1000), (99, 500, 0x2000)] {
+            merge(&mut value, name, &opening(deadline, &[marked(marks)]), 10).expect("room");
+        }
+        let all = value.grants.iter().fold(0, |all, grant| all | grant.marks);
+        assert_eq!(all, 0x3000);
+        // The same again, by another rule besides.
+        merge(&mut value, 99, &opening(500, &[marked(0x4000)]), 10).expect("room");
+        assert!(
+            value
+                .grants
+                .iter()
+                .any(|grant| grant.name == 99 && grant.marks & 0x6000 == 0x6000)
         );
     }
 }

@@ -67,6 +67,7 @@ pub fn lower(
         rules,
         examples,
         fallback_name,
+        &vars,
     )
 }
 
@@ -77,7 +78,9 @@ fn build(
     rules: Vec<Rule>,
     examples: Vec<Example>,
     fallback_name: &str,
+    vars: &Vars,
 ) -> Result<Policy, PolicyError> {
+    let defaults = defaults(documents);
     let outer = documents[0].1;
     let audit = outer.audit.as_ref().map(|audit| audit.value);
     let inherited = documents
@@ -93,9 +96,9 @@ fn build(
         description: outer.description.clone(),
         mode: mode(documents)?,
         audit: audit.or(inherited).unwrap_or(Audit::All),
-        defaults: defaults(documents),
+        defaults,
         kernel: Locks::join(documents)?,
-        limits: Arc::new(Limits::join(documents, &rules)?),
+        limits: Arc::new(Limits::join(documents, &rules, defaults.network, vars)?),
         names: NameIndex::of(&rules),
         rules,
         sources,

@@ -9,7 +9,7 @@ use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::class;
 
 use crate::kernel::{
-    Counted, Grants, Guard, KernelError, NameBook, Opening, Protection, ResolverPlace,
+    Counted, Guard, KernelError, NameBook, Opening, Ports, Protection, ResolverPlace,
 };
 
 /// The operations of [`Guard`] that sessions use; each means what the method of that name means.
@@ -48,7 +48,8 @@ pub trait Enforcer: Send {
     fn judge_addresses(
         &mut self,
         agent: u32,
-        grants: &mut dyn FnMut(&str) -> Grants,
+        marks: u16,
+        grants: &mut dyn FnMut(&str) -> Vec<Ports>,
     ) -> Result<(), KernelError>;
     /// Says where an agent's resolver listens.
     fn resolver_at(
@@ -145,9 +146,10 @@ impl Enforcer for Guard {
     fn judge_addresses(
         &mut self,
         agent: u32,
-        grants: &mut dyn FnMut(&str) -> Grants,
+        marks: u16,
+        grants: &mut dyn FnMut(&str) -> Vec<Ports>,
     ) -> Result<(), KernelError> {
-        Guard::judge_addresses(self, agent, grants)
+        Guard::judge_addresses(self, agent, marks, grants)
     }
 
     fn resolver_at(

@@ -15,18 +15,18 @@ use super::engine::{Engine, lock};
 use super::{Nearest, PolicyRequest, SessionError};
 use crate::agent::Agent;
 use crate::audit::{Record, record::op};
-use crate::budget::{AccountStatus, Event, HostClock, Ledger};
+use crate::budget::{AccountStatus, Event, HostClock, LEDGER, Ledger, StateError};
 use crate::event::escape::escape;
 use crate::gateway::{Caller, Gateway, GatewayConfig, Host};
 use crate::policy::Policy;
-use crate::policy::limits::{Schedule, parse_amount};
+use crate::policy::limits::{Budget, Schedule, parse_amount};
 
 /// What an engine has of them.
 pub(super) struct Limits {
     folder: PathBuf,
     config: GatewayConfig,
-    /// Listen at a free port: this engine lives no longer than its one agent.
-    any_port: bool,
+    /// This engine lives no longer than its one agent: its gateway listens at any free port.
+    one_run: bool,
     pub(super) ledger: OnceLock<Arc<Ledger>>,
     gateway: tokio::sync::Mutex<Option<Arc<Gateway>>>,
     /// For those who only look.
@@ -39,12 +39,12 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn new(folder: PathBuf, config: GatewayConfig, any_port: bool) -> Self {
+    pub(super) fn new(folder: PathBuf, config: GatewayConfig, one_run: bool) -> Self {
         let (events, listener) = mpsc::unbounded_channel();
         Self {
             folder,
             config,
-            any_port,
+            one_run,
             ledger: OnceLock::new(),
             gateway: tokio::sync::Mutex::default(),
             running: Mutex::default(),
@@ -105,11 +105,11 @@ impl Engine {
     /// The ledger, opened when it is first needed.
     pub(super) fn ledger(&self) -> &Arc<Ledger> {
         self.limits.ledger.get_or_init(|| {
-            let ledger = Ledger::open(
-                &self.limits.folder,
-                Box::new(HostClock),
-                self.limits.events.clone(),
-            );
+            let events = self.limits.events.clone();
+            let mut ledger = Ledger::open(&self.limits.folder, Box::new(HostClock), events.clone());
+            if self.limits.one_run && matches!(ledger.broken(), Some(StateError::Busy(_))) {
+                ledger = Ledger::for_one_run(&self.limits.folder, Box::new(HostClock), events);
+            }
             let agents: Vec<Agent> = lock(&self.state).registry.iter().cloned().collect();
             let accounts: Vec<&str> = agents.iter().map(|it| it.account.as_str()).collect();
             ledger.adopt(&accounts, |number| self.meter(number));
@@ -131,8 +131,12 @@ impl Engine {
         if limits.is_empty() {
             return Ok(());
         }
-        if let Some(error) = self.ledger().broken() {
+        let ledger = self.ledger();
+        if let Some(error) = ledger.broken() {
             return Err(error.into());
+        }
+        if !ledger.keeps() && !limits.budgets.iter().all(Budget::is_of_now) {
+            return Err(StateError::Busy(self.limits.folder.join(LEDGER)).into());
         }
         if limits.models.is_some() {
             let gateway = self.gateway().await?;
@@ -158,7 +162,7 @@ impl Engine {
         };
         let config = self.limits.config.clone();
         let ledger = self.ledger().clone();
-        let gateway = Gateway::start(config, self.limits.any_port, ledger, Arc::new(host)).await?;
+        let gateway = Gateway::start(config, self.limits.one_run, ledger, Arc::new(host)).await?;
         let gateway = Arc::new(gateway);
         tracing::info!("the model gateway listens at {}", gateway.address());
         *lock(&self.limits.running) = Some(gateway.clone());

@@ -16,7 +16,7 @@ use super::{Enforcer, SessionError, Target};
 use crate::agent::Agent;
 use crate::audit::{Record, record::op};
 use crate::event::escape::escape;
-use crate::kernel::{self, Grants, KernelError, ResolverPlace};
+use crate::kernel::{self, KernelError, Ports, ResolverPlace};
 use crate::policy::names::Grant;
 use crate::policy::{Mode, Policy};
 use crate::resolver::{
@@ -185,15 +185,20 @@ pub(super) fn judge_openings(
     agent: &Agent,
     policy: &Policy,
 ) -> Result<(), KernelError> {
-    enforcer.judge_addresses(agent.slot, &mut |name| {
+    enforcer.judge_addresses(agent.slot, policy.marks_of_names(), &mut |name| {
         for_kernel(&policy.judge_name(name).grants)
     })
 }
 
 /// What a policy grants, as the kernel is told.
-fn for_kernel(grants: &[Grant]) -> Grants {
-    let parts = |it: &Grant| (it.low, it.high, it.protocol);
-    grants.iter().map(parts).collect()
+fn for_kernel(grants: &[Grant]) -> Vec<Ports> {
+    let ports = |it: &Grant| Ports {
+        low: it.low,
+        high: it.high,
+        protocol: it.protocol,
+        marks: it.marks,
+    };
+    grants.iter().map(ports).collect()
 }
 
 /// In the form that the kernel programs judge.

@@ -86,6 +86,7 @@ impl Gate for Memory {
             reason: None,
             rule_at: None,
             grants: Arc::from([Grant {
+                marks: 0,
                 low: 443,
                 high: 443,
                 protocol: Some(6),

@@ -71,7 +71,7 @@ fn exhausted(subject: Subject, agent: u32) -> bool {
     let Some(policy) = decide::policy(agent) else {
         return false;
     };
-    if policy.flags() & flags::HAS_BUDGETS == 0 {
+    if policy.flags() >> flags::BUDGETS & kind::PROCESSES == 0 {
         return false;
     }
     let granted = with_table!(policy, t => decide::fixed(t, Verdict::Allow, Reason::None));

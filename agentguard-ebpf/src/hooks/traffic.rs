@@ -52,14 +52,14 @@ fn admit(who: Membership, direction: Direction, bytes: u64) -> bool {
     let Some(policy) = decide::policy(who.agent) else {
         return true;
     };
-    let has = policy.flags();
-    if has & flags::HAS_BUDGETS == 0 {
-        return true;
-    }
     let kind = match direction {
         Direction::In => kind::RECEIVED,
         Direction::Out => kind::SENT,
     };
+    let has = policy.flags();
+    if has >> flags::BUDGETS & kind == 0 {
+        return true;
+    }
     charged(who.agent, kind, bytes as u32) == 0 || has & flags::SHADOW != 0
 }
 

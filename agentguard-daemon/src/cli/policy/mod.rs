@@ -242,6 +242,8 @@ struct Checked {
     files: Vec<String>,
     rules: usize,
     budgets: usize,
+    /// Budgets of calls that wait for a section `models`.
+    budgets_waiting: usize,
     tests: usize,
     failures: Vec<Failure>,
     table: Option<TableStats>,
@@ -315,6 +317,7 @@ fn passed(file: &str, policy: &Policy, stats: TableStats) -> Checked {
             .collect(),
         rules: policy.rules().len(),
         budgets: policy.limits().budgets.len(),
+        budgets_waiting: policy.limits().asleep.len(),
         tests: outcomes.len(),
         failures: outcomes
             .iter()
@@ -333,6 +336,7 @@ fn refused(file: &str, error: &PolicyError) -> Checked {
         files: Vec::new(),
         rules: 0,
         budgets: 0,
+        budgets_waiting: 0,
         tests: 0,
         failures: Vec::new(),
         table: None,
@@ -359,11 +363,7 @@ fn summary(result: &Checked) -> String {
         "{word} {}: {} rules, {}{} tests{}, {} states, {} KiB",
         result.policy,
         result.rules,
-        match result.budgets {
-            0 => String::new(),
-            1 => "1 budget, ".to_owned(),
-            count => format!("{count} budgets, "),
-        },
+        budgets(result),
         result.tests,
         if result.failures.is_empty() {
             String::new()
@@ -374,6 +374,19 @@ fn summary(result: &Checked) -> String {
         stats.bytes.div_ceil(1024),
     );
     text
+}
+
+/// How many budgets, with what follows.
+fn budgets(result: &Checked) -> String {
+    let holding = match result.budgets {
+        1 => "1 budget".to_owned(),
+        count => format!("{count} budgets"),
+    };
+    match (result.budgets, result.budgets_waiting) {
+        (0, 0) => String::new(),
+        (_, 0) => format!("{holding}, "),
+        (_, waiting) => format!("{holding} ({waiting} more wait for `models`), "),
+    }
 }
 
 fn failed_line(failure: &Failure, colour: bool) -> String {

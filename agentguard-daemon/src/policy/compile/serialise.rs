@@ -91,11 +91,12 @@ fn header_flags(policy: &Policy) -> u32 {
         (policy.audit == Audit::Denied, flags::QUIET_OPENS),
         (commands, flags::HAS_COMMANDS),
         (policy.has_name_rules(), flags::HAS_NAMES),
-        (policy.limits.are_for_kernel(), flags::HAS_BUDGETS),
     ]
     .into_iter()
     .filter(|(set, _)| *set)
-    .fold(0, |all, (_, flag)| all | flag)
+    .fold(policy.limits.kinds() << flags::BUDGETS, |all, (_, flag)| {
+        all | flag
+    })
 }
 
 fn append(bytes: &mut Vec<u8>, dfa: &Dfa) -> Automaton {

@@ -1,22 +1,30 @@
 //! From a budget as it is written to one that can be charged. What makes no sense is refused.
 
+use std::borrow::Cow;
+
 use regex_automata::meta::Regex;
 
 use super::amount::{parse_count, parse_duration, parse_size, parse_usd};
-use super::schema::{AtLimit, BudgetRule, Per, WindowKind};
+use super::schema::{AtLimit, BudgetRule, Per, WindowKind, WithoutModels};
 use super::{Budget, Quantity};
 use crate::policy::diagnostic::{PatternError, PolicyError, Source, Span};
 use crate::policy::examples::pattern_error;
 use crate::policy::lower::is_name_byte;
 use crate::policy::schema::{At, OneOrMany};
+use crate::policy::vars::Vars;
 
 /// Warnings where none are written, in per cent.
 const WARN: [u8; 3] = [50, 80, 95];
 
 /// The budget that a rule means.
-pub fn lower(source: &Source, rule: &At<BudgetRule>, number: usize) -> Result<Budget, PolicyError> {
+pub fn lower(
+    source: &Source,
+    rule: &At<BudgetRule>,
+    number: usize,
+    vars: &Vars,
+) -> Result<Budget, PolicyError> {
     let (span, rule) = (rule.span, &rule.value);
-    let (quantity, limit, at) = amount(source, span, rule)?;
+    let (quantity, limit, at) = amount(source, span, rule, vars)?;
     let per = per(source, span, rule, quantity)?;
     let sliding = match &rule.window {
         Some(kind) if kind.value == WindowKind::Sliding && per.length().is_none() => {
@@ -40,6 +48,16 @@ pub fn lower(source: &Source, rule: &At<BudgetRule>, number: usize) -> Result<Bu
         ));
     }
     let (models, matcher) = models(source, rule.models.as_ref(), quantity)?;
+    if let Some(written) = &rule.without_models
+        && !quantity.is_of_calls()
+    {
+        return Err(PolicyError::at(
+            source,
+            written.span,
+            format!("`{}` is not counted by the gateway", quantity.name()),
+            "remove `without_models`",
+        ));
+    }
     Ok(Budget {
         id: id(source, rule.id.as_ref(), number)?,
         reason: rule.reason.clone(),
@@ -51,6 +69,10 @@ pub fn lower(source: &Source, rule: &At<BudgetRule>, number: usize) -> Result<Bu
         matcher,
         rules: Vec::new(),
         marks: 0,
+        may_sleep: rule
+            .without_models
+            .as_ref()
+            .is_some_and(|it| it.value == WithoutModels::Ignore),
         warn: warn(source, rule.warn.as_deref())?,
         at_limit: at_limit(source, rule, quantity)?,
         place: format!("{}:{}", source.path().display(), source.line(span.offset)),
@@ -64,6 +86,7 @@ fn amount(
     source: &Source,
     span: Span,
     rule: &BudgetRule,
+    vars: &Vars,
 ) -> Result<(Quantity, u64, Span), PolicyError> {
     let counts = [
         (Quantity::Requests, &rule.requests),
@@ -114,7 +137,8 @@ fn amount(
         .collect();
     match written.as_slice() {
         [(quantity, text, at, parse)] => {
-            let limit = parse(text).map_err(|error| pattern_error(source, *at, text, error))?;
+            let text = variable(source, *at, text, vars)?;
+            let limit = parse(&text).map_err(|error| pattern_error(source, *at, &text, error))?;
             Ok((*quantity, limit, *at))
         }
         [] => {
@@ -133,6 +157,22 @@ fn amount(
             "write two budgets: both hold",
         )),
     }
+}
+
+/// An amount as it is written, or the value of the variable that stands for it.
+fn variable<'a>(
+    source: &Source,
+    at: Span,
+    text: &'a str,
+    vars: &Vars,
+) -> Result<Cow<'a, str>, PolicyError> {
+    let inner = text.strip_prefix("${").and_then(|it| it.strip_suffix('}'));
+    let Some(name) = inner else {
+        return Ok(Cow::Borrowed(text));
+    };
+    vars.value(name)
+        .map(Cow::Owned)
+        .map_err(|error| PolicyError::at(source, at, error.message, error.help))
 }
 
 fn per(

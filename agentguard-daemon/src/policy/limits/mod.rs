@@ -12,6 +12,7 @@ pub mod schema;
 mod select;
 
 use agentguard_common::budget::kind;
+use agentguard_common::verdict::Verdict;
 use regex_automata::meta::Regex;
 
 pub use amount::{
@@ -19,12 +20,14 @@ pub use amount::{
 };
 pub use hours::{Hours, Schedule, Verdict as ScheduleVerdict, moment};
 pub use models::{Models, glob_regex};
+use schema::BudgetRule;
 pub use schema::{AtLimit, Outside, Per, UnknownPrice};
 pub(super) use select::marks_of;
 
 use super::Rule;
 use super::diagnostic::{PolicyError, Source};
-use super::schema::Document;
+use super::schema::{At, Document};
+use super::vars::Vars;
 
 /// What a budget counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,6 +175,8 @@ pub struct Budget {
     pub rules: Vec<String>,
     /// Bits of [`agentguard_common::table::MARKS`] that stand for them in the table.
     pub marks: u32,
+    /// Whether it may be in a policy without `models`, where nothing could be charged to it.
+    pub may_sleep: bool,
     /// Percentages at which a warning is given, rising.
     pub warn: Vec<u8>,
     /// What happens when it is spent.
@@ -202,9 +207,24 @@ impl Budget {
         )
     }
 
+    /// Whether it ends with the session, or after a minute at most.
+    pub fn is_of_now(&self) -> bool {
+        matches!(self.per, Per::Second | Per::Minute | Per::Session)
+    }
+
     /// Whether the network is closed when it is spent: it is asked for, or no packet would go through.
     pub fn closes_network(&self) -> bool {
-        self.at_limit == AtLimit::DenyNetwork || self.quantity.is_of_packets()
+        self.closes() != 0
+    }
+
+    /// What kernel programs refuse when it is spent, besides what it counts: bits of [`kind`].
+    pub fn closes(&self) -> u32 {
+        match self.at_limit {
+            AtLimit::DenyNetwork => kind::CONNECTS | kind::SENT | kind::RECEIVED,
+            // Packets are refused by the budget itself, in its own direction.
+            _ if self.quantity.is_of_packets() => kind::CONNECTS,
+            _ => 0,
+        }
     }
 
     /// Whether kernel programs have to know of it: they charge it, or refuse connections when it is spent.
@@ -251,6 +271,8 @@ impl Budget {
 pub struct Limits {
     /// All budgets, those of the outermost file first.
     pub budgets: Vec<Budget>,
+    /// Budgets of calls that hold as soon as a file has `models`.
+    pub asleep: Vec<Budget>,
     /// All schedules; each must hold.
     pub schedules: Vec<Schedule>,
     /// Which models may be called through the gateway; `None` where no file has the section.
@@ -263,21 +285,32 @@ impl Limits {
         self.budgets.is_empty() && self.schedules.is_empty() && self.models.is_none()
     }
 
+    /// What kernel programs charge or refuse: bits of [`kind`].
+    pub fn kinds(&self) -> u32 {
+        let of = |it: &Budget| it.quantity.kinds() | it.closes();
+        self.budgets.iter().fold(0, |all, it| all | of(it))
+    }
+
     /// Whether kernel programs have something to charge.
     pub fn are_for_kernel(&self) -> bool {
         self.budgets.iter().any(Budget::is_for_kernel)
     }
 
-    /// Reads the sections of all files. The rules are those of all files, too.
+    /// Reads the sections of all files. Rules, the default for addresses and variables are those of all files, too.
     pub(super) fn join(
         documents: &[(&Source, &Document)],
         rules: &[Rule],
+        network: Verdict,
+        vars: &Vars,
     ) -> Result<Self, PolicyError> {
-        let mut limits = Self::default();
+        let mut limits = Self {
+            models: models::join(documents)?,
+            ..Self::default()
+        };
         for (source, document) in documents {
             for (index, rule) in document.budgets.iter().flatten().enumerate() {
-                let budget = budgets::lower(source, rule, index + 1)?;
-                if let Some(first) = limits.budgets.iter().find(|other| other.id == budget.id) {
+                let budget = budgets::lower(source, rule, index + 1, vars)?;
+                if let Some(first) = limits.all().find(|other| other.id == budget.id) {
                     return Err(PolicyError::at(
                         source,
                         rule.value.id.as_ref().map_or(rule.span, |id| id.span),
@@ -288,32 +321,40 @@ impl Limits {
                         ),
                     ));
                 }
+                if limits.models.is_none() && budget.quantity.is_of_calls() {
+                    if !budget.may_sleep {
+                        return Err(without_models(source, rule, &budget));
+                    }
+                    limits.asleep.push(budget);
+                    continue;
+                }
                 limits.budgets.push(budget);
                 let last = limits.budgets.len() - 1;
-                select::mark(source, rule, &mut limits.budgets, last, rules)?;
+                select::mark(source, rule, &mut limits.budgets, last, (rules, network))?;
             }
             if let Some(schedule) = &document.schedule {
                 limits.schedules.push(hours::lower(source, schedule)?);
             }
         }
-        limits.models = models::join(documents)?;
-        if limits.models.is_none()
-            && let Some(budget) = limits.budgets.iter().find(|it| it.quantity.is_of_calls())
-        {
-            let (source, rule) = documents
-                .iter()
-                .find_map(|(source, document)| Some((source, document.budgets.as_ref()?.first()?)))
-                .ok_or_else(|| PolicyError::general("a budget without a file", "report this"))?;
-            return Err(PolicyError::at(
-                source,
-                rule.span,
-                format!(
-                    "`{}` counts calls of models, but the policy has no section `models`",
-                    budget.id
-                ),
-                "add `models: {providers: [...]}`: only calls through the gateway can be counted",
-            ));
-        }
         Ok(limits)
     }
+
+    /// Every budget that is written.
+    fn all(&self) -> impl Iterator<Item = &Budget> {
+        self.budgets.iter().chain(&self.asleep)
+    }
+}
+
+/// A budget that nothing would ever be charged to.
+fn without_models(source: &Source, rule: &At<BudgetRule>, budget: &Budget) -> PolicyError {
+    PolicyError::at(
+        source,
+        rule.span,
+        format!(
+            "`{}` counts calls of models, but the policy has no section `models`",
+            budget.id
+        ),
+        "add `models: {providers: [...]}`: only calls through the gateway can be counted; or let the budget wait for \
+         a policy that does, by `without_models: ignore`",
+    )
 }

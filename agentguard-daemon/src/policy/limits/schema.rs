@@ -55,6 +55,9 @@ pub struct BudgetRule {
     pub rules: Option<OneOrMany<String>>,
     /// Percentages at which a warning is given: 50, 80 and 95 if absent.
     pub warn: Option<Vec<At<u8>>>,
+    /// What becomes of a budget of calls where no file has a section `models`: `error` (default), or `ignore`: it counts
+    /// nothing until one has.
+    pub without_models: Option<At<WithoutModels>>,
     /// What happens when it is spent: `deny` (default of what can be refused), `deny-network`, `freeze` (default of
     /// times and refusals) or `kill`.
     pub at_limit: Option<At<AtLimit>>,
@@ -116,6 +119,16 @@ pub enum WindowKind {
     Fixed,
     /// It is always the last second, minute, hour or day.
     Sliding,
+}
+
+/// What becomes of a budget of calls where no model can be called through the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WithoutModels {
+    /// The policy is refused.
+    Error,
+    /// It holds as soon as a file has the section.
+    Ignore,
 }
 
 /// What happens when a budget is spent.
@@ -221,23 +234,23 @@ kept_as_text!(
     /// A whole number, kept as text so that the diagnostic can say what is wrong.
     Count,
     "Count",
-    { "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9_]+$" }] }
+    { "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^([0-9_]+|\\$\\{[A-Za-z0-9_]+\\})$" }] }
 );
 kept_as_text!(
     /// An amount of bytes, kept as text.
     Size,
     "Size",
-    { "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^[0-9_]+ ?([kKMGT]i?B)?$" }] }
+    { "anyOf": [{ "type": "integer", "minimum": 0 }, { "type": "string", "pattern": "^([0-9_]+ ?([kKMGT]i?B)?|\\$\\{[A-Za-z0-9_]+\\})$" }] }
 );
 kept_as_text!(
     /// A decimal number, kept as text: it never becomes a floating-point number.
     Decimal,
     "Decimal",
-    { "anyOf": [{ "type": "number", "minimum": 0 }, { "type": "string", "pattern": "^[0-9_]+(\\.[0-9]+)?$" }] }
+    { "anyOf": [{ "type": "number", "minimum": 0 }, { "type": "string", "pattern": "^([0-9_]+(\\.[0-9]+)?|\\$\\{[A-Za-z0-9_]+\\})$" }] }
 );
 kept_as_text!(
     /// A stretch of time, kept as text.
     Span,
     "Span",
-    { "type": "string", "pattern": "^([0-9]+[smhd])+$" }
+    { "type": "string", "pattern": "^(([0-9]+[smhd])+|\\$\\{[A-Za-z0-9_]+\\})$" }
 );

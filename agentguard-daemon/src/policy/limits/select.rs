@@ -20,7 +20,7 @@ pub fn mark(
     written: &At<BudgetRule>,
     budgets: &mut [Budget],
     last: usize,
-    rules: &[Rule],
+    (rules, network): (&[Rule], Verdict),
 ) -> Result<(), PolicyError> {
     // One that closes the network, too, takes two places.
     let places =
@@ -42,7 +42,7 @@ pub fn mark(
         let found = rules.iter().find(|rule| rule.id == id.value);
         let wrong = match found {
             None => Some("there is no such rule"),
-            Some(rule) => unfit(rule, quantity),
+            Some(rule) => unfit(rule, quantity, network),
         };
         if let Some(what) = wrong {
             return Err(PolicyError::at(
@@ -86,7 +86,7 @@ pub fn mark(
 }
 
 /// Why nothing could ever be counted by a rule.
-fn unfit(rule: &Rule, quantity: Quantity) -> Option<&'static str> {
+fn unfit(rule: &Rule, quantity: Quantity, network: Verdict) -> Option<&'static str> {
     if rule.verdict != Verdict::Allow {
         return Some("it permits nothing");
     }
@@ -97,9 +97,11 @@ fn unfit(rule: &Rule, quantity: Quantity) -> Option<&'static str> {
         (Matcher::Path { access, .. }, Quantity::Execs) => access & access::EXEC != 0,
         (Matcher::Network { listen, .. }, Quantity::Connects) => !listen,
         (Matcher::Command { .. }, _) => return Some("command lines cannot be counted"),
-        (Matcher::Name { .. }, Quantity::Connects) => {
-            return Some("what names open cannot be counted by rule");
+        // Where everything is permitted, an address outlives the name that opened it.
+        (Matcher::Name { .. }, Quantity::Connects) if network == Verdict::Allow => {
+            return Some("names are counted only where `network: default` denies");
         }
+        (Matcher::Name { .. }, Quantity::Connects) => true,
         _ => false,
     };
     (!fits).then_some("it does not permit what the budget counts")

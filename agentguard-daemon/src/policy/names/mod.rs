@@ -13,6 +13,7 @@ use agentguard_common::record::DESTINATION_KEY;
 use agentguard_common::verdict::{Reason, Verdict};
 
 use super::Policy;
+use super::limits::marks_of;
 use super::rule::{Matcher, Rule, RuleRef};
 
 /// Whether the short form of a rule speaks of a name and not of an address.
@@ -37,9 +38,16 @@ pub struct Grant {
     pub high: u16,
     /// Protocol number; `None` for all that policies can permit.
     pub protocol: Option<u8>,
+    /// Bits of [`agentguard_common::table::MARKS`]: budgets that count by the rules behind it.
+    pub marks: u16,
 }
 
 impl Grant {
+    /// The ports and protocol alone.
+    fn ports(&self) -> (u16, u16, Option<u8>) {
+        (self.low, self.high, self.protocol)
+    }
+
     /// Whether it covers a port of a protocol.
     pub fn covers(&self, port: u16, protocol: u8) -> bool {
         (self.low..=self.high).contains(&port) && self.protocol.is_none_or(|own| own == protocol)
@@ -71,6 +79,14 @@ impl Policy {
         self.judge_name_by(&self.names.candidates(name), name)
     }
 
+    /// Marks of budgets that count by any rule about names.
+    pub fn marks_of_names(&self) -> u16 {
+        let by_name = |rule: &&Rule| matches!(rule.matcher, Matcher::Name { .. });
+        self.rules.iter().filter(by_name).fold(0, |all, rule| {
+            all | marks_of(&self.limits.budgets, &rule.id) as u16
+        })
+    }
+
     /// The same, asking every rule. For comparing the two.
     #[doc(hidden)]
     pub fn judge_name_plainly(&self, name: &str) -> NameJudgement {
@@ -89,7 +105,12 @@ impl Policy {
                 best = Some(rule);
             }
             if rule.verdict == Verdict::Allow {
-                grants.extend(grants_of(rule, name));
+                let marks = marks_of(&self.limits.budgets, &rule.id) as u16;
+                grants.extend(
+                    grants_of(rule, name)
+                        .into_iter()
+                        .map(|it| Grant { marks, ..it }),
+                );
             }
         }
         let verdict = best.map_or(self.defaults.network, |rule| rule.verdict);
@@ -97,7 +118,11 @@ impl Policy {
             grants.clear();
         }
         grants.sort_unstable();
-        grants.dedup();
+        grants.dedup_by(|next, kept| {
+            let same = next.ports() == kept.ports();
+            kept.marks |= if same { next.marks } else { 0 };
+            same
+        });
         NameJudgement {
             verdict,
             reason: if best.is_some() {
@@ -117,6 +142,7 @@ impl Policy {
             low: 0,
             high: u16::MAX,
             protocol: None,
+            marks: 0,
         };
         let grants = if grants.is_empty() {
             &[EVERYTHING]

@@ -97,6 +97,7 @@ impl NamePattern {
                     low: *low,
                     high: *high,
                     protocol: *protocol,
+                    marks: 0,
                 })
             })
             .collect()

@@ -204,3 +204,19 @@ fn ten_thousand_names_cost_what_ten_cost() {
         Verdict::Allow
     );
 }
+
+#[test]
+fn budgets_that_count_by_rules_about_names_mark_what_those_open() {
+    let policy = policy(
+        "version: 1\nnetwork:\n  default: deny\n  allow:\n    - {id: one, name: \"a.test\", port: 443}\n    - {id: all, name: \"*.test\", port: 443}\n    - {id: other, name: \"**.test\", port: 80}\nbudgets:\n  - {connects: 5, rules: one, per: hour}\n  - {connects: 9, rules: [all, other], per: hour}\n",
+    );
+    let marks = |name: &str| -> Vec<(u16, u16)> {
+        let grants = policy.judge_name(name).grants;
+        grants.iter().map(|it| (it.low, it.marks)).collect()
+    };
+    // One port, by two rules: both count.
+    assert_eq!(marks("a.test"), [(80, 0x2000), (443, 0x3000)]);
+    assert_eq!(marks("b.test"), [(80, 0x2000), (443, 0x2000)]);
+    assert_eq!(marks("a.b.test"), [(80, 0x2000)]);
+    assert_eq!(policy.marks_of_names(), 0x3000);
+}

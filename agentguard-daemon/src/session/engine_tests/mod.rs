@@ -26,7 +26,7 @@ use crate::agent::Hierarchy;
 use crate::audit::read::Reader;
 use crate::audit::record::op;
 use crate::audit::{Log, Record, Recorder};
-use crate::kernel::{Counted, Grants, KernelError, NameBook, Opening, Protection, ResolverPlace};
+use crate::kernel::{Counted, KernelError, NameBook, Opening, Ports, Protection, ResolverPlace};
 
 /// What a kernel would hold.
 #[derive(Debug, Default)]
@@ -128,7 +128,8 @@ impl Enforcer for Memory {
     fn judge_addresses(
         &mut self,
         _: u32,
-        _: &mut dyn FnMut(&str) -> Grants,
+        _: u16,
+        _: &mut dyn FnMut(&str) -> Vec<Ports>,
     ) -> Result<(), KernelError> {
         Ok(())
     }
