@@ -67,6 +67,7 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
     each("what another agent was given", &mut Scene::others);
     each("an address whose time is over", &mut Scene::over);
     each("in a network of its own", &mut Scene::apart);
+    each("a budget by a rule about names", &mut Scene::counted);
     each(
         "a name that a new policy does not permit",
         &mut Scene::swapped,
@@ -302,6 +303,58 @@ impl Scene {
             "{said} {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        Ok(())
+    }
+
+    /// A budget counts what the names of its rule opened, through a change of the policy, and nothing else.
+    fn counted(&mut self) -> Result<()> {
+        let policy = |limit: u32| {
+            format!(
+                "{POLICY}budgets:\n  - {{id: few, connects: {limit}, rules: good, per: session}}\n"
+            )
+        };
+        write_policy("counted", &policy(3))?;
+        let agent = Agent::attach("counted", "counted")?;
+        let reached = |name: &str, times: usize| -> Result<usize> {
+            let text = text_of(&format!(
+                "for n in range({times}):\n try: get('{name}')\n except OSError as e: print(e)"
+            ));
+            let (said, _) = said_in(&agent.group, &python(&text))?;
+            Ok(said.matches("reached").count())
+        };
+        let refused = Wanted {
+            agent: Some("counted".into()),
+            op: Some("connect".into()),
+            verdict: Some("deny".into()),
+            cause: Some("budget".into()),
+            rule: Some("few".into()),
+            ..Wanted::default()
+        };
+        let mark = self.trail.mark()?;
+        let (wild, good) = ("host.wild.example.com", "good.example.com");
+        ensure!(reached(wild, 4)? == 4, "another rule's names are counted");
+        let got = reached(good, 5)?;
+        ensure!(got == 3, "{got} connections of 3 were granted");
+        self.trail.wait(mark, &refused)?;
+        // What is open already is counted by the policy that comes.
+        let mark = self.trail.mark()?;
+        write_policy("counted", &policy(5))?;
+        let installed = Wanted {
+            agent: Some("counted".into()),
+            op: Some("policy-install".into()),
+            ..Wanted::default()
+        };
+        self.trail.wait(mark, &installed)?;
+        let text = text_of(
+            "for n in range(5):\n try: get('93.184.216.1')\n except OSError as e: print(e)",
+        );
+        let (said, complaint) = said_in(&agent.group, &python(&text))?;
+        let got = said.matches("reached").count();
+        ensure!(
+            got == 2,
+            "{got} connections of 2 were granted: {said} {complaint}"
+        );
+        ensure!(reached(wild, 2)? == 2, "another rule's names are counted");
         Ok(())
     }
 
