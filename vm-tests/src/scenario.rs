@@ -68,6 +68,7 @@ pub const SCENARIOS: &[Scenario] = &[
     ("record: exit status", exit_status),
     ("record: arguments of a program", arguments),
     ("run: exit status and denial", run_command),
+    ("run: what the launcher has open stays outside", run_closes),
     ("run: under sudo it drops to the invoking user", run_drops),
     ("agent: frozen, thawed, killed", freeze),
     (
@@ -703,6 +704,24 @@ fn run_command(stage: &mut Stage) -> Result<()> {
         .trail
         .wait(mark, &denial("run", "open", SECRET))
         .map(drop)
+}
+
+/// A secret that is open when the agent is started does not come along.
+fn run_closes(_: &mut Stage) -> Result<()> {
+    write_policy("run", GUARDED)?;
+    fixture::make(&[])?;
+    let governed = "agentguard run --policy run --name closes -- ";
+    for (before, reads) in [("", true), (governed, false)] {
+        let script = format!("exec 9<{SECRET}; {before}sh -c 'cat <&9'");
+        let output = Command::new("/usr/bin/sh").args(["-c", &script]).output()?;
+        ensure!(
+            (output.stdout == b"key") == reads && output.status.success() == reads,
+            "with `{before}`: {}, {}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+    Ok(())
 }
 
 fn run_drops(_: &mut Stage) -> Result<()> {
