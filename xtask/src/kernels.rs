@@ -49,8 +49,11 @@ pub struct Kernel {
     pub modules: Vec<PathBuf>,
 }
 
-/// Modules that tests load: two file systems, and one that does nothing.
-const MODULES: &[&str] = &["overlay", "fuse", "dummy"];
+/// Modules that tests load: two file systems, one that does nothing, and what networks of containers are made of,
+/// with what that needs.
+const MODULES: &[&str] = &["overlay", "fuse", "dummy", "llc", "stp", "bridge", "veth"];
+/// Where it is noted of which modules a kernel in the cache has what there is.
+const LOOKED_FOR: &str = "looked-for";
 
 /// The kernel of this name in the matrix, or the image at this path.
 pub fn find(name: &str) -> Result<Kernel> {
@@ -93,6 +96,15 @@ pub fn cached(choice: &Choice) -> Result<Option<Kernel>> {
         release: release.trim().to_owned(),
         modules,
     }))
+}
+
+/// Whether the cache has all of [`MODULES`] that the kernel has. Without some of them, tests are left out.
+pub fn has_modules(choice: &Choice) -> bool {
+    let noted = place::cache().and_then(|cache| {
+        let path = cache.join("kernels").join(choice.name).join(LOOKED_FOR);
+        Ok(fs::read_to_string(path)?)
+    });
+    noted.is_ok_and(|noted| noted == MODULES.join("\n"))
 }
 
 /// Downloads the newest kernel of the row into the cache.
@@ -140,6 +152,7 @@ pub fn fetch(choice: &Choice, apt: &Apt) -> Result<Kernel> {
     }
     fs::write(folder.join("vmlinuz"), image).with_context(failed)?;
     fs::write(folder.join("release"), &release).with_context(failed)?;
+    fs::write(folder.join(LOOKED_FOR), MODULES.join("\n")).with_context(failed)?;
     cached(choice)?.context("the kernel vanished from the cache")
 }
 
