@@ -1,39 +1,27 @@
 //! Containers of a real engine, each in a network of its own: governed from their first instruction on, they reach
 //! what their policy names and nothing else. What the engine itself does for a container is never governed here.
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
+use super::podman::{self, Container, IMAGE, PODMAN, podman, podman_ok};
 use super::server::Server;
 use super::{prepare, text_of};
-use crate::fixture::load_module;
-use crate::guard::{Group, agentguard, agentguard_ok};
+use crate::guard::{Group, agentguard, agentguard_ok, write_policy};
 use crate::run::Tally;
 use crate::trail::{Trail, Wanted};
 
 const NAME: &str = "egress: in a container";
-const PODMAN: &str = "/usr/bin/podman";
-const IMAGE: &str = "localhost/agent";
-/// In a guest nothing else is on this host's networks, and its root cannot be pivoted from.
-const CONFIGURATION: &str = "[engine]
-cgroup_manager = \"cgroupfs\"
-events_logger = \"file\"
-no_pivot_root = true
-[network]
-firewall_driver = \"none\"
+/// About paths as the container sees them.
+const ABOUT_FILES: &str = "\
+version: 1
+files:
+  default: deny
+  read: {allow: [\"/usr/**\", \"/etc/**\", \"/dev/null\", /open.txt]}
+exec: {default: deny, allow: [{path: /usr/bin/dash}, {path: /usr/bin/cat}]}
+network: {default: deny}
 ";
-/// What the image has; programs come from the guest.
-const FOLDERS: &[&str] = &["usr", "etc", "tmp", "proc", "sys", "dev", "run", "var"];
-const LINKS: &[(&str, &str)] = &[
-    ("bin", "usr/bin"),
-    ("lib", "usr/lib"),
-    ("lib64", "usr/lib64"),
-];
-
 /// Ways to a host that the policy does not permit, as in a network of the host's: name, script, operation, target.
 const WAYS: &[(&str, &str, &str, &str)] = &[
     (
@@ -86,7 +74,7 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
         return;
     }
     let started = Instant::now();
-    match lacks() {
+    match podman::lacks() {
         Ok(None) => {}
         Ok(Some(why)) => return tally.skip(NAME, why),
         Err(error) => return tally.count(NAME, Err(error), started.elapsed()),
@@ -106,110 +94,11 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
     for (name, script, op, target) in WAYS {
         each(name, &mut |scene| scene.way(script, op, target));
     }
+    each("files of its image", &mut Scene::files);
     each("started again", &mut Scene::started_again);
     each("a command by exec", &mut Scene::by_exec);
     each("made in a governed cgroup", &mut Scene::made_inside);
     each("made by an agent", &mut Scene::made_by_agent);
-}
-
-/// Why it cannot be tried here.
-fn lacks() -> Result<Option<&'static str>> {
-    if !Path::new(PODMAN).exists() {
-        return Ok(Some(
-            "this guest has no podman; `cargo xtask vm --containers` boots one that has",
-        ));
-    }
-    for module in ["overlay", "llc", "stp", "bridge", "veth"] {
-        load_module(module)?;
-    }
-    let ip = |words: &[&str]| {
-        Command::new("/usr/sbin/ip")
-            .args(words)
-            .stderr(Stdio::null())
-            .status()
-    };
-    if !ip(&["link", "add", "probe", "type", "veth"])?.success() {
-        return Ok(Some(
-            "this kernel has no veth, or the cache not its module: `cargo xtask setup` gets it",
-        ));
-    }
-    ip(&["link", "del", "probe"])?;
-    Ok(None)
-}
-
-/// Runs the engine; gives what it said and what it complained of, however it ended.
-fn podman(words: &[&str]) -> Result<(String, String)> {
-    let output = Command::new(PODMAN)
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .context("failed to start podman")?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    Ok((text(&output.stdout), text(&output.stderr)))
-}
-
-/// The same, where it must succeed.
-fn podman_ok(words: &[&str]) -> Result<String> {
-    let output = Command::new(PODMAN)
-        .args(words)
-        .stdin(Stdio::null())
-        .output()
-        .context("failed to start podman")?;
-    ensure!(
-        output.status.success(),
-        "podman {}: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// A container that was created and whose process waits, attached or not; removed when dropped.
-struct Container {
-    name: &'static str,
-    governed: bool,
-}
-
-impl Container {
-    /// As [docs/names.md](../../../docs/names.md) has it.
-    fn new(name: &'static str, governed: bool, words: &[&str]) -> Result<Self> {
-        let mut create = vec!["create", "--name", name, "-v", "/usr:/usr:ro", IMAGE];
-        create.extend(words);
-        podman_ok(&create)?;
-        let container = Self { name, governed };
-        if governed {
-            container.govern()?;
-        }
-        Ok(container)
-    }
-
-    /// Makes it as far as the first instruction of its command, and brings it under the policy.
-    fn govern(&self) -> Result<()> {
-        podman_ok(&["init", self.name])?;
-        let pid = podman_ok(&["inspect", "--format", "{{.State.Pid}}", self.name])?;
-        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let group = groups.trim().strip_prefix("0::");
-        let group = group.with_context(|| groups.clone())?;
-        let words = [
-            "attach", "--cgroup", group, "--policy", "names", "--name", self.name,
-        ];
-        agentguard_ok(&words).map(drop)
-    }
-
-    /// Starts it, and waits for its end.
-    fn said(&self) -> Result<(String, String)> {
-        podman(&["start", "--attach", self.name])
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        // It may have ended, or never begun.
-        let _ = podman(&["rm", "--force", "--time", "0", self.name]);
-        if self.governed {
-            let _ = agentguard(&["detach", self.name]);
-        }
-    }
 }
 
 struct Scene {
@@ -220,26 +109,8 @@ struct Scene {
 impl Scene {
     fn set(audit: &str) -> Result<Self> {
         let server = prepare()?;
-        fs::create_dir_all("/etc/containers")?;
-        fs::write("/etc/containers/containers.conf", CONFIGURATION)?;
-        let root = Path::new("/tmp/image");
-        for folder in FOLDERS {
-            fs::create_dir_all(root.join(folder))?;
-        }
-        for (link, to) in LINKS {
-            // It may be there from an earlier run.
-            let _ = std::os::unix::fs::symlink(to, root.join(link));
-        }
-        for file in ["passwd", "nsswitch.conf"] {
-            fs::copy(Path::new("/etc").join(file), root.join("etc").join(file))?;
-        }
-        let pack = format!("/usr/bin/tar -C /tmp/image -c . | {PODMAN} import - {IMAGE}");
-        let packed = Command::new("/usr/bin/dash").args(["-c", &pack]).output()?;
-        ensure!(
-            packed.status.success(),
-            "{}",
-            String::from_utf8_lossy(&packed.stderr)
-        );
+        podman::prepare()?;
+        write_policy("container-files", ABOUT_FILES)?;
         Ok(Self {
             trail: Trail::at(audit),
             server,
@@ -297,6 +168,22 @@ impl Scene {
             "the question left the host"
         );
         self.denied(mark, "way", op, target)
+    }
+
+    /// Of the image as well: programs run from it, and what is not permitted is not read, by the path within it.
+    fn files(&mut self) -> Result<()> {
+        let script = "cat /open.txt; cat /secret.txt";
+        let words = ["/usr/bin/dash", "-c", script];
+        let (said, complaint) = Container::of("files", None, &[], &words)?.said()?;
+        ensure!(
+            said.contains("open.txt") && said.contains("secret.txt"),
+            "not even ungoverned: {said} {complaint}"
+        );
+        let mark = self.trail.mark()?;
+        let policy = Some("container-files");
+        let (said, complaint) = Container::of("files", policy, &[], &words)?.said()?;
+        ensure!(said == "this is open.txt", "{said} {complaint}");
+        self.denied(mark, "files", "open", "/secret.txt")
     }
 
     /// A stopped container has lost its cgroup, and with it its policy: whoever starts it again attaches it again.

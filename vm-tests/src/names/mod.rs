@@ -2,6 +2,7 @@
 //! must lead there for a process that is not governed.
 
 pub mod containers;
+mod podman;
 pub(crate) mod server;
 pub mod six;
 mod ways;
