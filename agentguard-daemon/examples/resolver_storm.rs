@@ -2,8 +2,9 @@
 //!
 //! `cargo run --release --example resolver_storm -- [SECONDS] [SEED] [CORPUS]`
 //!
-//! It must go on answering, permit nothing that it should not, and never panic. Packets that made it behave in a
-//! new way are written to the corpus, which a test replays.
+//! It must go on answering, permit nothing that it should not, never panic, and come to an end with its memory. It
+//! is a process of its own, so that what the storm remembers is not counted with it. Packets that made it behave in
+//! a new way are written to the corpus, which a test replays.
 
 #![expect(
     clippy::unwrap_used,
@@ -12,7 +13,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,11 +31,14 @@ mod client;
 mod gate;
 #[path = "../tests/resolver/mutate.rs"]
 mod mutate;
+#[path = "storm/served.rs"]
+mod served;
 #[path = "../tests/resolver/upstream.rs"]
 #[expect(dead_code, reason = "of the tests")]
 mod upstream;
 
 use mutate::{Dice, mutate, seeds};
+use served::Served;
 
 /// What the other resolver knows.
 const ZONE: &str =
@@ -43,19 +47,78 @@ const ZONE: &str =
 const BURST: usize = 500;
 /// Packets that the corpus keeps.
 const KEPT: usize = 400;
+/// Between two looks at its memory.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What was sent and what came of it.
+struct Storm {
+    served: Served,
+    dice: Dice,
+    /// What the other resolver said last, by name, for the corpus.
+    said: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    ways: HashSet<String>,
+    kept: Vec<(char, Vec<u8>)>,
+    packets: u64,
+    /// Names that were asked of the other resolver, each once.
+    names: u64,
+}
 
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
-    let seconds = arguments.next().map_or(600, |text| text.parse().unwrap());
+    let first = arguments.next();
+    if first.as_deref() == Some(served::WORD) {
+        return served::be(
+            &arguments.next().unwrap(),
+            Limits {
+                rate: u32::MAX,
+                ..Limits::default()
+            },
+        )
+        .await;
+    }
+    let seconds = first.map_or(600, |text| text.parse().unwrap());
     let seed = arguments.next().map_or(1, |text| text.parse().unwrap());
     let corpus = arguments.next();
-    let panicked = watch_panics();
-    // What the other resolver said last, for the corpus.
     let said: Arc<Mutex<BTreeMap<String, Vec<u8>>>> = Arc::default();
-    let (keep, dice) = (said.clone(), Mutex::new(Dice::new(seed ^ 0xabcd)));
+    let upstream = lying(seed, said.clone()).await;
+    let mut storm = Storm {
+        served: Served::start(upstream.address),
+        dice: Dice::new(seed),
+        said,
+        ways: HashSet::new(),
+        kept: Vec::new(),
+        packets: 0,
+        names: 0,
+    };
+    let start = Instant::now();
+    let mut looked = start;
+    storm.tell(start);
+    while start.elapsed() < Duration::from_secs(seconds) {
+        storm.burst().await;
+        storm.still_right().await;
+        upstream.take_asked();
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            storm.tell(start);
+        }
+    }
+    storm.tell(start);
+    println!(
+        "{} packets in {seconds} s, {} ways to behave, none wrong",
+        storm.packets,
+        storm.ways.len()
+    );
+    if let Some(path) = corpus {
+        write(&path, &storm.kept);
+    }
+}
+
+/// Another resolver, that says something wrong before it says what is right.
+async fn lying(seed: u64, said: Arc<Mutex<BTreeMap<String, Vec<u8>>>>) -> upstream::Upstream {
+    let dice = Mutex::new(Dice::new(seed ^ 0xabcd));
     let zone = upstream::zone(ZONE);
-    let upstream = upstream::Upstream::start(move |query, _| {
+    upstream::Upstream::start(move |query, _| {
         let mut right = upstream::answer(query, &zone);
         if right.answers.is_empty() {
             let owner = query.queries[0].name().clone();
@@ -64,33 +127,29 @@ async fn main() {
         let right = right.to_vec().unwrap();
         let wrong = mutate(&right, &mut dice.lock().unwrap());
         let name = query.queries[0].name().to_lowercase().to_ascii();
-        keep.lock().unwrap().insert(name, wrong.clone());
+        said.lock().unwrap().insert(name, wrong.clone());
         vec![wrong, right]
     })
-    .await;
-    let memory = gate::Memory::permitting(&["*.test", "api.example.com"]);
-    let limits = Limits {
-        rate: u32::MAX,
-        ..Limits::default()
-    };
-    let served = client::serve(memory.clone(), &[upstream.address], limits);
-    let mut dice = Dice::new(seed);
-    let (mut ways, mut kept): (HashSet<String>, Vec<(char, Vec<u8>)>) = Default::default();
-    let (start, mut packets) = (Instant::now(), 0_u64);
-    while start.elapsed() < Duration::from_secs(seconds) {
+    .await
+}
+
+impl Storm {
+    async fn burst(&mut self) {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        socket.connect(served.at).await.unwrap();
+        socket.connect(self.served.at).await.unwrap();
+        let all = seeds();
         for turn in 0..BURST {
-            packets += 1;
-            let asked = if turn % 4 == 0 {
+            self.packets += 1;
+            let is_good = turn % 4 == 0;
+            let asked = if is_good {
                 // A good question, whose answer will be bad.
-                let name = format!("s{packets}.test");
-                client::query(upstream::name(&name), dice.pick(&mutate::TYPES))
+                self.names += 1;
+                let name = format!("s{}.test", self.packets);
+                client::query(upstream::name(&name), self.dice.pick(&mutate::TYPES))
                     .to_vec()
                     .unwrap()
             } else {
-                let all = seeds();
-                mutate(dice.pick_packet(&all), &mut dice)
+                mutate(self.dice.pick_packet(&all), &mut self.dice)
             };
             if socket.send(&asked).await.is_err() {
                 continue;
@@ -102,55 +161,54 @@ async fn main() {
                 Ok(Ok(length)) if length >= 12 => format!("{}", bytes[3] & 15),
                 _ => "-".to_owned(),
             };
-            let records = std::mem::take(&mut *memory.records.lock().unwrap());
-            let way = records.last().map_or_else(String::new, |it| {
-                format!("{} {} {}", it.cause, it.kind, it.answers.len().min(3))
-            });
-            if ways.insert(format!("{code} {way}")) && kept.len() < KEPT {
-                match records
-                    .last()
-                    .and_then(|it| said.lock().unwrap().remove(&format!("{}.", it.name)))
-                {
-                    Some(answer) if turn % 4 == 0 => kept.push(('a', answer)),
-                    _ => kept.push(('q', asked)),
-                }
-            }
+            self.note(&code, is_good, asked);
         }
-        said.lock().unwrap().clear();
-        for (agent, name, address) in std::mem::take(&mut *memory.open.lock().unwrap()) {
-            assert_eq!(agent, 1);
+        self.said.lock().unwrap().clear();
+    }
+
+    /// Keeps what made it behave in a new way.
+    fn note(&mut self, code: &str, is_good: bool, asked: Vec<u8>) {
+        let record = self.served.heard().pop();
+        let way = record.as_ref().map_or("", |record| &record.way);
+        if !self.ways.insert(format!("{code} {way}")) || self.kept.len() >= KEPT {
+            return;
+        }
+        let mut said = self.said.lock().unwrap();
+        let answer = record.and_then(|record| said.remove(&format!("{}.", record.name)));
+        self.kept.push(match answer {
+            Some(answer) if is_good => ('a', answer),
+            _ => ('q', asked),
+        });
+    }
+
+    /// Nothing is open that should not be, and it answers as before.
+    async fn still_right(&mut self) {
+        for (name, address) in self.served.opened() {
             assert!(
                 name.rsplit('.').next() == Some("test") || name == "api.example.com",
                 "{name}"
             );
             assert_eq!(special(address), None, "{address} is open");
         }
-        memory.lifetimes.lock().unwrap().clear();
-        let denied = client::resolve(served.at, "evil.example.net").await;
+        let denied = client::resolve(self.served.at, "evil.example.net").await;
         assert_eq!(denied.0, ResponseCode::Refused);
         let question = client::query(upstream::name("localhost"), RecordType::A);
-        let local = client::ask_by_tcp(served.at, &question).await;
+        let local = client::ask_by_tcp(self.served.at, &question).await;
         assert_eq!(client::addresses(&local), ["127.0.0.1"]);
-        assert!(!panicked.load(Ordering::Relaxed), "after {packets} packets");
+        let ended = self.served.ended();
+        assert!(!ended, "it ended after {} packets", self.packets);
     }
-    println!(
-        "{packets} packets in {seconds} s, {} ways to behave, none wrong",
-        ways.len()
-    );
-    if let Some(path) = corpus {
-        write(&path, &kept);
-    }
-}
 
-/// Set when any thread panics.
-fn watch_panics() -> Arc<AtomicBool> {
-    let panicked = Arc::new(AtomicBool::new(false));
-    let (note, usual) = (panicked.clone(), std::panic::take_hook());
-    std::panic::set_hook(Box::new(move |info| {
-        note.store(true, Ordering::Relaxed);
-        usual(info);
-    }));
-    panicked
+    fn tell(&self, start: Instant) {
+        println!(
+            "{:>5} s: {:>8} packets, {:>7} names, {:>6} KiB",
+            start.elapsed().as_secs(),
+            self.packets,
+            self.names,
+            self.served.resident()
+        );
+        let _ = std::io::stdout().flush();
+    }
 }
 
 /// One packet a line: the side that it came from, and its bytes.

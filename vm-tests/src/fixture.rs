@@ -103,15 +103,20 @@ fn open_to_all(path: &Path) -> Result<()> {
 
 /// Loads the file systems that rows mount, and what says whose a socket is, where this kernel has them as modules.
 pub fn load_modules() -> Result<()> {
-    for name in ["overlay", "fuse", "inet_diag", "tcp_diag"] {
-        let module = format!("/guest/modules/{name}.ko");
-        if Path::new(&module).exists() {
-            // It may be loaded already.
-            Command::new("/guest/busybox")
-                .args(["insmod", &module])
-                .stderr(Stdio::null())
-                .status()?;
-        }
+    ["overlay", "fuse", "inet_diag", "tcp_diag"]
+        .into_iter()
+        .try_for_each(load_module)
+}
+
+/// Loads a module, where this kernel has it as one.
+pub fn load_module(name: &str) -> Result<()> {
+    let module = format!("/guest/modules/{name}.ko");
+    if Path::new(&module).exists() {
+        // It may be loaded already.
+        Command::new("/guest/busybox")
+            .args(["insmod", &module])
+            .stderr(Stdio::null())
+            .status()?;
     }
     Ok(())
 }

@@ -174,6 +174,7 @@ fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     if mode == Mode::Policies {
         scenario::run(guard::AUDIT.as_ref(), filter, &mut tally);
         names::run(guard::AUDIT, filter, &mut tally);
+        names::containers::run(guard::AUDIT, filter, &mut tally);
         // What follows has daemons of its own.
         drop(daemon);
         survival::run(filter, &mut tally);

@@ -49,10 +49,21 @@ pub struct Kernel {
     pub modules: Vec<PathBuf>,
 }
 
-/// Modules that tests load: two file systems, what says whose a socket is, and one that does nothing.
-const MODULES: &[&str] = &["overlay", "fuse", "inet_diag", "tcp_diag", "dummy"];
-/// The file of the cache that says which modules were looked for.
-const LOOKED_FOR: &str = "modules.list";
+/// Modules that tests load: two file systems, what says whose a socket is, one that does nothing, and what networks of
+/// containers are made of, with what that needs.
+const MODULES: &[&str] = &[
+    "overlay",
+    "fuse",
+    "inet_diag",
+    "tcp_diag",
+    "dummy",
+    "llc",
+    "stp",
+    "bridge",
+    "veth",
+];
+/// Where it is noted of which modules a kernel in the cache has what there is.
+const LOOKED_FOR: &str = "looked-for";
 
 /// The kernel of this name in the matrix, or the image at this path.
 pub fn find(name: &str) -> Result<Kernel> {
@@ -84,14 +95,10 @@ pub fn cached(choice: &Choice) -> Result<Option<Kernel>> {
         return Ok(None);
     };
     let image = folder.join("vmlinuz");
-    // A cache of before other modules were needed is filled again.
-    let known = fs::read_to_string(folder.join(LOOKED_FOR)).unwrap_or_default();
+    // A cache of before there were modules lacks their folder, and is filled again.
     let Ok(modules) = fs::read_dir(folder.join("modules")) else {
         return Ok(None);
     };
-    if known != MODULES.join("\n") {
-        return Ok(None);
-    }
     let modules = modules.flatten().map(|entry| entry.path()).collect();
     Ok(image.is_file().then(|| Kernel {
         name: choice.name.to_owned(),
@@ -99,6 +106,15 @@ pub fn cached(choice: &Choice) -> Result<Option<Kernel>> {
         release: release.trim().to_owned(),
         modules,
     }))
+}
+
+/// Whether the cache has all of [`MODULES`] that the kernel has. Without some of them, tests are left out.
+pub fn has_modules(choice: &Choice) -> bool {
+    let noted = place::cache().and_then(|cache| {
+        let path = cache.join("kernels").join(choice.name).join(LOOKED_FOR);
+        Ok(fs::read_to_string(path)?)
+    });
+    noted.is_ok_and(|noted| noted == MODULES.join("\n"))
 }
 
 /// Downloads the newest kernel of the row into the cache.

@@ -95,7 +95,8 @@ pub fn main(options: &Options) -> Result<i32> {
         "the modules of kernels are unpacked by it",
     )?;
     for choice in kernels::MATRIX {
-        let kernel = match kernels::cached(choice)? {
+        let complete = kernels::cached(choice)?.filter(|_| kernels::has_modules(choice));
+        let kernel = match complete {
             Some(kernel) => kernel,
             None => step(
                 &format!("kernel {}", choice.name),
@@ -106,7 +107,8 @@ pub fn main(options: &Options) -> Result<i32> {
         found(&format!("kernel {}", kernel.name), &kernel.release);
     }
     let workshop = (!options.no_workshop).then_some(userland::WORKSHOP);
-    for userland in [userland::GUEST].into_iter().chain(workshop) {
+    let small = [userland::GUEST, userland::CONTAINERS];
+    for userland in small.into_iter().chain(workshop) {
         let archive = match userland.cached()? {
             Some(archive) => archive,
             None => step(userland.name, userland.why, || userland.fetch())?,

@@ -1,6 +1,8 @@
 //! `cargo xtask test`: every test there is, and one table of what came of it. A step that could not
 //! run is a failure or a counted skip with its reason, never silence.
 
+mod apart;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -43,11 +45,6 @@ const PARAMETERS: &[&str] = &[
 
 /// The kernel on which the tests themselves are tested.
 const REVERSED_ON: &str = "6.12";
-
-/// How the names of the jobs begin that show that ordinary work goes on.
-const WORK: &str = "ordinary work";
-/// The kernel on which they run.
-const WORK_ON: &str = "6.12";
 
 /// Guests that run at the same time, at most: each is busy on one CPU and takes some GiB of memory.
 const MOST_GUESTS: usize = 2;
@@ -148,12 +145,10 @@ pub fn main(options: &Options) -> Result<i32> {
         match product::build() {
             Ok(_) => {
                 let mut jobs = Vec::new();
-                if !filter.starts_with(WORK) {
+                if !apart::speaks_of(filter) {
                     jobs.extend(guests(&kernels, filter));
                 }
-                if filter.is_empty() || filter.starts_with(WORK) {
-                    jobs.extend(work(&kernels, filter));
-                }
+                jobs.extend(apart::guests(&kernels, filter));
                 outcomes.extend(side_by_side(jobs));
             }
             Err(error) => outcomes.push(Outcome::of("release build", started, Err(error))),
@@ -288,45 +283,6 @@ fn rows(kernel: &Kernel, filter: &str, reversed: bool) -> Vec<Outcome> {
         }
         Err(error) => vec![Outcome::of(&name, started, Err(error))],
     }
-}
-
-/// Ordinary work under a shipped policy: in a guest of its own, whose userland is ten times as large, and on
-/// one kernel, because it is the policies that are tested.
-fn work<'a>(kernels: &'a [Kernel], filter: &'a str) -> impl Iterator<Item = Job<'a>> {
-    let on = |kernel: &&Kernel| kernels.len() == 1 || kernel.name == WORK_ON;
-    kernels.iter().filter(on).map(move |kernel| Job {
-        weight: 1,
-        run: Box::new(move || {
-            let name = format!("kernel {}, {WORK}", kernel.name);
-            println!("\n== {name}");
-            let started = Instant::now();
-            vec![Outcome::of(&name, started, worked(kernel, filter))]
-        }),
-    })
-}
-
-fn worked(kernel: &Kernel, filter: &str) -> Result<Counts> {
-    let quoted = crate::command::shell_quoted(filter);
-    let job = format!("exec /guest/vm-tests workshop --filter {quoted}\n");
-    let mut guest = Guest::new(kernel.clone(), job);
-    guest.userland = userland::WORKSHOP.cached()?;
-    guest.memory = userland::WORKSHOP_MEMORY;
-    guest.show = Show::Remarkable;
-    guest.prefix = format!("{} work: ", kernel.name);
-    guest.timeout = PATIENCE;
-    guest.wanted = vec![LOG.into()];
-    product::install(&mut guest.overlay)?;
-    let outcome = guest.run()?;
-    let folder = keep(&format!("{}-work", kernel.name), &outcome)?;
-    let mut counts = outcome
-        .output
-        .lines()
-        .find_map(closing)
-        .unwrap_or_else(|| Counts::broke_off(&folder));
-    if outcome.repeats > 0 {
-        counts.note = format!("{} guest(s) died and were repeated", outcome.repeats);
-    }
-    Ok(counts)
 }
 
 /// Keeps what came back from a guest in a folder of the target, and returns that.

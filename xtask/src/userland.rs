@@ -55,6 +55,16 @@ pub const WORKSHOP: Userland = Userland {
     unwanted: &[DOCUMENTATION, HEAVY],
 };
 
+/// What runs containers, for the scenario that governs one.
+pub const CONTAINERS: Userland = Userland {
+    name: "guest containers",
+    why: "an engine for containers, to show that what runs in one can be governed",
+    file: "containers",
+    edition: 1,
+    packages: &[BASE, ENGINE],
+    unwanted: &[DOCUMENTATION, SPARE],
+};
+
 /// Memory in MiB of a guest that has the workshop: it is unpacked there.
 pub const WORKSHOP_MEMORY: u32 = 5120;
 
@@ -105,6 +115,9 @@ const CLIENTS: &[&str] = &[
     "python3-aioquic",
     "python3-requests",
 ];
+
+/// Podman, with what it starts: its monitor, its runtime, and what makes its networks.
+const ENGINE: &[&str] = &["conmon", "crun", "netavark", "podman"];
 
 /// What no guest needs.
 const DOCUMENTATION: &[&str] = &[

@@ -28,6 +28,9 @@ pub struct Options {
     /// A Debian userland with compilers, node and package managers (1 GiB: needs 5 GiB of memory).
     #[arg(long, conflicts_with = "bare")]
     workshop: bool,
+    /// A Debian userland with podman, for containers.
+    #[arg(long, conflicts_with_all = ["bare", "workshop"])]
+    containers: bool,
     /// Do not build and pack the product and the tests.
     #[arg(long)]
     no_build: bool,
@@ -69,6 +72,8 @@ pub fn main(options: &Options) -> Result<i32> {
     guest.icount = options.icount;
     let (userland, memory) = if options.workshop {
         (&userland::WORKSHOP, userland::WORKSHOP_MEMORY)
+    } else if options.containers {
+        (&userland::CONTAINERS, guest.memory)
     } else {
         (&userland::GUEST, guest.memory)
     };

@@ -9,7 +9,7 @@ use std::time::Instant;
 use hickory_proto::op::ResponseCode;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
-use super::cache::{Cache, ENTRIES, Found, Key};
+use super::cache::{Cache, Found, Key, MOST};
 use super::conclude::Conclusion;
 use super::gate::{Asker, Gate, Judged};
 use super::kind::Kind;
@@ -77,7 +77,7 @@ impl Core {
             gate,
             limits,
             upstreams: Upstreams::new(servers),
-            cache: Cache::new(ENTRIES),
+            cache: Cache::new(MOST),
             flights: Mutex::default(),
         }
     }

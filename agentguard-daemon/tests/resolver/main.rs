@@ -5,6 +5,7 @@
 mod aliases;
 mod client;
 mod corpus;
+mod failover;
 mod gate;
 mod mutate;
 mod names;

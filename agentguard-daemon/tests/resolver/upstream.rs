@@ -33,13 +33,24 @@ impl Upstream {
     pub async fn start(
         script: impl Fn(&Message, bool) -> Vec<Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_at(any, script).await
+    }
+
+    /// The same at an address that one of them had before.
+    pub async fn start_at(
+        wanted: SocketAddr,
+        script: impl Fn(&Message, bool) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
         let script: Arc<Script> = Arc::new(script);
+        // A port may be free for UDP only, and the one that had this before may still be closing.
         let (socket, listener) = loop {
-            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            let address = socket.local_addr().unwrap();
-            if let Ok(listener) = TcpListener::bind(address).await {
+            if let Ok(socket) = UdpSocket::bind(wanted).await
+                && let Ok(listener) = TcpListener::bind(socket.local_addr().unwrap()).await
+            {
                 break (socket, listener);
             }
+            tokio::task::yield_now().await;
         };
         let address = socket.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -60,6 +71,11 @@ impl Upstream {
 
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// What it was asked, which it forgets.
+    pub fn take_asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
     }
 }
 

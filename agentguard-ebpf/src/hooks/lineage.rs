@@ -18,7 +18,7 @@ use crate::label::{
     peek_label, standing, take,
 };
 use crate::maps::{CONTROL, unsettled};
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 
 const CLONE_THREAD: u64 = 0x1_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -161,6 +161,10 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     let task: *const u8 = ctx.arg(0);
+    // SAFETY: a pointer field of the tracepoint's argument. Nearly every task of a machine has none.
+    if unsafe { field!(task, OFF_TASK_STORAGE, u64) } == 0 {
+        return 0;
+    }
     let label = peek_label(task);
     if label.is_null() {
         return 0;

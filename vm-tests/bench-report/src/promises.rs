@@ -3,6 +3,9 @@
 use crate::figures::{Figures, Records, Table};
 use crate::number::{counted, percent, signed};
 
+/// Name of the row with programs that do nothing, where `AgentGuard` has its own.
+pub const EMPTY: &str = "empty-programs";
+
 /// One demand, and whether the figures meet it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Promise {
@@ -40,7 +43,9 @@ pub fn judge(figures: &Figures) -> Vec<Promise> {
             ]
             .map(|(operation, demand)| not_more_than_apparmor(table, operation, demand)),
         );
-        promises.extend([ungoverned(table), untouched(table)]);
+        promises.push(ungoverned(table));
+        promises.extend(ours_of_ungoverned(table));
+        promises.push(untouched(table));
     }
     if let Some(table) = figures.table("work") {
         promises.extend([
@@ -127,7 +132,14 @@ fn ungoverned(table: &Table) -> Promise {
     let over: Vec<String> = judged
         .clone()
         .filter(|(_, added, bare)| *added > bare * 0.005)
-        .map(|(operation, added, bare)| format!("{} {}", operation.title, percent(added, bare)))
+        .map(|(operation, added, bare)| {
+            let kernel = table.added(EMPTY, &operation.name).map(|floor| {
+                let floor = percent(floor, bare);
+                format!(" (empty programs {floor})")
+            });
+            let kernel = kernel.unwrap_or_default();
+            format!("{} {}{kernel}", operation.title, percent(added, bare))
+        })
         .collect();
     let any = judged.count() > 0;
     let text = if over.is_empty() {
@@ -139,6 +151,27 @@ fn ungoverned(table: &Table) -> Promise {
         "ungoverned: at most +0.5 % on every operation",
         any.then_some((text, over.is_empty())),
     )
+}
+
+/// What is ours of what an ungoverned process pays: the rest is paid for any program at the same hooks. Nothing
+/// where that was not measured.
+fn ours_of_ungoverned(table: &Table) -> Option<Promise> {
+    let judged = table.operations.iter().filter_map(|operation| {
+        let ours = table.spread("ungoverned", &operation.name)?.least;
+        let empty = table.spread(EMPTY, &operation.name)?.least;
+        Some((operation, ours - empty, table.bare(&operation.name)?.least))
+    });
+    let (operation, more, bare) = judged.max_by(|a, b| (a.1 / a.2).total_cmp(&(b.1 / b.2)))?;
+    let text = format!(
+        "at most {} ({}, {})",
+        percent(more, bare),
+        signed(more),
+        operation.title
+    );
+    Some(promise(
+        "ungoverned, over empty programs at the same hooks: at most +0.5 % on every operation",
+        Some((text, more <= bare * 0.005)),
+    ))
 }
 
 fn untouched(table: &Table) -> Promise {
@@ -222,6 +255,33 @@ mod tests {
         assert_eq!(holds("+0.5 %"), Some(false));
         assert_eq!(holds("exactly +0"), Some(true));
         assert_eq!(holds("no record is lost"), Some(true));
+    }
+
+    #[test]
+    fn the_kernels_part_is_told_apart() {
+        let mut figures = sample::figures();
+        assert!(!judge(&figures).iter().any(|p| p.demand.contains("empty")));
+        let rows = &mut figures.tables[0].rows;
+        let mut empty = rows.iter().find(|row| row.name == "ungoverned").cloned();
+        let row = empty.as_mut().expect("the row");
+        row.name = EMPTY.to_owned();
+        if let Some(crate::figures::Cell::Measured(spread)) = row.cells.get_mut("open-63") {
+            spread.least -= 25.0;
+        }
+        rows.extend(empty);
+        let promises = judge(&figures);
+        let all = &promises
+            .iter()
+            .find(|p| p.demand.contains("ungoverned: at"));
+        let all = &all.expect("the demand").figure;
+        assert!(
+            all.contains("open + close, 63 bytes +1.6 % (empty programs +1.4 %)"),
+            "{all}"
+        );
+        let ours = promises.iter().find(|p| p.demand.contains("over empty"));
+        let ours = ours.expect("the demand");
+        assert_eq!(ours.figure, "at most +0.2 % (+25, open + close, 63 bytes)");
+        assert_eq!(ours.holds, Some(true));
     }
 
     #[test]

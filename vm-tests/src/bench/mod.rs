@@ -4,6 +4,7 @@
 pub mod apparmor;
 mod audit;
 mod confine;
+mod empty;
 mod fanotify;
 mod landlock;
 mod measure;

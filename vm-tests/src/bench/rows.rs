@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bench_report::figures::{Records, Row, Table};
 use bench_report::number::counted;
+use bench_report::promises::EMPTY;
 
 use super::audit::Auditing;
 use super::confine::{Cells, Confined, Measured, measured};
 use super::fanotify::Permitting;
 use super::policy::{self, Kind};
 use super::programs::Place;
-use super::{apparmor, landlock, operation, ours, scene, seccomp, server, starts, work};
+use super::{apparmor, empty, landlock, operation, ours, scene, seccomp, server, starts, work};
 use crate::guard::write_policy;
 
 /// Guest time for what starts with the guest to come to an end; nobody uses it, so it costs nothing.
@@ -125,7 +126,14 @@ pub fn run(peers: &Path, out: &Path, only: &[String]) -> Result<()> {
         Ok((measured(&Confined::Not)?, None))
     });
     peers_before(&mut tables, peers);
-    of_ours(&mut tables)?;
+    let places = of_ours(&mut tables)?;
+    let title = "empty programs at AgentGuard's hooks: the kernel's own part";
+    tables.row(EMPTY, title, || {
+        let _attached = empty::Attached::to(&places?)?;
+        Ok((measured(&Confined::Not)?, None))
+    });
+    // A program is not gone before all that may still run it has passed.
+    thread::sleep(SETTLE);
     let again = "bare kernel, again, after AgentGuard was removed";
     tables.confined("bare-again", again, &Confined::Not);
     // Both leave something behind in the kernel that costs: nothing is measured after them.
@@ -181,9 +189,10 @@ fn peers_before(tables: &mut Tables<'_>, peers: &Path) {
     });
 }
 
-/// `AgentGuard`, as its users run it; it is gone when this returns.
-fn of_ours(tables: &mut Tables<'_>) -> Result<()> {
+/// `AgentGuard`, as its users run it; it is gone when this returns, and the places of its programs are told.
+fn of_ours(tables: &mut Tables<'_>) -> Result<Result<Vec<empty::Place>>> {
     let guard = ours::Running::start()?;
+    let places = empty::places();
     thread::sleep(SETTLE);
     let title = "ungoverned, AgentGuard running";
     tables.confined("ungoverned", title, &Confined::Not);
@@ -205,7 +214,7 @@ fn of_ours(tables: &mut Tables<'_>) -> Result<()> {
     });
     guard.end()?;
     thread::sleep(SETTLE);
-    Ok(())
+    Ok(places)
 }
 
 fn audited() -> Result<Measurement> {

@@ -1,6 +1,8 @@
 //! Names: real clients under a policy with rules by name, and every way to a host that it does not name. Each way
 //! must lead there for a process that is not governed.
 
+pub mod containers;
+mod podman;
 pub(crate) mod server;
 pub mod six;
 mod ways;

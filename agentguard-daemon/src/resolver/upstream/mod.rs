@@ -62,14 +62,24 @@ impl Upstreams {
         if servers.is_empty() {
             return Err(Failure::NoServers);
         }
-        let mut told = None;
+        // Whoever said that it cannot will not be able to in a second: the others are asked again.
+        let mut told = vec![None; servers.len()];
+        let failure = |told: &[Option<ResponseCode>]| {
+            let first = told.iter().flatten().next();
+            first.map_or(Failure::Silent, |code| Failure::Told(*code))
+        };
         for (round, patience) in TRIES.into_iter().enumerate() {
             let first = self.good.load(Ordering::Relaxed);
             for turn in 0..servers.len() {
                 let number = (first + turn) % servers.len();
+                if told[number].is_some() {
+                    continue;
+                }
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
-                    return Err(told.map_or(Failure::Silent, Failure::Told));
+                    // The next question begins with whom this one did not come to: the first ones may be dead.
+                    self.good.store(number, Ordering::Relaxed);
+                    return Err(failure(&told));
                 }
                 // Some networks let only TCP through, or answers of one packet.
                 let by_tcp = round == TRIES.len() - 1;
@@ -80,18 +90,14 @@ impl Upstreams {
                             self.good.store(number, Ordering::Relaxed);
                             return Ok(answer);
                         }
-                        code => told = Some(code),
+                        code => told[number] = Some(code),
                     },
                     Err(error) => {
                         tracing::debug!("{} did not answer: {error}", servers[number]);
                     }
                 }
             }
-            // Whoever said that it cannot will not be able to in a second.
-            if let Some(code) = told {
-                return Err(Failure::Told(code));
-            }
         }
-        Err(Failure::Silent)
+        Err(failure(&told))
     }
 }
