@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use memchr::memmem;
 
+use super::glance::{Glance, is_refusal};
 use super::index::{Frame, Index, word};
 use super::record::Record;
 use super::segment::{self, Segment};
@@ -52,76 +53,81 @@ pub struct Filter {
 
 impl Filter {
     /// Whether a record fits. `family` are the processes of the tree so far.
-    fn fits(&self, record: &Record<'_>, family: &HashSet<u32>) -> bool {
+    fn fits(&self, seen: &Glance<'_>, family: &HashSet<u32>) -> bool {
         let is = |wanted: &Option<String>, have: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| have == Some(wanted))
         };
         let is_one = |wanted: &[String], have: Option<&str>| {
             wanted.is_empty() || wanted.iter().any(|wanted| have == Some(wanted))
         };
-        is(&self.agent, record.agent.as_deref())
+        is(&self.agent, seen.agent)
             && self
                 .session
-                .is_none_or(|session| record.session == Some(session))
-            && self.pid.is_none_or(|pid| record.pid == Some(pid))
-            && self.child.is_none_or(|child| record.child == Some(child))
-            && self
-                .exec
-                .is_none_or(|exec| record.new_exec_id == Some(exec))
-            && is_one(&self.verdicts, record.verdict.as_deref())
-            && is_one(&self.ops, Some(&record.op))
-            && is(&self.rule, record.rule.as_deref())
-            && (self.tree.is_none() || record.pid.is_some_and(|pid| family.contains(&pid)))
+                .is_none_or(|session| seen.session == Some(session))
+            && self.pid.is_none_or(|pid| seen.pid == Some(pid))
+            && self.child.is_none_or(|child| seen.child == Some(child))
+            && self.exec.is_none_or(|exec| seen.new_exec_id == Some(exec))
+            && is_one(&self.verdicts, seen.verdict)
+            && is_one(&self.ops, Some(seen.op))
+            && is(&self.rule, seen.rule)
+            && (self.tree.is_none() || seen.pid.is_some_and(|pid| family.contains(&pid)))
             && self
                 .seqs
-                .is_none_or(|(first, last)| (first..=last).contains(&record.seq))
+                .is_none_or(|(first, last)| (first..=last).contains(&seen.seq))
             && self.name.as_deref().is_none_or(|name| {
-                let exe = record.exe.as_deref().unwrap_or_default();
+                let exe = seen.exe.unwrap_or_default();
                 exe == name || exe.rsplit('/').next() == Some(name)
             })
             && self.path.as_ref().is_none_or(|glob| {
-                let targets = [record.target.as_deref(), record.to.as_deref()];
-                targets
-                    .into_iter()
-                    .flatten()
-                    .any(|target| target_fits(glob, target))
+                let mut targets = [seen.target, seen.to].into_iter().flatten();
+                targets.any(|target| target_fits(glob, target))
             })
-            && self.in_time(record)
+            && self.in_time(seen)
     }
 
-    fn in_time(&self, record: &Record<'_>) -> bool {
+    fn in_time(&self, seen: &Glance<'_>) -> bool {
         if self.since.is_none() && self.until.is_none() {
             return true;
         }
-        let Ok(time) = record.time.parse::<Timestamp>() else {
+        let Ok(time) = seen.time.parse::<Timestamp>() else {
             return false;
         };
         self.since.is_none_or(|since| time >= since) && self.until.is_none_or(|until| time <= until)
     }
 
-    /// Whether a line can be of a record that fits. Names and values are in it as JSON writes them, and nothing
-    /// within a text can look like a field: a quote in a text is written `\"`.
-    fn may_fit(&self, line: &[u8]) -> bool {
-        let has = |field: &str, value: Option<&str>| {
-            value.is_none_or(|value| {
-                let value = serde_json::to_string(value).unwrap_or_default();
-                memmem::find(line, format!("\"{field}\":{value}").as_bytes()).is_some()
-            })
+    /// What the line of a record that fits must have in it. Names and values are there as JSON writes them, and
+    /// nothing within a text can look like a field: a quote in a text is written `\"`.
+    fn needles(&self) -> Needles {
+        let field = |name: &str, value: Option<&String>| {
+            let value = serde_json::to_string(value?).ok()?;
+            Some(format!("\"{name}\":{value}"))
         };
-        has("agent", self.agent.as_deref())
-            && has("rule", self.rule.as_deref())
-            && (self.verdicts.len() != 1 || has("verdict", Some(&self.verdicts[0])))
-            && (self.ops.len() != 1 || has("op", Some(&self.ops[0])))
-            && self
-                .text
-                .as_deref()
-                .is_none_or(|text| memmem::find(line, text.as_bytes()).is_some())
+        let only = |list: &[String]| (list.len() == 1).then(|| list[0].clone());
+        let all = [
+            // The rarest first.
+            self.text.clone(),
+            field("rule", self.rule.as_ref()),
+            field("verdict", only(&self.verdicts).as_ref()),
+            field("op", only(&self.ops).as_ref()),
+            field("agent", self.agent.as_ref()),
+        ];
+        let all = all.into_iter().flatten();
+        Needles(
+            all.map(|it| memmem::Finder::new(&it).into_owned())
+                .collect(),
+        )
     }
 
     /// The words that a frame must have, each list one of them.
     fn words(&self) -> Vec<Vec<u64>> {
-        let text = |kind, text: &str| word(kind, text.as_bytes());
-        let number = |kind, number: u64| word(kind, &number.to_le_bytes());
+        // Words of refusals are there a second time.
+        let refused = !self.verdicts.is_empty() && self.verdicts.iter().all(|it| is_refusal(it));
+        let kind = |kind: char| match refused {
+            true => kind.to_ascii_uppercase(),
+            false => kind,
+        };
+        let text = |letter, text: &str| word(kind(letter), text.as_bytes());
+        let number = |letter, number: u64| word(kind(letter), &number.to_le_bytes());
         let mut all = Vec::new();
         all.extend(self.agent.iter().map(|agent| vec![text('a', agent)]));
         all.extend(self.rule.iter().map(|rule| vec![text('r', rule)]));
@@ -129,9 +135,9 @@ impl Filter {
         all.extend(self.pid.map(|it| vec![number('p', it.into())]));
         all.extend(self.child.map(|it| vec![number('k', it.into())]));
         all.extend(self.exec.map(|it| vec![number('x', it)]));
-        for (kind, wanted) in [('v', &self.verdicts), ('o', &self.ops)] {
+        for (letter, wanted) in [('v', &self.verdicts), ('o', &self.ops)] {
             if !wanted.is_empty() {
-                all.push(wanted.iter().map(|wanted| text(kind, wanted)).collect());
+                all.push(wanted.iter().map(|wanted| text(letter, wanted)).collect());
             }
         }
         if let Some(name) = &self.name {
@@ -170,14 +176,14 @@ impl Filter {
     }
 
     /// Who belongs to the tree after a record.
-    fn follow(&self, record: &Record<'_>, family: &mut HashSet<u32>) {
+    fn follow(&self, record: &Glance<'_>, family: &mut HashSet<u32>) {
         if self.tree.is_none() {
             return;
         }
         let Some(pid) = record.pid.filter(|pid| family.contains(pid)) else {
             return;
         };
-        match (&*record.op, record.child) {
+        match (record.op, record.child) {
             ("fork", Some(child)) => {
                 family.insert(child);
             }
@@ -187,6 +193,17 @@ impl Filter {
             }
             _ => {}
         }
+    }
+}
+
+/// See [`Filter::needles`].
+#[derive(Debug)]
+struct Needles(Vec<memmem::Finder<'static>>);
+
+impl Needles {
+    /// Whether all of them are in a line, or in a text of lines.
+    fn are_in(&self, text: &[u8]) -> bool {
+        self.0.iter().all(|needle| needle.find(text).is_some())
     }
 }
 
@@ -274,9 +291,29 @@ impl Search {
         count: usize,
         found: &mut Vec<Vec<u8>>,
     ) -> io::Result<()> {
+        let needles = filter.needles();
+        let last_in = |search: &mut Self, text: &mut dyn BufRead, found: &mut Vec<Vec<u8>>| {
+            let room = count.saturating_sub(found.len());
+            let mut lines = VecDeque::new();
+            search.lines(
+                text,
+                filter,
+                &needles,
+                &mut HashSet::new(),
+                &mut |line, _| {
+                    lines.push_back(line.to_vec());
+                    if lines.len() > room {
+                        lines.pop_front();
+                    }
+                    true
+                },
+            )?;
+            found.extend(lines.into_iter().rev());
+            Ok(())
+        };
         let Some((file, frames)) = self.frames(segment)? else {
             self.read += 1;
-            return self.last_in(&mut *segment.open()?, filter, count, found);
+            return last_in(self, &mut *segment.open()?, found);
         };
         let words = filter.words();
         for frame in frames.iter().rev() {
@@ -289,28 +326,10 @@ impl Search {
             }
             self.read += 1;
             let text = frame.read(&file)?;
-            self.last_in(&mut &text[..], filter, count, found)?;
-        }
-        Ok(())
-    }
-
-    fn last_in(
-        &mut self,
-        text: &mut dyn BufRead,
-        filter: &Filter,
-        count: usize,
-        found: &mut Vec<Vec<u8>>,
-    ) -> io::Result<()> {
-        let room = count.saturating_sub(found.len());
-        let mut lines = VecDeque::new();
-        self.lines(text, filter, &mut HashSet::new(), &mut |line, _| {
-            lines.push_back(line.to_vec());
-            if lines.len() > room {
-                lines.pop_front();
+            if needles.are_in(&text) {
+                last_in(self, &mut &text[..], found)?;
             }
-            true
-        })?;
-        found.extend(lines.into_iter().rev());
+        }
         Ok(())
     }
 
@@ -330,9 +349,10 @@ impl Search {
         family: &mut HashSet<u32>,
         take: &mut dyn FnMut(&[u8], Record<'_>) -> bool,
     ) -> io::Result<bool> {
+        let needles = filter.needles();
         let Some((file, frames)) = self.frames(segment)? else {
             self.read += 1;
-            return self.lines(&mut *segment.open()?, filter, family, take);
+            return self.lines(&mut *segment.open()?, filter, &needles, family, take);
         };
         let words = filter.words();
         for frame in &frames {
@@ -342,7 +362,9 @@ impl Search {
             }
             self.read += 1;
             let text = frame.read(&file)?;
-            if !self.lines(&mut &text[..], filter, family, take)? {
+            // Forks are looked at whatever is asked for.
+            let may_fit = filter.tree.is_some() || needles.are_in(&text);
+            if may_fit && !self.lines(&mut &text[..], filter, &needles, family, take)? {
                 return Ok(false);
             }
         }
@@ -353,6 +375,7 @@ impl Search {
         &mut self,
         text: &mut dyn BufRead,
         filter: &Filter,
+        needles: &Needles,
         family: &mut HashSet<u32>,
         take: &mut dyn FnMut(&[u8], Record<'_>) -> bool,
     ) -> io::Result<bool> {
@@ -365,14 +388,14 @@ impl Search {
                 return Ok(true);
             }
             // Forks are looked at whatever is asked for.
-            if filter.tree.is_none() && !filter.may_fit(&line) {
+            let may_fit = needles.are_in(&line);
+            if filter.tree.is_none() && !may_fit {
                 continue;
             }
-            match serde_json::from_slice::<Record<'_>>(&line) {
-                Ok(record) => {
-                    let fits = filter.may_fit(&line) && filter.fits(&record, family);
-                    filter.follow(&record, family);
-                    if fits && !take(&line, record) {
+            match take_in(filter, family, may_fit, &line) {
+                Ok(None) => {}
+                Ok(Some(record)) => {
+                    if !take(&line, record) {
                         return Ok(false);
                     }
                 }
@@ -382,27 +405,52 @@ impl Search {
     }
 }
 
+/// Follows the tree with a line; gives its record if that fits.
+fn take_in<'a>(
+    filter: &Filter,
+    family: &mut HashSet<u32>,
+    may_fit: bool,
+    line: &'a [u8],
+) -> Result<Option<Record<'a>>, serde_json::Error> {
+    let mut fits = |seen: &Glance<'_>| {
+        let fits = may_fit && filter.fits(seen, family);
+        filter.follow(seen, family);
+        fits
+    };
+    if let Some(seen) = Glance::at(line) {
+        return if fits(&seen) {
+            serde_json::from_slice(line).map(Some)
+        } else {
+            Ok(None)
+        };
+    }
+    let record: Record<'_> = serde_json::from_slice(line)?;
+    let fits = fits(&Glance::from(&record));
+    Ok(fits.then_some(record))
+}
+
 /// A filter over lines that come one after the other.
 #[derive(Debug)]
 pub struct Sieve {
     filter: Filter,
+    needles: Needles,
     family: HashSet<u32>,
 }
 
 impl Sieve {
     /// From now on.
     pub fn new(filter: Filter) -> Self {
-        let family = filter.tree.into_iter().collect();
-        Self { filter, family }
+        Self {
+            family: filter.tree.into_iter().collect(),
+            needles: filter.needles(),
+            filter,
+        }
     }
 
     /// Whether a line is to be shown: a record that fits, or what is no record.
     pub fn takes(&mut self, line: &[u8]) -> bool {
-        let Ok(record) = serde_json::from_slice::<Record<'_>>(line) else {
-            return true;
-        };
-        let fits = self.filter.may_fit(line) && self.filter.fits(&record, &self.family);
-        self.filter.follow(&record, &mut self.family);
-        fits
+        let may_fit = self.needles.are_in(line);
+        let taken = take_in(&self.filter, &mut self.family, may_fit, line);
+        taken.map_or(true, |record| record.is_some())
     }
 }

@@ -8,11 +8,13 @@ pub mod clock;
 pub mod find;
 #[cfg(test)]
 mod find_tests;
+pub mod glance;
 pub mod index;
 pub mod judge;
 mod kernel_words;
 pub mod key;
 pub mod learn;
+mod line;
 pub mod log;
 pub mod mark;
 pub mod objects;

@@ -27,6 +27,7 @@ use nix::fcntl::Flock;
 use super::chain::{self, Hash};
 use super::clock::Clock;
 use super::key::Key;
+use super::line;
 use super::mark::{Head, Mark};
 use super::record::{Record, op};
 
@@ -135,9 +136,10 @@ impl Log {
         let start = self.waiting.len();
         record.seq = self.next;
         // The hash consists of hexadecimal digits: always text.
-        record.prev = Cow::Owned(String::from_utf8_lossy(&self.prev).into_owned());
+        let prev = std::str::from_utf8(&self.prev).unwrap_or_default();
+        record.prev = Cow::Owned(prev.to_owned());
         record.hash = Cow::Borrowed("");
-        if let Err(error) = serde_json::to_writer(&mut self.waiting, record) {
+        if let Err(error) = line::write(record, &mut self.waiting) {
             self.waiting.truncate(start);
             return Err(error.into());
         }
