@@ -32,7 +32,7 @@ pub mod stats;
 pub mod verify;
 pub mod words;
 
-pub use log::{Log, LogError, LogOptions, LogWork, Sync, Written};
+pub use log::{Left, Log, LogError, LogOptions, LogWork, Sync, Written};
 pub use record::Record;
 pub(crate) use recorder::is_action;
 pub use recorder::{Notice, Recorder, Tally, Totals};

@@ -76,6 +76,17 @@ pub struct Log {
     work: LogWork,
     /// What was found at the start and is to be recorded.
     news: Vec<Record<'static>>,
+    /// The last record that was found at the start, if its writer did not stop behind it.
+    left: Option<Left>,
+}
+
+/// Where a writer was that did not stop: killed, or without power.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Number of its last record.
+    pub seq: u64,
+    /// When that happened.
+    pub time: String,
 }
 
 /// What marks are made with.
@@ -151,6 +162,12 @@ impl Log {
             marks.log.get_or_insert(self.prev);
         }
         Ok(start)
+    }
+
+    /// The last record that was found at the start, if its writer did not stop behind it: where the rings did not
+    /// outlive it, records of after that are missing, and nobody knows how many.
+    pub fn left(&self) -> Option<&Left> {
+        self.left.as_ref()
     }
 
     /// Whether lines wait to be written.

@@ -16,7 +16,7 @@ use crate::disk;
 use crate::hex::hex;
 
 /// Bytes of lines in one frame. Frames can be read by themselves, so a reader need not unpack all before it.
-pub const FRAME: usize = 512 << 10;
+pub const FRAME: usize = 128 << 10;
 /// Hashes do not shrink, and the rest repeats: more work than this makes segments hardly smaller, or none.
 const LEVEL: i32 = 1;
 
