@@ -7,6 +7,7 @@
 //! cargo build --profile guest -p agentguard-daemon --example audit_load
 //! target/guest/examples/audit_load FOLDER full 2000000     # as many a second as can be
 //! target/guest/examples/audit_load FOLDER 100000 300       # so many a second, for so many seconds
+//! target/guest/examples/audit_load FOLDER 3000 300 1       # with segments of so many MiB
 //! ```
 
 #[path = "../tests/support/workload.rs"]
@@ -155,10 +156,15 @@ fn main() -> anyhow::Result<()> {
         .next()
         .context("how many records, or seconds?")?
         .parse()?;
+    let options = LogOptions {
+        segment_mib: arguments.next().map_or(Ok(64), |text| text.parse())?,
+        ..LogOptions::default()
+    };
     one_core()?;
     std::fs::create_dir_all(&folder)?;
     let (mut producer, mut ring) = Producer::new()?;
-    let mut recorder = producer.workload.recorder(&folder, LogOptions::default())?;
+    let mut recorder = producer.workload.recorder(&folder, options)?;
+    println!("begun");
     let (mut batch, mut ends) = (Vec::new(), Vec::new());
     let mut own = Duration::ZERO;
     let mut worst = Duration::ZERO;

@@ -39,7 +39,7 @@ const DISK: u64 = 512 << 20;
 /// it. QEMU is killed (SIGKILL) at a random moment of the load, or of the start before it. The next boot, on the
 /// same disk, checks: the log can be read and is whole but for a last line that was cut off; each denial that `audit
 /// tail` had shown before the cut is there, with its hash; after the daemon's start the log is whole and signed, and
-/// says that whoever wrote before did not stop. Then it goes on with load.
+/// says so where whoever wrote before did not stop. Then it goes on with load.
 ///
 /// The disk is an NVMe device of QEMU without a cache of its own: what the guest's kernel had not written yet is lost,
 /// what the device had taken is not. The kernel needs NVMe and ext4 built in, as Debian's 6.1 has them.
@@ -69,6 +69,10 @@ pub struct Options {
     /// The program to test, instead of one that is built now.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// What writes the log instead of the daemon: the example `audit_load`, which is all of its recorder but for the
+    /// kernel's end of the ring. Where guests are emulated it begins in seconds, and the daemon in minutes.
+    #[arg(long, value_name = "FILE")]
+    writer: Option<PathBuf>,
 }
 
 /// Cuts, and checks. 1 if something was not as it must be.
@@ -135,6 +139,11 @@ fn guest(options: &Options, scratch: &Path, disk: &Path) -> Result<Guest> {
         let from = fs::canonicalize(library)
             .with_context(|| format!("failed to find the library {library}"))?;
         tree.copy(&from, library)?;
+    }
+    if let Some(writer) = &options.writer {
+        let writer = fs::canonicalize(writer)
+            .with_context(|| format!("failed to find {}", writer.display()))?;
+        tree.copy(&writer, "guest/writer")?;
     }
     tree.file("etc/agentguard/cut.yaml", 0o644, POLICY);
     tree.file("etc/agentguard/agentguard.yaml", 0o644, CONFIG);
