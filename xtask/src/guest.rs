@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ pub struct Guest {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory: u32,
+    /// A raw image that is the guest's NVMe disk, and outlives it.
+    pub disk: Option<PathBuf>,
     /// Host time after which the guest is stopped.
     pub timeout: Duration,
     /// What is shown of the job's output while it runs.
@@ -96,6 +98,7 @@ impl Guest {
             icount: false,
             cpus: host.clamp(1, 4),
             memory: 2048,
+            disk: None,
             timeout: Duration::from_mins(40),
             show: Show::Everything,
             prefix: String::new(),
@@ -160,8 +163,8 @@ impl Guest {
             .context("failed to write the initial root")
     }
 
-    /// Boots once.
-    pub fn attempt(&self, scratch: &Path, accelerator: &str) -> Result<Attempt> {
+    /// The emulator's command for what was packed into a folder.
+    pub fn command(&self, scratch: &Path, accelerator: &str) -> Result<Command> {
         let (log, report) = (scratch.join("kernel.log"), scratch.join("report"));
         let mut command = qemu::command(accelerator)?;
         command
@@ -204,6 +207,20 @@ impl Guest {
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
+        if let Some(disk) = &self.disk {
+            // Commas separate options, and are written twice in values.
+            let file = disk.display().to_string().replace(',', ",,");
+            command
+                .args(["-drive", &format!("file={file},format=raw,if=none,id=disk")])
+                .args(["-device", "nvme,drive=disk,serial=agentguard"]);
+        }
+        Ok(command)
+    }
+
+    /// Boots once.
+    pub fn attempt(&self, scratch: &Path, accelerator: &str) -> Result<Attempt> {
+        let (log, report) = (scratch.join("kernel.log"), scratch.join("report"));
+        let mut command = self.command(scratch, accelerator)?;
         if !self.interactive {
             command.stdin(Stdio::null()).stdout(Stdio::piped());
         }

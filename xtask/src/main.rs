@@ -12,6 +12,7 @@ mod fuzz;
 mod guest;
 mod kernels;
 mod place;
+mod powercut;
 mod product;
 mod qemu;
 mod setup;
@@ -39,6 +40,7 @@ enum Task {
     Dist(dist::Options),
     /// Throw made-up bytes at every parser that reads what an agent can influence.
     Fuzz(fuzz::Options),
+    Powercut(powercut::Options),
     /// Run every test: on this host, then in a guest with each kernel of the matrix.
     Test(test::Options),
     /// Boot a guest and run one command in it; its exit status is the command's.
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::main(&options),
         Task::Dist(options) => dist::main(&options),
         Task::Fuzz(options) => fuzz::main(&options),
+        Task::Powercut(options) => powercut::main(&options),
         Task::Test(options) => test::main(&options),
         Task::Vm(options) => vm::main(&options),
     };

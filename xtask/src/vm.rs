@@ -43,6 +43,9 @@ pub struct Options {
     /// Where the files of --get are written.
     #[arg(long, default_value = ".", value_name = "FOLDER")]
     out: PathBuf,
+    /// A raw image as the guest's disk /dev/nvme0n1, which outlives it. The kernel needs NVMe built in (6.1).
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
     /// Memory in MiB: 2048 by default, 5120 with --workshop.
     #[arg(long)]
     memory: Option<u32>,
@@ -81,6 +84,7 @@ pub fn main(options: &Options) -> Result<i32> {
     guest.cpus = options.cpus.unwrap_or(guest.cpus);
     guest.timeout = Duration::from_secs(options.timeout);
     guest.wanted.clone_from(&options.get);
+    guest.disk.clone_from(&options.disk);
     if !options.bare {
         guest.userland = Some(userland.cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
     }

@@ -50,8 +50,8 @@ fn main() -> anyhow::Result<()> {
         let total = arguments
             .next()
             .map_or(Ok(2_000_000), |text| text.parse())?;
-        let nanoseconds = store::fill(&folder, total)?;
-        store::pack(&folder)?;
+        let (nanoseconds, recorder) = store::fill(&folder, total)?;
+        store::pack(&folder, recorder)?;
         println!("{total} records, {nanoseconds:.0} ns each");
         return Ok(());
     }
@@ -132,7 +132,7 @@ fn stored() -> anyhow::Result<Spread> {
     let figures = (0..ROUNDS).map(|round| {
         let folder = folder.path().join(round.to_string());
         std::fs::create_dir(&folder)?;
-        store::fill(&folder, TIMES)
+        Ok(store::fill(&folder, TIMES)?.0)
     });
     Spread::of(figures.collect::<anyhow::Result<_>>()?).context("no rounds")
 }

@@ -70,8 +70,8 @@ pub fn open(number: usize, time: u64, to: &mut Vec<u8>) {
     to.extend_from_slice(path.as_bytes());
 }
 
-/// Fills a log with so many records, and returns how many nanoseconds one took.
-pub fn fill(folder: &Path, total: u32) -> anyhow::Result<f64> {
+/// Fills a log with so many records, and returns how many nanoseconds one took, and the recorder.
+pub fn fill(folder: &Path, total: u32) -> anyhow::Result<(f64, Recorder)> {
     let mut recorder = recorder(folder)?;
     let count = total as usize;
     let mut ring = Vec::with_capacity(2 * BATCH);
@@ -103,7 +103,7 @@ pub fn fill(folder: &Path, total: u32) -> anyhow::Result<f64> {
     spent += begin.elapsed();
     let totals = recorder.totals();
     anyhow::ensure!(totals.alarms == 0 && totals.malformed == 0, "{totals:?}");
-    Ok(spent.as_secs_f64() * 1e9 / f64::from(total))
+    Ok((spent.as_secs_f64() * 1e9 / f64::from(total), recorder))
 }
 
 /// A recorder that knows the policy, the agent and its programs.
@@ -123,8 +123,7 @@ fn recorder(folder: &Path) -> anyhow::Result<Recorder> {
 }
 
 /// Waits until what is closed is compressed, so that the folder can be used to measure searches.
-pub fn pack(folder: &Path) -> anyhow::Result<()> {
-    let mut recorder = recorder(folder)?;
+pub fn pack(folder: &Path, mut recorder: Recorder) -> anyhow::Result<()> {
     let path = folder.join("audit.jsonl");
     while segment::closed_of(&path)?
         .iter()

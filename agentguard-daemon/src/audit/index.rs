@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::glance::Glance;
 use super::record::Record;
 use super::segment;
 use crate::disk;
 
 /// Raised on every change of the format or of what is a word.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bits of a filter for each word: one "perhaps" in a hundred is for nothing.
 const BITS: usize = 10;
 const PROBES: u64 = 4;
@@ -40,7 +41,9 @@ pub struct Frame {
     pub from: String,
     /// The latest.
     pub to: String,
-    #[serde(with = "base")]
+    /// Words of the filter, which follow all frames in the file.
+    size: usize,
+    #[serde(skip)]
     filter: Vec<u64>,
 }
 
@@ -65,38 +68,43 @@ pub fn word(kind: char, text: &[u8]) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// The words of a record: what can be asked for.
-pub fn words(record: &Record<'_>, mut take: impl FnMut(u64)) {
-    let mut text = |kind, text: Option<&str>| {
-        if let Some(text) = text {
-            take(word(kind, text.as_bytes()));
+/// The words of a record: what can be asked for. A refusal has each word twice: the second, of a kind in capitals,
+/// says that it was refused, so that what was refused to one agent is found among all that it was permitted.
+pub fn words(seen: &Glance<'_>, mut take: impl FnMut(u64)) {
+    let refused = seen.is_refused();
+    let mut both = |kind: char, text: &[u8]| {
+        take(word(kind, text));
+        if refused {
+            take(word(kind.to_ascii_uppercase(), text));
         }
     };
-    text('a', record.agent.as_deref());
-    text('v', record.verdict.as_deref());
-    text('o', Some(&record.op));
-    text('r', record.rule.as_deref());
-    if let Some(exe) = record.exe.as_deref() {
+    let mut text = |kind, text: Option<&str>| {
+        if let Some(text) = text {
+            both(kind, text.as_bytes());
+        }
+    };
+    text('a', seen.agent);
+    text('v', seen.verdict);
+    text('o', Some(seen.op));
+    text('r', seen.rule);
+    if let Some(exe) = seen.exe {
         text('e', Some(exe));
         text('n', exe.rsplit('/').next());
     }
-    for target in [record.target.as_deref(), record.to.as_deref()]
-        .into_iter()
-        .flatten()
-    {
+    for target in [seen.target, seen.to].into_iter().flatten() {
         for part in target.split('/') {
             text('c', Some(part));
         }
     }
     let mut number = |kind, number: Option<u64>| {
         if let Some(number) = number {
-            take(word(kind, &number.to_le_bytes()));
+            both(kind, &number.to_le_bytes());
         }
     };
-    number('s', record.session.map(u64::from));
-    number('p', record.pid.map(u64::from));
-    number('k', record.child.map(u64::from));
-    number('x', record.new_exec_id);
+    number('s', seen.session.map(u64::from));
+    number('p', seen.pid.map(u64::from));
+    number('k', seen.child.map(u64::from));
+    number('x', seen.new_exec_id);
 }
 
 impl Frame {
@@ -176,19 +184,28 @@ impl Index {
         if Sha256::digest(body)[..] != digest[..] {
             return None;
         }
-        let text = zstd::stream::decode_all(body).ok()?;
-        let index: Self = serde_json::from_slice(&text).ok()?;
-        (index.version == VERSION).then_some(index)
+        let content = zstd::stream::decode_all(body).ok()?;
+        let (len, rest) = content.split_first_chunk::<8>()?;
+        let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
+        let (head, mut filters) = rest.split_at_checked(len)?;
+        let mut index: Self = serde_json::from_slice(head).ok()?;
+        for frame in &mut index.frames {
+            let (filter, after) = filters.split_at_checked(frame.size.checked_mul(8)?)?;
+            let (words, _) = filter.as_chunks::<8>();
+            frame.filter = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+            filters = after;
+        }
+        let has_filters = index.frames.iter().all(|frame| frame.size > 0);
+        (index.version == VERSION && has_filters && filters.is_empty()).then_some(index)
     }
 
     /// Makes the index of a packed segment from the segment.
     pub fn make(file: &File) -> io::Result<Self> {
-        let of = identity(file)?;
-        let mut packed = vec![0; usize::try_from(of.0).map_err(io::Error::other)?];
+        let (len, ..) = identity(file)?;
+        let mut packed = vec![0; usize::try_from(len).map_err(io::Error::other)?];
         file.read_exact_at(&mut packed, 0)?;
-        let mut frames = Vec::new();
+        let mut builder = Builder::default();
         let mut at = 0;
-        let mut words_of = Vec::new();
         while at < packed.len() {
             let rest = &packed[at..];
             let len = zstd::zstd_safe::find_frame_compressed_size(rest)
@@ -196,49 +213,21 @@ impl Index {
             if len == 0 {
                 return Err(io::Error::other("it is no packed segment"));
             }
-            let text = unpack(&rest[..len])?;
-            let mut frame = Frame {
-                at: at as u64,
-                len: len as u64,
-                first: u64::MAX,
-                last: 0,
-                from: String::new(),
-                to: String::new(),
-                filter: Vec::new(),
-            };
-            for line in text
-                .split(|byte| *byte == b'\n')
-                .filter(|line| !line.is_empty())
-            {
-                // What is no record is never found; `verify` says what it is.
-                let Ok(record) = serde_json::from_slice::<Record<'_>>(line) else {
-                    continue;
-                };
-                frame.first = frame.first.min(record.seq);
-                frame.last = frame.last.max(record.seq);
-                if frame.from.is_empty() || *record.time < *frame.from {
-                    frame.from = record.time.clone().into_owned();
-                }
-                if *record.time > *frame.to {
-                    frame.to = record.time.clone().into_owned();
-                }
-                words(&record, |word| words_of.push(word));
-            }
-            frame.filter = filter(&mut words_of);
-            frames.push(frame);
+            builder.frame(len as u64, &unpack(&rest[..len])?);
             at += len;
         }
-        Ok(Self {
-            version: VERSION,
-            of,
-            frames,
-        })
+        builder.finish(file)
     }
 
     /// Leaves it beside the segment.
     pub fn write(&self, packed: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec(self)?;
-        let body = zstd::bulk::compress(&text, 1)?;
+        let head = serde_json::to_vec(self)?;
+        let mut content = (head.len() as u64).to_le_bytes().to_vec();
+        content.extend_from_slice(&head);
+        for word in self.frames.iter().flat_map(|frame| &frame.filter) {
+            content.extend_from_slice(&word.to_le_bytes());
+        }
+        let body = zstd::bulk::compress(&content, 1)?;
         let path = Self::path(packed);
         let part = segment::beside(&path, ".part");
         let mut file = disk::begin(&part)?;
@@ -248,33 +237,67 @@ impl Index {
     }
 }
 
+/// Makes an index frame by frame.
+#[derive(Debug, Default)]
+pub struct Builder {
+    frames: Vec<Frame>,
+    words: Vec<u64>,
+}
+
+impl Builder {
+    /// The next frame: its length in the file, and its lines.
+    pub fn frame(&mut self, len: u64, text: &[u8]) {
+        let mut frame = Frame {
+            at: self.frames.last().map_or(0, |last| last.at + last.len),
+            len,
+            first: u64::MAX,
+            last: 0,
+            from: String::new(),
+            to: String::new(),
+            size: 0,
+            filter: Vec::new(),
+        };
+        let mut begin = 0;
+        while begin < text.len() {
+            let end = memchr::memchr(b'\n', &text[begin..]).map_or(text.len(), |at| begin + at);
+            let line = &text[begin..end];
+            begin = end + 1;
+            if let Some(seen) = Glance::at(line) {
+                self.record(&mut frame, &seen);
+            } else if let Ok(record) = serde_json::from_slice::<Record<'_>>(line) {
+                self.record(&mut frame, &Glance::from(&record));
+            }
+            // What is no record is never found; `verify` says what it is.
+        }
+        frame.filter = filter(&mut self.words);
+        frame.size = frame.filter.len();
+        self.frames.push(frame);
+    }
+
+    fn record(&mut self, frame: &mut Frame, seen: &Glance<'_>) {
+        frame.first = frame.first.min(seen.seq);
+        frame.last = frame.last.max(seen.seq);
+        if frame.from.is_empty() || *seen.time < *frame.from {
+            seen.time.clone_into(&mut frame.from);
+        }
+        if *seen.time > *frame.to {
+            seen.time.clone_into(&mut frame.to);
+        }
+        words(seen, |word| self.words.push(word));
+    }
+
+    /// The index of a file, which is whole now.
+    pub fn finish(self, file: &File) -> io::Result<Index> {
+        Ok(Index {
+            version: VERSION,
+            of: identity(file)?,
+            frames: self.frames,
+        })
+    }
+}
+
 fn identity(file: &File) -> io::Result<(u64, i128, u64)> {
     let metadata = file.metadata()?;
     let time = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
     Ok((metadata.len(), time, metadata.ino()))
-}
-
-/// Filters as hexadecimal digits: a third of what a list of numbers takes.
-mod base {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use crate::hex::hex;
-
-    pub fn serialize<S: Serializer>(words: &[u64], to: S) -> Result<S::Ok, S::Error> {
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
-        to.serialize_str(&hex(&bytes))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
-        let words = text.as_bytes().chunks(16).map(|digits| {
-            let digits = std::str::from_utf8(digits).unwrap_or_default();
-            u64::from_str_radix(digits, 16)
-        });
-        let words: Result<Vec<u64>, _> = words.collect();
-        match words {
-            Ok(words) if !words.is_empty() => Ok(words),
-            _ => Err(serde::de::Error::custom("no filter")),
-        }
-    }
 }

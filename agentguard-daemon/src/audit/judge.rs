@@ -18,8 +18,10 @@ use crate::policy::{Action, Judgement, Mode, Policy, RuleRef};
 
 /// Policies that are kept for late records after they were replaced.
 const GENERATIONS_KEPT: usize = 64;
-/// Bytes of keys in one generation of remembered judgements.
-const REMEMBERED_BYTES: usize = 8 << 20;
+/// Bytes of one generation of remembered judgements.
+const REMEMBERED_BYTES: usize = 6 << 20;
+/// Bytes that one takes beside its key, with what the allocator and the table need.
+const REMEMBERED: usize = 160;
 
 /// A rule as records name it.
 #[derive(Debug, PartialEq, Eq)]
@@ -317,7 +319,7 @@ impl Judge {
             self.old = std::mem::take(&mut self.young);
             self.young_bytes = 0;
         }
-        self.young_bytes += self.key.len() + 64;
+        self.young_bytes += self.key.len() + REMEMBERED;
         self.young
             .insert(self.key.as_slice().into(), opinion.clone());
         opinion

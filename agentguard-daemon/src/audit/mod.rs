@@ -8,11 +8,13 @@ pub mod clock;
 pub mod find;
 #[cfg(test)]
 mod find_tests;
+pub mod glance;
 pub mod index;
 pub mod judge;
 mod kernel_words;
 pub mod key;
 pub mod learn;
+mod line;
 pub mod log;
 pub mod mark;
 pub mod objects;
@@ -30,7 +32,7 @@ pub mod stats;
 pub mod verify;
 pub mod words;
 
-pub use log::{Log, LogError, LogOptions, LogWork, Sync, Written};
+pub use log::{Left, Log, LogError, LogOptions, LogWork, Sync, Written};
 pub use record::Record;
 pub(crate) use recorder::is_action;
 pub use recorder::{Notice, Recorder, Tally, Totals};

@@ -58,7 +58,7 @@ impl Drop for Mapping {
     }
 }
 
-/// See the module.
+/// See the module. (Anything that is laid out as the kernel does it will do.)
 pub struct Ring {
     fd: OwnedFd,
     consumer: Mapping,

@@ -19,7 +19,7 @@ use super::{
     Watcher, canary,
 };
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
-use crate::audit::{Log, LogError, Record, Recorder, key::Key, record::op};
+use crate::audit::{Left, Log, LogError, Record, Recorder, key::Key, record::op};
 use crate::event::escape::escape;
 use crate::export::{SinkState, Sinks};
 use crate::gateway::GatewayConfig;
@@ -221,6 +221,13 @@ impl Engine {
         if self.store.is_some() {
             let agents = lock(&self.state).registry.iter().count();
             detail = format!("{detail}, pinned, {agents} agents");
+        }
+        if matches!(origin, Origin::Fresh)
+            && let Some(Left { seq, time }) = lock(&self.recorder).log().left()
+        {
+            detail = format!(
+                "{detail}; whoever wrote before did not stop: what came after record {seq} of {time}, and was not on the disk, is missing"
+            );
         }
         self.note(Record {
             detail: Some(detail.into()),

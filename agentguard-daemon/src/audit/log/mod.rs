@@ -27,6 +27,7 @@ use nix::fcntl::Flock;
 use super::chain::{self, Hash};
 use super::clock::Clock;
 use super::key::Key;
+use super::line;
 use super::mark::{Head, Mark};
 use super::record::{Record, op};
 
@@ -75,6 +76,17 @@ pub struct Log {
     work: LogWork,
     /// What was found at the start and is to be recorded.
     news: Vec<Record<'static>>,
+    /// The last record that was found at the start, if its writer did not stop behind it.
+    left: Option<Left>,
+}
+
+/// Where a writer was that did not stop: killed, or without power.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Number of its last record.
+    pub seq: u64,
+    /// When that happened.
+    pub time: String,
 }
 
 /// What marks are made with.
@@ -135,9 +147,10 @@ impl Log {
         let start = self.waiting.len();
         record.seq = self.next;
         // The hash consists of hexadecimal digits: always text.
-        record.prev = Cow::Owned(String::from_utf8_lossy(&self.prev).into_owned());
+        let prev = std::str::from_utf8(&self.prev).unwrap_or_default();
+        record.prev = Cow::Owned(prev.to_owned());
         record.hash = Cow::Borrowed("");
-        if let Err(error) = serde_json::to_writer(&mut self.waiting, record) {
+        if let Err(error) = line::write(record, &mut self.waiting) {
             self.waiting.truncate(start);
             return Err(error.into());
         }
@@ -149,6 +162,12 @@ impl Log {
             marks.log.get_or_insert(self.prev);
         }
         Ok(start)
+    }
+
+    /// The last record that was found at the start, if its writer did not stop behind it: where the rings did not
+    /// outlive it, records of after that are missing, and nobody knows how many.
+    pub fn left(&self) -> Option<&Left> {
+        self.left.as_ref()
     }
 
     /// Whether lines wait to be written.

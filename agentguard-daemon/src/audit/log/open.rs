@@ -69,6 +69,7 @@ impl Log {
             packer: Packer::default(),
             work: LogWork::default(),
             news: Vec::new(),
+            left: None,
         };
         log.finish_turn()?;
         log.resume(&unfinished)?;
@@ -77,6 +78,10 @@ impl Log {
         if unfinished.is_empty() {
             log.tell_news()?;
             log.flush()?;
+            if log.dirty {
+                // What was found is on the disk, and there is a head from the beginning.
+                log.settle()?;
+            }
         }
         Ok(log)
     }

@@ -10,14 +10,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use sha2::{Digest, Sha256};
 
-use crate::audit::index::Index;
+use crate::audit::index::Builder;
 use crate::audit::segment::{self, PACKED};
 use crate::disk;
 use crate::hex::hex;
 
 /// Bytes of lines in one frame. Frames can be read by themselves, so a reader need not unpack all before it.
-pub const FRAME: usize = 512 << 10;
-const LEVEL: i32 = 3;
+pub const FRAME: usize = 128 << 10;
+/// Hashes do not shrink, and the rest repeats: more work than this makes segments hardly smaller, or none.
+const LEVEL: i32 = 1;
 
 /// A segment that was packed.
 #[derive(Debug)]
@@ -94,6 +95,7 @@ pub fn pack(plain: &Path) -> io::Result<Packed> {
     compressor.include_checksum(true)?;
     compressor.include_contentsize(true)?;
     let mut digest = Sha256::new();
+    let mut index = Builder::default();
     let (mut bytes, mut plain_bytes) = (0, 0);
     let mut lines = Vec::with_capacity(FRAME + (64 << 10));
     loop {
@@ -102,6 +104,7 @@ pub fn pack(plain: &Path) -> io::Result<Packed> {
             let frame = compressor.compress(&lines)?;
             output.write_all(&frame)?;
             digest.update(&frame);
+            index.frame(frame.len() as u64, &lines);
             bytes += frame.len() as u64;
             plain_bytes += lines.len() as u64;
             lines.clear();
@@ -114,9 +117,7 @@ pub fn pack(plain: &Path) -> io::Result<Packed> {
     fs::rename(&part, &path)?;
     disk::sync_folder(&path)?;
     // Whoever searches makes it otherwise.
-    let indexed = File::open(&path)
-        .and_then(|file| Index::make(&file))
-        .and_then(|index| index.write(&path));
+    let indexed = index.finish(&output).and_then(|index| index.write(&path));
     if let Err(error) = indexed {
         tracing::warn!("the index of {} was not made: {error}", path.display());
     }

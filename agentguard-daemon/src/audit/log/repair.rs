@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::error::failed;
-use super::{Log, LogError};
+use super::{Left, Log, LogError};
 use crate::audit::chain::{self, Hash};
 use crate::audit::mark::Head;
 use crate::audit::record::{Record, op};
@@ -44,6 +44,7 @@ impl Log {
                 self.began = first_time(&self.path).unwrap_or_else(SystemTime::now);
                 // Unknown, so that there is a checkpoint soon.
                 self.unmarked = 1;
+                self.left = left(lines);
             }
             None => self.resume_closed()?,
         }
@@ -77,6 +78,7 @@ impl Log {
             (self.next, self.prev) = line
                 .and_then(last_link)
                 .map_err(|what| self.damaged(&format!("{}: {what}", last.name())))?;
+            self.left = left(&text);
         }
         self.first = self.next;
         Ok(())
@@ -224,6 +226,18 @@ impl Log {
 fn last_line(lines: &[u8]) -> Option<&[u8]> {
     let lines = lines.strip_suffix(b"\n")?;
     lines.rsplit(|byte| *byte == b'\n').next()
+}
+
+/// The last record, unless it says that its writer stopped. What the log says of itself may follow it.
+fn left(lines: &[u8]) -> Option<Left> {
+    let lines = lines.rsplit(|byte| *byte == b'\n');
+    let mut records = lines.filter_map(|line| serde_json::from_slice::<Record<'_>>(line).ok());
+    let is_own = |op: &str| matches!(op, op::CHECKPOINT | op::SEGMENT | op::LOG_KEY);
+    let last = records.find(|record| !is_own(&record.op))?;
+    (last.op != op::STOP).then(|| Left {
+        seq: last.seq,
+        time: last.time.into_owned(),
+    })
 }
 
 /// Number and hash that a line has, by its form.

@@ -3,6 +3,8 @@
 //!
 //! It reads, and never repairs. It must never say "whole" of something that it did not look at.
 
+#[cfg(test)]
+mod manipulated;
 mod report;
 #[cfg(test)]
 mod tests;

@@ -220,12 +220,8 @@ fn query(args: &QueryArgs) -> Result<ExitCode, CliError> {
         ..Search::default()
     };
     if args.count {
-        let mut count = 0_u64;
-        let counted = search.each(&args.output.file, &filter, |_, _| {
-            count += 1;
-            true
-        });
-        counted.map_err(args.output.failed())?;
+        let counted = search.count(&args.output.file, &filter);
+        let count = counted.map_err(args.output.failed())?;
         tell(&search);
         if args.output.json {
             return super::print_json(&serde_json::json!({ "count": count }))

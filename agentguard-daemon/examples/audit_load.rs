@@ -1,0 +1,293 @@
+//! The way of a record from the ring to the disk, under load, all of it on one core: the real reader of the ring,
+//! decoding, judging again, line, chain, file, waiting for the disk as shipped, and the thread that compresses.
+//! Only the ring's other end stands in for the kernel: records of several agents are written into memory that is
+//! laid out as the kernel's ring of allowed records, of the same size, and one that does not fit is lost.
+//!
+//! ```text
+//! cargo build --profile guest -p agentguard-daemon --example audit_load
+//! target/guest/examples/audit_load FOLDER full 2000000     # as many a second as can be
+//! target/guest/examples/audit_load FOLDER 100000 300       # so many a second, for so many seconds
+//! target/guest/examples/audit_load FOLDER 3000 300 1       # with segments of so many MiB
+//! ```
+
+#[path = "../tests/support/workload.rs"]
+mod workload;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agentguard::audit::clock::boot_nanoseconds;
+use agentguard::audit::{LogOptions, Recorder, segment};
+use agentguard::kernel::Ring;
+use agentguard_common::record::ALLOWED_RING;
+use anyhow::Context as _;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
+use workload::Workload;
+
+/// Bytes of records after which the daemon's pump ends a batch.
+const BATCH: usize = 512 << 10;
+const PAGE: u64 = 4096;
+const SIZE: u64 = ALLOWED_RING as u64;
+/// What the kernel puts before each record, and the step of its positions.
+const HEADER: u64 = 8;
+
+/// The kernel's end of the ring.
+struct Producer {
+    memory: File,
+    workload: Workload,
+    position: u64,
+    /// Records that were made, and those of them that did not fit.
+    made: u64,
+    lost: u64,
+    bytes: Vec<u8>,
+    record: Vec<u8>,
+}
+
+impl Producer {
+    fn new() -> anyhow::Result<(Self, Ring)> {
+        let memory: File =
+            rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC)?.into();
+        // The reader's page, the writer's, and the data, which is there twice in a row.
+        memory.set_len(2 * PAGE + 2 * SIZE)?;
+        let ring = Ring::open(memory.try_clone()?.into(), ALLOWED_RING)?;
+        let producer = Self {
+            memory,
+            workload: Workload::new(0x5eed)?,
+            position: 0,
+            made: 0,
+            lost: 0,
+            bytes: Vec::new(),
+            record: Vec::new(),
+        };
+        Ok((producer, ring))
+    }
+
+    /// Writes `count` records, of which those are lost for which there is no room; `waits` makes none then.
+    fn write(
+        &mut self,
+        count: u64,
+        waits: bool,
+        ring: &Ring,
+        recorder: &mut Recorder,
+    ) -> anyhow::Result<()> {
+        let room = SIZE - ring.used();
+        let now = u64::try_from(boot_nanoseconds())?;
+        self.bytes.clear();
+        for _ in 0..count {
+            if waits && self.bytes.len() as u64 + PAGE > room {
+                break;
+            }
+            for (session, name) in self.workload.shifts() {
+                recorder.begin_session(session, name);
+            }
+            self.record.clear();
+            self.workload.record(now, &mut self.record);
+            self.made += 1;
+            let len = (self.record.len() as u64 + HEADER).next_multiple_of(HEADER);
+            if self.bytes.len() as u64 + len > room {
+                self.lost += 1;
+                continue;
+            }
+            let word = u64::from(u32::try_from(self.record.len())?);
+            let end = self.bytes.len() + usize::try_from(len)?;
+            self.bytes.extend_from_slice(&word.to_ne_bytes());
+            self.bytes.extend_from_slice(&self.record);
+            self.bytes.resize(end, 0);
+        }
+        self.put()
+    }
+
+    /// Both copies of the data, and then the position: the reader is of the same thread.
+    fn put(&mut self) -> anyhow::Result<()> {
+        let mut rest = &self.bytes[..];
+        while !rest.is_empty() {
+            let at = self.position % SIZE;
+            let fits = usize::try_from(SIZE - at)?.min(rest.len());
+            let (now, later) = rest.split_at(fits);
+            self.memory.write_all_at(now, 2 * PAGE + at)?;
+            self.memory.write_all_at(now, 2 * PAGE + SIZE + at)?;
+            self.position += now.len() as u64;
+            rest = later;
+        }
+        self.memory
+            .write_all_at(&self.position.to_ne_bytes(), PAGE)?;
+        Ok(())
+    }
+}
+
+/// What the daemon's pump does with a batch. Gives how many records it had.
+fn pump(
+    ring: &mut Ring,
+    recorder: &mut Recorder,
+    batch: &mut Vec<u8>,
+    ends: &mut Vec<usize>,
+    lost: u64,
+) -> anyhow::Result<u64> {
+    batch.clear();
+    ends.clear();
+    let end = ring.produced();
+    while batch.len() < BATCH {
+        let Some(record) = ring.head(end) else { break };
+        let len = record.len();
+        batch.extend_from_slice(record);
+        ends.push(batch.len());
+        ring.step(len);
+    }
+    let mut start = 0;
+    for end in ends.iter() {
+        recorder.record(&batch[start..*end]);
+        start = *end;
+    }
+    recorder.losses([lost, 0]);
+    anyhow::ensure!(recorder.flush(), "the log was not written");
+    ring.commit();
+    recorder.tend();
+    Ok(ends.len() as u64)
+}
+
+fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let folder = PathBuf::from(arguments.next().context("name a folder for the log")?);
+    let rate = arguments.next().context("`full`, or records a second?")?;
+    let much: u64 = arguments
+        .next()
+        .context("how many records, or seconds?")?
+        .parse()?;
+    let options = LogOptions {
+        segment_mib: arguments.next().map_or(Ok(64), |text| text.parse())?,
+        ..LogOptions::default()
+    };
+    one_core()?;
+    std::fs::create_dir_all(&folder)?;
+    let (mut producer, mut ring) = Producer::new()?;
+    let mut recorder = producer.workload.recorder(&folder, options)?;
+    println!("begun");
+    let (mut batch, mut ends) = (Vec::new(), Vec::new());
+    let mut own = Duration::ZERO;
+    let mut worst = Duration::ZERO;
+    let begun = Instant::now();
+    let rate: Option<u64> = (rate != "full").then(|| rate.parse()).transpose()?;
+    loop {
+        let before = core_time()?;
+        match rate {
+            None if producer.made >= much => break,
+            None => producer.write(much - producer.made, true, &ring, &mut recorder)?,
+            Some(_) if begun.elapsed().as_secs() >= much => break,
+            Some(rate) => {
+                let due = begun.elapsed().as_millis() as u64 * rate / 1000;
+                producer.write(
+                    due.saturating_sub(producer.made),
+                    false,
+                    &ring,
+                    &mut recorder,
+                )?;
+            }
+        }
+        own += core_time()?.saturating_sub(before);
+        let at = Instant::now();
+        while pump(
+            &mut ring,
+            &mut recorder,
+            &mut batch,
+            &mut ends,
+            producer.lost,
+        )? > 0
+            && rate.is_none()
+        {}
+        worst = worst.max(at.elapsed());
+        if rate.is_some() && !ring.has_more() {
+            // As often as the daemon looks when nothing wakes it.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    while pump(
+        &mut ring,
+        &mut recorder,
+        &mut batch,
+        &mut ends,
+        producer.lost,
+    )? > 0
+    {}
+    recorder.sync();
+    let recorded = begun.elapsed();
+    let thread = core_time()?.saturating_sub(own);
+    pack(&folder, &mut recorder)?;
+    let all = clock(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.saturating_sub(own);
+    tell(&producer, &recorder, recorded, thread, all, worst)
+}
+
+fn tell(
+    producer: &Producer,
+    recorder: &Recorder,
+    recorded: Duration,
+    thread: Duration,
+    all: Duration,
+    worst: Duration,
+) -> anyhow::Result<()> {
+    let totals = recorder.totals();
+    anyhow::ensure!(totals.alarms == 0 && totals.malformed == 0, "{totals:?}");
+    let records = totals.records as f64;
+    let syncs = &recorder.log().work().syncs;
+    println!(
+        "{} records made, {} lost, {} recorded and judged again, 0 alarms",
+        producer.made, producer.lost, totals.records
+    );
+    println!(
+        "by the clock: {:.0} a second ({:.1} s), the longest round {} ms",
+        records / recorded.as_secs_f64(),
+        recorded.as_secs_f64(),
+        worst.as_millis()
+    );
+    println!(
+        "the recorder's thread: {:.0} a second of one core ({:.2} µs each)",
+        records / thread.as_secs_f64(),
+        thread.as_secs_f64() * 1e6 / records
+    );
+    println!(
+        "with compressing and indexing: {:.0} a second of one core ({:.2} µs each)",
+        records / all.as_secs_f64(),
+        all.as_secs_f64() * 1e6 / records
+    );
+    println!(
+        "the disk was waited for {} times, {:.2} s",
+        syncs.count(),
+        syncs.sum()
+    );
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    for line in status.lines().filter(|line| {
+        line.starts_with("VmHWM") || line.starts_with("RssAnon") || line.starts_with("RssShmem")
+    }) {
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// Waits until what is closed is compressed.
+fn pack(folder: &Path, recorder: &mut Recorder) -> anyhow::Result<()> {
+    let log = folder.join("audit.jsonl");
+    while segment::closed_of(&log)?.iter().any(|it| !it.packed) {
+        std::thread::sleep(Duration::from_millis(20));
+        recorder.tend();
+    }
+    recorder.sync();
+    Ok(())
+}
+
+/// This process, with the threads that it will have, stays on the processor where it is.
+fn one_core() -> anyhow::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(nix::sched::sched_getcpu()?)?;
+    sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
+    Ok(())
+}
+
+fn core_time() -> anyhow::Result<Duration> {
+    clock(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock(clock: ClockId) -> anyhow::Result<Duration> {
+    Ok(clock_gettime(clock)?.into())
+}
