@@ -118,40 +118,49 @@ impl Producer {
     }
 }
 
-/// What the daemon's pump does with a batch. Gives how many records it had.
-fn pump(
-    ring: &mut Ring,
-    recorder: &mut Recorder,
-    batch: &mut Vec<u8>,
-    ends: &mut Vec<usize>,
-    lost: u64,
-) -> anyhow::Result<u64> {
-    batch.clear();
-    ends.clear();
-    let end = ring.produced();
-    while batch.len() < BATCH {
-        let Some(record) = ring.head(end) else { break };
-        let len = record.len();
-        batch.extend_from_slice(record);
-        ends.push(batch.len());
-        ring.step(len);
+/// What the daemon's pump does.
+#[derive(Default)]
+struct Pump {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Pump {
+    /// A batch from the ring into the log, and back to the ring. Gives how many records it had.
+    fn batch(
+        &mut self,
+        ring: &mut Ring,
+        recorder: &mut Recorder,
+        lost: u64,
+    ) -> anyhow::Result<usize> {
+        self.bytes.clear();
+        self.ends.clear();
+        let end = ring.produced();
+        while self.bytes.len() < BATCH {
+            let Some(record) = ring.head(end) else { break };
+            let len = record.len();
+            self.bytes.extend_from_slice(record);
+            self.ends.push(self.bytes.len());
+            ring.step(len);
+        }
+        let mut start = 0;
+        for end in &self.ends {
+            recorder.record(&self.bytes[start..*end]);
+            start = *end;
+        }
+        recorder.losses([lost, 0]);
+        anyhow::ensure!(recorder.flush(), "the log was not written");
+        ring.commit();
+        recorder.tend();
+        Ok(self.ends.len())
     }
-    let mut start = 0;
-    for end in ends.iter() {
-        recorder.record(&batch[start..*end]);
-        start = *end;
-    }
-    recorder.losses([lost, 0]);
-    anyhow::ensure!(recorder.flush(), "the log was not written");
-    ring.commit();
-    recorder.tend();
-    Ok(ends.len() as u64)
 }
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = PathBuf::from(arguments.next().context("name a folder for the log")?);
     let rate = arguments.next().context("`full`, or records a second?")?;
+    let rate: Option<u64> = (rate != "full").then(|| rate.parse()).transpose()?;
     let much: u64 = arguments
         .next()
         .context("how many records, or seconds?")?
@@ -165,11 +174,9 @@ fn main() -> anyhow::Result<()> {
     let (mut producer, mut ring) = Producer::new()?;
     let mut recorder = producer.workload.recorder(&folder, options)?;
     println!("begun");
-    let (mut batch, mut ends) = (Vec::new(), Vec::new());
-    let mut own = Duration::ZERO;
-    let mut worst = Duration::ZERO;
+    let mut pump = Pump::default();
+    let (mut own, mut worst) = (Duration::ZERO, Duration::ZERO);
     let begun = Instant::now();
-    let rate: Option<u64> = (rate != "full").then(|| rate.parse()).transpose()?;
     loop {
         let before = core_time()?;
         match rate {
@@ -178,89 +185,71 @@ fn main() -> anyhow::Result<()> {
             Some(_) if begun.elapsed().as_secs() >= much => break,
             Some(rate) => {
                 let due = begun.elapsed().as_millis() as u64 * rate / 1000;
-                producer.write(
-                    due.saturating_sub(producer.made),
-                    false,
-                    &ring,
-                    &mut recorder,
-                )?;
+                let count = due.saturating_sub(producer.made);
+                producer.write(count, false, &ring, &mut recorder)?;
             }
         }
         own += core_time()?.saturating_sub(before);
         let at = Instant::now();
-        while pump(
-            &mut ring,
-            &mut recorder,
-            &mut batch,
-            &mut ends,
-            producer.lost,
-        )? > 0
-            && rate.is_none()
-        {}
+        while pump.batch(&mut ring, &mut recorder, producer.lost)? > 0 && rate.is_none() {}
         worst = worst.max(at.elapsed());
         if rate.is_some() && !ring.has_more() {
             // As often as the daemon looks when nothing wakes it.
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    while pump(
-        &mut ring,
-        &mut recorder,
-        &mut batch,
-        &mut ends,
-        producer.lost,
-    )? > 0
-    {}
+    while pump.batch(&mut ring, &mut recorder, producer.lost)? > 0 {}
     recorder.sync();
     let recorded = begun.elapsed();
     let thread = core_time()?.saturating_sub(own);
     pack(&folder, &mut recorder)?;
     let all = clock(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.saturating_sub(own);
-    tell(&producer, &recorder, recorded, thread, all, worst)
+    tell(&producer, &recorder, recorded, worst)?;
+    let records = f64::from(u32::try_from(recorder.totals().records)?);
+    for (what, time) in [
+        ("the recorder's thread", thread),
+        ("with compressing and indexing", all),
+    ] {
+        let seconds = time.as_secs_f64();
+        println!(
+            "{what}: {:.0} a second of one core ({:.2} µs each)",
+            records / seconds,
+            seconds * 1e6 / records
+        );
+    }
+    Ok(())
 }
 
 fn tell(
     producer: &Producer,
     recorder: &Recorder,
     recorded: Duration,
-    thread: Duration,
-    all: Duration,
     worst: Duration,
 ) -> anyhow::Result<()> {
     let totals = recorder.totals();
     anyhow::ensure!(totals.alarms == 0 && totals.malformed == 0, "{totals:?}");
-    let records = totals.records as f64;
-    let syncs = &recorder.log().work().syncs;
+    let seconds = recorded.as_secs_f64();
     println!(
         "{} records made, {} lost, {} recorded and judged again, 0 alarms",
         producer.made, producer.lost, totals.records
     );
     println!(
-        "by the clock: {:.0} a second ({:.1} s), the longest round {} ms",
-        records / recorded.as_secs_f64(),
-        recorded.as_secs_f64(),
+        "by the clock: {:.0} a second ({seconds:.1} s), the longest round {} ms",
+        f64::from(u32::try_from(totals.records)?) / seconds,
         worst.as_millis()
     );
-    println!(
-        "the recorder's thread: {:.0} a second of one core ({:.2} µs each)",
-        records / thread.as_secs_f64(),
-        thread.as_secs_f64() * 1e6 / records
-    );
-    println!(
-        "with compressing and indexing: {:.0} a second of one core ({:.2} µs each)",
-        records / all.as_secs_f64(),
-        all.as_secs_f64() * 1e6 / records
-    );
+    let syncs = &recorder.log().work().syncs;
     println!(
         "the disk was waited for {} times, {:.2} s",
         syncs.count(),
         syncs.sum()
     );
     let status = std::fs::read_to_string("/proc/self/status")?;
-    for line in status.lines().filter(|line| {
-        line.starts_with("VmHWM") || line.starts_with("RssAnon") || line.starts_with("RssShmem")
-    }) {
-        println!("{line}");
+    let wanted = ["VmHWM", "RssAnon", "RssShmem"];
+    for line in status.lines() {
+        if wanted.iter().any(|name| line.starts_with(name)) {
+            println!("{line}");
+        }
     }
     Ok(())
 }

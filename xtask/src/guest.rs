@@ -43,7 +43,7 @@ pub struct Guest {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory: u32,
-    /// A raw image that is the guest's NVMe disk, and outlives it.
+    /// A raw image that is the guest's disk (`/dev/nvme0n1`), and outlives it.
     pub disk: Option<PathBuf>,
     /// Host time after which the guest is stopped.
     pub timeout: Duration,

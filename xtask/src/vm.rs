@@ -43,7 +43,7 @@ pub struct Options {
     /// Where the files of --get are written.
     #[arg(long, default_value = ".", value_name = "FOLDER")]
     out: PathBuf,
-    /// A raw image as the guest's disk /dev/nvme0n1, which outlives it. The kernel needs NVMe built in (6.1).
+    /// A raw image as the guest's disk /dev/nvme0n1, which outlives it. The kernel needs the driver built in (6.1).
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
     /// Memory in MiB: 2048 by default, 5120 with --workshop.

@@ -35,6 +35,11 @@ pub fn write(record: &Record<'_>, to: &mut Vec<u8>) -> Outcome {
 
 struct Line<'a>(&'a mut Vec<u8>);
 
+#[expect(
+    clippy::ref_option,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "each field is handed over by reference"
+)]
 impl Line<'_> {
     fn put(&mut self, text: &str) {
         self.0.extend_from_slice(text.as_bytes());

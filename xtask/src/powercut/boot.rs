@@ -16,11 +16,11 @@ use crate::guest::Guest;
 #[derive(Clone, Copy)]
 pub enum Cut {
     /// So long after the load began.
-    AfterLoad(Duration),
+    Loaded(Duration),
     /// So long after the daemon was started: it may still read and repair the log then.
-    AfterStart(Duration),
+    Starting(Duration),
     /// When everything is checked.
-    AfterChecks,
+    Checked,
 }
 
 /// What is booted.
@@ -74,11 +74,10 @@ impl Boot<'_> {
                             ("failed" | "failed:", _) => {
                                 bail!("the guest: {said}\n{}", other.join("\n"))
                             }
-                            ("load", Cut::AfterLoad(after))
-                            | ("starting", Cut::AfterStart(after)) => {
+                            ("load", Cut::Loaded(after)) | ("starting", Cut::Starting(after)) => {
                                 (end, is_cut) = (Instant::now() + after, true);
                             }
-                            ("begin", Cut::AfterChecks) => (end, is_cut) = (Instant::now(), true),
+                            ("begin", Cut::Checked) => (end, is_cut) = (Instant::now(), true),
                             _ => {}
                         }
                     }
@@ -101,15 +100,15 @@ impl Boot<'_> {
         }
         trail.cut();
         Ok(match cut {
-            Cut::AfterLoad(after) => format!(
+            Cut::Loaded(after) => format!(
                 "after {:.1} s of load, {} denials shown",
                 after.as_secs_f64(),
                 trail.told() - before
             ),
-            Cut::AfterStart(after) => {
+            Cut::Starting(after) => {
                 format!("{:.1} s after the daemon's start", after.as_secs_f64())
             }
-            Cut::AfterChecks => "checked".to_owned(),
+            Cut::Checked => "checked".to_owned(),
         })
     }
 }

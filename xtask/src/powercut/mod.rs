@@ -41,8 +41,8 @@ const DISK: u64 = 512 << 20;
 /// tail` had shown before the cut is there, with its hash; after the daemon's start the log is whole and signed, and
 /// says so where whoever wrote before did not stop. Then it goes on with load.
 ///
-/// The disk is an NVMe device of QEMU without a cache of its own: what the guest's kernel had not written yet is lost,
-/// what the device had taken is not. The kernel needs NVMe and ext4 built in, as Debian's 6.1 has them.
+/// The disk is a device of QEMU without a cache of its own: what the guest's kernel had not written yet is lost,
+/// what the device had taken is not. The kernel needs drivers for `nvme` and `ext4` built in, as Debian's 6.1 has them.
 #[derive(clap::Args)]
 pub struct Options {
     /// Kernel: 6.1, or the path of an image.
@@ -97,11 +97,11 @@ pub fn main(options: &Options) -> Result<i32> {
         }
         // The last boot only checks what the last cut left.
         let cut = if number == options.cuts {
-            Cut::AfterChecks
+            Cut::Checked
         } else if dice.roll(6) == 0 {
-            Cut::AfterStart(Duration::from_millis(dice.roll(20_000)))
+            Cut::Starting(Duration::from_millis(dice.roll(20_000)))
         } else {
-            Cut::AfterLoad(Duration::from_millis(dice.roll(options.most * 1000)))
+            Cut::Loaded(Duration::from_millis(dice.roll(options.most * 1000)))
         };
         let begun = Instant::now();
         let boot = Boot {

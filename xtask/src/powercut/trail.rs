@@ -66,7 +66,7 @@ impl Trail {
         self.had.clear();
     }
 
-    fn fail(&mut self, what: String) {
+    fn fail(&mut self, what: &str) {
         println!("FAIL  after cut {}: {what}", self.cuts);
         self.failures
             .push(format!("after cut {}: {what}", self.cuts));
@@ -75,7 +75,7 @@ impl Trail {
     /// As the cut left it: nothing but a last line may be torn.
     fn before(&mut self, report: &str) {
         let Ok(report) = serde_json::from_str::<Value>(report) else {
-            return self.fail(format!("the log could not be checked: {report}"));
+            return self.fail(&format!("the log could not be checked: {report}"));
         };
         let findings = report["findings"].as_array().cloned().unwrap_or_default();
         for found in &findings {
@@ -83,7 +83,7 @@ impl Trail {
                 Some("torn") => self.torn += 1,
                 // A power cut before the first record leaves nothing to sign.
                 Some("unsigned") if report["records"] == 0 => {}
-                _ => self.fail(format!("{found}")),
+                _ => self.fail(&format!("{found}")),
             }
         }
     }
@@ -97,7 +97,7 @@ impl Trail {
             .map(|(seq, _)| *seq)
             .collect();
         if !missing.is_empty() {
-            self.fail(format!(
+            self.fail(&format!(
                 "{} denials that were shown are not there: {missing:?}",
                 missing.len()
             ));
@@ -109,17 +109,17 @@ impl Trail {
     /// As the daemon's start left it: whole and signed.
     fn after(&mut self, report: &str) {
         let Ok(report) = serde_json::from_str::<Value>(report) else {
-            return self.fail(format!("the log could not be checked: {report}"));
+            return self.fail(&format!("the log could not be checked: {report}"));
         };
         self.starts += 1;
         let number = |name: &str| report[name].as_u64().unwrap_or_default();
         let whole = report["findings"].as_array().is_some_and(Vec::is_empty);
         if !whole || number("signed_to") == 0 {
-            self.fail(format!("after the daemon's start: {report}"));
+            self.fail(&format!("after the daemon's start: {report}"));
         }
         for loss in report["losses"].as_array().into_iter().flatten() {
             if loss["class"] == "log-cut" {
-                self.fail(format!("what was signed is not there: {loss}"));
+                self.fail(&format!("what was signed is not there: {loss}"));
             }
         }
         (self.records, self.segments) = (number("records"), number("segments"));

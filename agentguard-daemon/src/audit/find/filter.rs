@@ -134,9 +134,12 @@ impl Filter {
     pub(super) fn words(&self) -> Vec<Vec<u64>> {
         // Words of refusals are there a second time.
         let refused = !self.verdicts.is_empty() && self.verdicts.iter().all(|it| is_refusal(it));
-        let kind = |kind: char| match refused {
-            true => kind.to_ascii_uppercase(),
-            false => kind,
+        let kind = |kind: char| {
+            if refused {
+                kind.to_ascii_uppercase()
+            } else {
+                kind
+            }
         };
         let text = |letter, text: &str| word(kind(letter), text.as_bytes());
         let number = |letter, number: u64| word(kind(letter), &number.to_le_bytes());

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::audit::Record;
+use crate::audit::glance::Glance;
 use crate::audit::segment;
 
 /// Reads a log from behind a record, and goes on for as long as it is asked.
@@ -16,8 +17,19 @@ pub struct Follow {
     /// Number of the last record that was read.
     last: u64,
     line: Vec<u8>,
-    /// Whether what is there now may not be on the disk yet.
-    unsynced: bool,
+    /// How often the disk was waited for.
+    #[cfg(test)]
+    syncs: u32,
+}
+
+/// Bytes of lines that are held while the disk is waited for.
+const HELD: usize = 4 << 20;
+
+/// A line that was read, and whether it records a refusal.
+struct Read {
+    line: Vec<u8>,
+    seq: Option<u64>,
+    refused: bool,
 }
 
 impl Follow {
@@ -28,13 +40,13 @@ impl Follow {
             file: BufReader::with_capacity(256 << 10, File::open(log)?),
             last,
             line: Vec::new(),
-            unsynced: true,
+            #[cfg(test)]
+            syncs: 0,
         })
     }
 
     /// Hands what is new to `take`. A denial is on the disk before it is handed on.
     pub fn poll(&mut self, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        self.unsynced = true;
         // In this order: what is written before the file gets another name is read from it.
         let there = fs::metadata(&self.log).map(|file| (file.dev(), file.ino()));
         self.read(take)?;
@@ -46,8 +58,9 @@ impl Follow {
                 let mut text = closed.open()?;
                 let mut line = Vec::new();
                 while text.read_until(b'\n', &mut line)? > 0 {
-                    if line.ends_with(b"\n") {
-                        self.hand_over(&line[..line.len() - 1], take);
+                    // What is closed is on the disk.
+                    if line.pop_if(|byte| *byte == b'\n').is_some() {
+                        self.hand_over(&Read::of(std::mem::take(&mut line)), take);
                     }
                     line.clear();
                 }
@@ -60,36 +73,56 @@ impl Follow {
     }
 
     fn read(&mut self, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        loop {
-            if self.file.read_until(b'\n', &mut self.line)? == 0 {
-                return Ok(());
+        let mut ended = false;
+        while !ended {
+            let mut lines = Vec::new();
+            let mut bytes = 0;
+            while bytes < HELD && !ended {
+                ended = self.file.read_until(b'\n', &mut self.line)? == 0
+                    // A writer is in the middle of it.
+                    || self.line.pop_if(|byte| *byte == b'\n').is_none();
+                if !ended {
+                    bytes += self.line.len();
+                    lines.push(Read::of(std::mem::take(&mut self.line)));
+                }
             }
-            if self.line.pop_if(|byte| *byte == b'\n').is_none() {
-                // A writer is in the middle of it.
-                return Ok(());
-            }
-            let line = std::mem::take(&mut self.line);
-            self.hand_over(&line, take);
-        }
-    }
-
-    fn hand_over(&mut self, line: &[u8], take: &mut dyn FnMut(&[u8])) {
-        // What is no record has no number, and is shown as what it is.
-        let record = serde_json::from_slice::<Record<'_>>(line);
-        if let Ok(record) = &record {
-            if record.seq <= self.last {
-                return;
-            }
-            self.last = record.seq;
-            if self.unsynced
-                && (record.is_denied() || record.verdict.as_deref() == Some("would-deny"))
-            {
+            // Only now, when all of them were read: the writer goes on meanwhile, and what it adds later may not be
+            // on the disk yet.
+            if lines.iter().any(|line| line.refused) {
                 // Fails on what cannot be written, a copy on a CD, say: that is on the disk.
                 let _ = self.file.get_ref().sync_data();
-                self.unsynced = false;
+                #[cfg(test)]
+                {
+                    self.syncs += 1;
+                }
+            }
+            for line in lines {
+                self.hand_over(&line, take);
             }
         }
-        take(line);
+        Ok(())
+    }
+
+    fn hand_over(&mut self, read: &Read, take: &mut dyn FnMut(&[u8])) {
+        // What is no record has no number, and is shown as what it is.
+        if let Some(seq) = read.seq {
+            if seq <= self.last {
+                return;
+            }
+            self.last = seq;
+        }
+        take(&read.line);
+    }
+}
+
+impl Read {
+    fn of(line: Vec<u8>) -> Self {
+        let record = serde_json::from_slice::<Record<'_>>(&line).ok();
+        Self {
+            seq: record.as_ref().map(|record| record.seq),
+            refused: record.is_some_and(|record| Glance::from(&record).is_refused()),
+            line,
+        }
     }
 }
 
@@ -99,6 +132,37 @@ mod tests {
 
     use super::*;
     use crate::audit::Log;
+
+    fn deny(log: &mut Log, target: &str) {
+        let mut record = Record {
+            time: Cow::Borrowed("2026-11-23T04:05:06.000000000Z"),
+            target: Some(Cow::Borrowed(target)),
+            verdict: Some(Cow::Borrowed("deny")),
+            ..Record::new("open")
+        };
+        log.append(&mut record).unwrap();
+        log.flush().unwrap();
+    }
+
+    #[test]
+    fn a_denial_that_comes_while_others_are_shown_waits_for_the_disk_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        let mut log = Log::open(&path).unwrap();
+        deny(&mut log, "first");
+        let mut follow = Follow::after(&path, 0).unwrap();
+        let mut shown = 0;
+        for _ in 0..3 {
+            let polled = follow.poll(&mut |_| {
+                shown += 1;
+                if shown < 3 {
+                    deny(&mut log, "while it is shown");
+                }
+            });
+            polled.unwrap();
+        }
+        assert_eq!((shown, follow.syncs), (3, 3));
+    }
 
     #[test]
     fn nothing_is_missed_or_shown_twice_where_segments_end() {
