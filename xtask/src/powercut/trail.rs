@@ -165,7 +165,9 @@ mod tests {
             trail.hear(line);
         }
         trail.cut();
-        lines.iter().for_each(|line| trail.hear(line));
+        for line in lines {
+            trail.hear(line);
+        }
         trail.failures.len()
     }
 
