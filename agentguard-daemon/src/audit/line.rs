@@ -50,12 +50,12 @@ impl Line<'_> {
         serde_json::to_writer(&mut *self.0, number)
     }
 
-    fn always(&mut self, name: &str, text: &Cow<'_, str>) -> Outcome {
+    fn always(&mut self, name: &str, text: &str) -> Outcome {
         self.put(name);
         self.quoted(text)
     }
 
-    fn unless_empty(&mut self, name: &str, text: &Cow<'_, str>) -> Outcome {
+    fn unless_empty(&mut self, name: &str, text: &str) -> Outcome {
         if text.is_empty() {
             return Ok(());
         }
@@ -94,10 +94,10 @@ impl Line<'_> {
 
     fn quoted(&mut self, text: &str) -> Outcome {
         // Of all bytes, so that it is done for many at once.
-        let special = text.bytes().fold(false, |any, byte| {
-            any | (byte < b' ') | (byte == b'"') | (byte == b'\\')
+        let special = text.bytes().fold(0, |any, byte| {
+            any | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
         });
-        if special {
+        if special != 0 {
             return serde_json::to_writer(&mut *self.0, text);
         }
         self.0.push(b'"');

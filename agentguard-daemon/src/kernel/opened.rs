@@ -33,7 +33,7 @@ pub struct Ports {
 
 impl Ports {
     /// Whether a grant in the kernel is for the same ports and protocol.
-    fn are_of(&self, grant: &Grant) -> bool {
+    fn are_of(self, grant: &Grant) -> bool {
         (self.low, self.high, number_of(self.protocol)) == (grant.low, grant.high, grant.protocol)
     }
 }

@@ -193,7 +193,7 @@ impl Workload {
             } else {
                 0x8000
             },
-            ..Shape::of(operation, access, path.as_bytes().to_vec(), judged)
+            ..Shape::of(operation, access, path.as_bytes().to_vec(), &judged)
         }
     }
 
@@ -215,7 +215,7 @@ impl Workload {
                 Operation::Exec,
                 access::EXEC,
                 path.as_bytes().to_vec(),
-                judged,
+                &judged,
             )
         }
     }
@@ -237,7 +237,7 @@ impl Workload {
             Operation::Connect,
             0,
             destination.as_bytes().to_vec(),
-            judged,
+            &judged,
         )
     }
 
@@ -326,7 +326,7 @@ impl Workload {
 
     /// Sessions that begin with the next record, with the names of their agents.
     pub fn shifts(&self) -> Vec<(u32, &'static str)> {
-        if self.done % SHIFT != 0 {
+        if !self.done.is_multiple_of(SHIFT) {
             return Vec::new();
         }
         let agents = AGENTS.iter().enumerate();
@@ -337,7 +337,7 @@ impl Workload {
 }
 
 impl Shape {
-    fn of(operation: Operation, access: u8, target: Vec<u8>, judged: Judgement) -> Self {
+    fn of(operation: Operation, access: u8, target: Vec<u8>, judged: &Judgement) -> Self {
         Self {
             operation,
             access,

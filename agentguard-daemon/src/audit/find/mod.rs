@@ -134,7 +134,7 @@ impl Search {
             _ => std::thread::scope(|scope| {
                 let started = segments.iter().map(|it| scope.spawn(move || one(it)));
                 let started: Vec<_> = started.collect();
-                let ended = started.into_iter().map(|thread| thread.join());
+                let ended = started.into_iter().map(std::thread::ScopedJoinHandle::join);
                 ended
                     .map(|outcome| outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                     .collect()

@@ -44,7 +44,7 @@ pub struct Grant {
 
 impl Grant {
     /// The ports and protocol alone.
-    fn ports(&self) -> (u16, u16, Option<u8>) {
+    fn ports(self) -> (u16, u16, Option<u8>) {
         (self.low, self.high, self.protocol)
     }
 
