@@ -27,7 +27,7 @@ fn policy(name: &str, budgets: &str) -> Result<()> {
 }
 
 /// What is refused, in the trail: by the budget, with its id.
-fn refused(agent: &str, op: &str, budget: &str) -> Wanted {
+pub(crate) fn refused(agent: &str, op: &str, budget: &str) -> Wanted {
     Wanted {
         agent: Some(agent.into()),
         op: Some(op.into()),
@@ -38,14 +38,26 @@ fn refused(agent: &str, op: &str, budget: &str) -> Wanted {
     }
 }
 
-/// What is spent of an agent's first budget, as the command line says.
-fn spent(agent: &str) -> Result<u64> {
+/// An agent was frozen because of a budget, in the trail.
+pub(crate) fn frozen(agent: &str, budget: &str) -> Wanted {
+    Wanted {
+        agent: Some(agent.into()),
+        op: Some("budget".into()),
+        detail: Some("frozen".into()),
+        rule: Some(budget.into()),
+        ..Wanted::default()
+    }
+}
+
+/// What is spent of an agent's budget, as the command line says.
+pub(crate) fn spent(agent: &str, budget: &str) -> Result<u64> {
     let shown = agentguard_ok(&["budget", "show", agent, "--json"])?;
     let shown: serde_json::Value =
         serde_json::from_str(&shown).context("`budget show --json` is no JSON")?;
-    shown[0]["budgets"][0]["spent"]
-        .as_u64()
-        .with_context(|| format!("no number is spent: {shown}"))
+    let budgets = shown[0]["budgets"].as_array().context("no budgets")?;
+    let found = budgets.iter().find(|it| it["id"] == budget);
+    let spent = found.and_then(|it| it["spent"].as_u64());
+    spent.with_context(|| format!("no number of `{budget}` is spent: {shown}"))
 }
 
 /// 64 that contend, started outside and put into the agent when all are there.
@@ -110,7 +122,7 @@ pub fn races(trail: &mut Trail) -> Result<()> {
                 );
                 all += u64::from(more);
             }
-            let spent = spent(&name)?;
+            let spent = spent(&name, "few")?;
             ensure!(
                 spent == all,
                 "{name}: {spent} are spent, {all} were granted"
@@ -217,20 +229,13 @@ pub fn fork_bomb(trail: &mut Trail) -> Result<()> {
     let mark = trail.mark()?;
     let _bomb = Inside::start(&bomb, Command::new("/usr/bin/python3").args(["-c", BOMB]))?;
     trail.wait(mark, &refused("bomb", "fork", "enough"))?;
-    let frozen = Wanted {
-        agent: Some("bomb".into()),
-        op: Some("budget".into()),
-        detail: Some("frozen".into()),
-        rule: Some("enough".into()),
-        ..Wanted::default()
-    };
-    trail.wait(mark, &frozen)?;
+    trail.wait(mark, &frozen("bomb", "enough"))?;
     let events = std::fs::read_to_string(bomb.group.path().join("cgroup.events"))?;
     ensure!(events.contains("frozen 1"), "the fork bomb is not frozen");
     ensure!(
-        spent("bomb")? == 200,
+        spent("bomb", "enough")? == 200,
         "{} processes were made",
-        spent("bomb")?
+        spent("bomb", "enough")?
     );
     let why = agentguard_ok(&["why", "bomb"])?;
     ensure!(
@@ -256,14 +261,7 @@ pub fn refusals(trail: &mut Trail) -> Result<()> {
         &agent,
         "while :; do /usr/bin/cat /t/secret/key 2>/dev/null; /usr/bin/sleep 0.02; done",
     )?;
-    let frozen = Wanted {
-        agent: Some("stubborn".into()),
-        op: Some("budget".into()),
-        detail: Some("frozen".into()),
-        rule: Some("patience".into()),
-        ..Wanted::default()
-    };
-    trail.wait(mark, &frozen)?;
+    trail.wait(mark, &frozen("stubborn", "patience"))?;
     Ok(())
 }
 
@@ -347,9 +345,9 @@ pub fn survives() -> Result<()> {
     set_back_a_day()?;
     let mut daemon = Daemon::start()?;
     ensure!(
-        spent("left")? == u64::from(granted),
+        spent("left", "few")? == u64::from(granted),
         "{} are spent",
-        spent("left")?
+        spent("left", "few")?
     );
     for _ in 0..3 {
         granted += contest.round()?;

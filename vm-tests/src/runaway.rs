@@ -14,10 +14,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 
+use crate::budgets::{frozen, refused, spent};
 use crate::dialogue::Dialogue;
 use crate::fixture;
 use crate::guard::{Agent, PROVIDER, PROVIDER_KEY, agentguard_ok, write_policy};
-use crate::trail::{Trail, Wanted};
+use crate::trail::Trail;
 
 /// An emulated guest does not make 20,000 processes in a minute: here it is 2,000, as any policy may say.
 const POLICY: &str = "\
@@ -186,27 +187,6 @@ fn answer(dialogue: &mut Dialogue) -> Result<String> {
     dialogue.hear()
 }
 
-/// What an agent has spent of each budget, by id.
-fn spent(agent: &str, budget: &str) -> Result<u64> {
-    let shown = agentguard_ok(&["budget", "show", agent, "--json"])?;
-    let shown: serde_json::Value =
-        serde_json::from_str(&shown).context("`budget show --json` is no JSON")?;
-    let budgets = shown[0]["budgets"].as_array().context("no budgets")?;
-    let found = budgets.iter().find(|it| it["id"] == budget);
-    let spent = found.and_then(|it| it["spent"].as_u64());
-    spent.with_context(|| format!("`{agent}` has spent nothing of `{budget}`: {shown}"))
-}
-
-fn line(agent: &str, op: &str, verdict: Option<&str>, budget: &str) -> Wanted {
-    Wanted {
-        agent: Some(agent.into()),
-        op: Some(op.into()),
-        verdict: verdict.map(Into::into),
-        rule: Some(budget.into()),
-        ..Wanted::default()
-    }
-}
-
 /// The limits of `coding-agent` stop a loop, and say so; nobody else notices.
 pub fn is_stopped(trail: &mut Trail) -> Result<()> {
     fixture::make(&[])?;
@@ -227,16 +207,9 @@ pub fn is_stopped(trail: &mut Trail) -> Result<()> {
 
     let mark = trail.mark()?;
     looping.say("for ever")?;
-    trail.wait(mark, &line("wild", "model", Some("deny"), "runaway-calls"))?;
-    trail.wait(
-        mark,
-        &line("wild", "fork", Some("deny"), "runaway-processes"),
-    )?;
-    let frozen = Wanted {
-        detail: Some("frozen".into()),
-        ..line("wild", "budget", None, "runaway-processes")
-    };
-    trail.wait(mark, &frozen)?;
+    trail.wait(mark, &refused("wild", "model", "runaway-calls"))?;
+    trail.wait(mark, &refused("wild", "fork", "runaway-processes"))?;
+    trail.wait(mark, &frozen("wild", "runaway-processes"))?;
     let events = std::fs::read_to_string(wild.group.path().join("cgroup.events"))?;
     ensure!(events.contains("frozen 1"), "the loop goes on");
 

@@ -221,15 +221,9 @@ pub struct TestOutcome {
 pub fn insert_vars(source: &Source, item: &At<String>, vars: &Vars) -> Result<String, PolicyError> {
     let mut out = String::new();
     let mut rest = item.value.as_str();
-    let mut failed = None;
-    let mut value = |name: &str| {
-        vars.value(name).unwrap_or_else(|problem| {
-            failed.get_or_insert(problem);
-            String::new()
-        })
-    };
+    let value = |name: &str| vars.value_at(name, source, item.span);
     if rest == "~" || rest.starts_with("~/") {
-        out = value("home");
+        out = value("home")?;
         rest = &rest[1..];
     }
     while let Some((before, after)) = rest.split_once("${") {
@@ -237,19 +231,11 @@ pub fn insert_vars(source: &Source, item: &At<String>, vars: &Vars) -> Result<St
             break;
         };
         out.push_str(before);
-        out.push_str(&value(name));
+        out.push_str(&value(name)?);
         rest = tail;
     }
     out.push_str(rest);
-    match failed {
-        Some(problem) => Err(PolicyError::at(
-            source,
-            item.span,
-            problem.message,
-            problem.help,
-        )),
-        None => Ok(out),
-    }
+    Ok(out)
 }
 
 /// Gives an error inside a pattern its place in the file.

@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::diagnostic::{PolicyError, Source, Span};
+
 /// Depth of variables that refer to variables.
 const MAX_DEPTH: usize = 8;
 
@@ -42,6 +44,12 @@ impl Vars {
     /// The value of `name`, with the variables in it replaced.
     pub fn value(&self, name: &str) -> Result<String, VarError> {
         self.resolve(name, 0)
+    }
+
+    /// The same, where a policy refers to it.
+    pub fn value_at(&self, name: &str, source: &Source, at: Span) -> Result<String, PolicyError> {
+        self.value(name)
+            .map_err(|problem| PolicyError::at(source, at, problem.message, problem.help))
     }
 
     fn resolve(&self, name: &str, depth: usize) -> Result<String, VarError> {

@@ -3,10 +3,11 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::podman::{self, Container, IMAGE, PODMAN, podman, podman_ok};
 use super::server::Server;
+use super::ways::{WAYS, Way};
 use super::{prepare, text_of};
 use crate::guard::{Group, agentguard, agentguard_ok, write_policy};
 use crate::run::Tally;
@@ -22,51 +23,22 @@ files:
 exec: {default: deny, allow: [{path: /usr/bin/dash}, {path: /usr/bin/cat}]}
 network: {default: deny}
 ";
-/// Ways to a host that the policy does not permit, as in a network of the host's: name, script, operation, target.
-const WAYS: &[(&str, &str, &str, &str)] = &[
-    (
-        "by name",
-        "get('evil.example.net')",
-        "resolve",
-        "evil.example.net",
-    ),
-    (
-        "by address",
-        "get('93.184.216.66')",
-        "connect",
-        "93.184.216.66:8080",
-    ),
-    (
-        "asked of another resolver",
-        "by('93.184.216.88', 'evil.example.net')",
-        "resolve",
-        "evil.example.net",
-    ),
-    (
-        "asked of another resolver by TCP",
-        "by('93.184.216.88', 'evil.example.net', tcp=True)",
-        "resolve",
-        "evil.example.net",
-    ),
-    (
-        "asked of another resolver at another port",
-        "by('93.184.216.88', 'evil.example.net', port=5353)",
-        "connect",
-        "93.184.216.88:5353",
-    ),
-    (
-        "by a permitted name to another port",
-        "get('good.example.com', 3128)",
-        "connect",
-        "93.184.216.1:3128",
-    ),
-    (
-        "by the address of the engine's gateway",
-        "r = [l.split() for l in open('/proc/net/route')][1:]\nget([socket.inet_ntoa(struct.pack('<I', int(f[2], 16))) for f in r if int(f[1], 16) == 0][0])",
-        "connect",
-        "*",
-    ),
+/// Those of [`WAYS`] that are tried in a network of a container's own.
+const ALSO_HERE: &[&str] = &[
+    "by name",
+    "by address",
+    "asked of another resolver",
+    "asked of another resolver by TCP",
+    "asked of another resolver at another port",
+    "by a permitted name to another port",
 ];
+/// A way that only a container has.
+const BY_GATEWAY: Way = (
+    "by the address of the engine's gateway",
+    "r = [l.split() for l in open('/proc/net/route')][1:]\nget([socket.inet_ntoa(struct.pack('<I', int(f[2], 16))) for f in r if int(f[1], 16) == 0][0])",
+    "connect",
+    "*",
+);
 
 /// Everything in containers, where the guest has an engine for them.
 pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
@@ -91,9 +63,13 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
         }
     };
     each("its first command", &mut Scene::first_command);
-    for (name, script, op, target) in WAYS {
-        each(name, &mut |scene| scene.way(script, op, target));
+    for also in ALSO_HERE {
+        each(also, &mut |scene| {
+            let way = WAYS.iter().find(|(name, ..)| name == also);
+            scene.way(way.context("there is no such way")?)
+        });
     }
+    each(BY_GATEWAY.0, &mut |scene| scene.way(&BY_GATEWAY));
     each("files of its image", &mut Scene::files);
     each("started again", &mut Scene::started_again);
     each("a command by exec", &mut Scene::by_exec);
@@ -148,7 +124,7 @@ impl Scene {
     }
 
     /// What is not permitted is reached by a container that nobody governs, and by no other.
-    fn way(&mut self, script: &str, op: &str, target: &str) -> Result<()> {
+    fn way(&mut self, (_, script, op, target): &Way) -> Result<()> {
         let text = text_of(script);
         let words = ["/usr/bin/python3", "-c", &text];
         let (said, complaint) = Container::new("way", false, &words)?.said()?;

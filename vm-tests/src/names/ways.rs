@@ -55,9 +55,11 @@ def by(*a, **k):
     if found: get(found)
 ";
 
-/// Ways to a host that no rule permits: what it is called, what is run after the prelude, and the record (operation,
-/// target; empty for none to be looked for).
-pub const WAYS: &[(&str, &str, &str, &str)] = &[
+/// What it is called, what is run after the prelude, and the record (operation, target; empty for none to be looked for).
+pub type Way = (&'static str, &'static str, &'static str, &'static str);
+
+/// Ways to a host that no rule permits.
+pub const WAYS: &[Way] = &[
     (
         "by name",
         "get('evil.example.net')",

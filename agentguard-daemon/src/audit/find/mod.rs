@@ -85,15 +85,11 @@ impl Search {
         let mut found: Vec<Vec<u8>> = Vec::new();
         if filter.tree.is_some() {
             // Who belongs to the tree is only known from the beginning on.
-            let mut lines = VecDeque::new();
-            self.each(log, filter, |line, _| {
-                lines.push_back(line.to_vec());
-                if lines.len() > count {
-                    lines.pop_front();
-                }
-                true
-            })?;
-            return Ok(lines.into());
+            let mut last = Last::of(count, &found);
+            self.each(log, filter, last.taker())?;
+            last.add(&mut found);
+            found.reverse();
+            return Ok(found);
         }
         let mut segments = segment::all_of(log)?;
         segments.reverse();

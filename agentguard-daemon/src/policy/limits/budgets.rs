@@ -170,9 +170,7 @@ fn variable<'a>(
     let Some(name) = inner else {
         return Ok(Cow::Borrowed(text));
     };
-    vars.value(name)
-        .map(Cow::Owned)
-        .map_err(|error| PolicyError::at(source, at, error.message, error.help))
+    vars.value_at(name, source, at).map(Cow::Owned)
 }
 
 fn per(

@@ -227,9 +227,14 @@ impl Budget {
         }
     }
 
+    /// What kernel programs charge to it or refuse because of it: bits of [`kind`].
+    fn kinds(&self) -> u32 {
+        self.quantity.kinds() | self.closes()
+    }
+
     /// Whether kernel programs have to know of it: they charge it, or refuse connections when it is spent.
     pub fn is_for_kernel(&self) -> bool {
-        self.quantity.kinds() != 0 || self.at_limit == AtLimit::DenyNetwork
+        self.kinds() != 0
     }
 
     /// In words: `100000 tokens per day of claude-*`.
@@ -287,13 +292,12 @@ impl Limits {
 
     /// What kernel programs charge or refuse: bits of [`kind`].
     pub fn kinds(&self) -> u32 {
-        let of = |it: &Budget| it.quantity.kinds() | it.closes();
-        self.budgets.iter().fold(0, |all, it| all | of(it))
+        self.budgets.iter().fold(0, |all, it| all | it.kinds())
     }
 
     /// Whether kernel programs have something to charge.
     pub fn are_for_kernel(&self) -> bool {
-        self.budgets.iter().any(Budget::is_for_kernel)
+        self.kinds() != 0
     }
 
     /// Reads the sections of all files. Rules, the default for addresses and variables are those of all files, too.
