@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use nix::mount::{MntFlags, umount2};
 
 use crate::act::{USER, victim};
 
@@ -23,6 +24,7 @@ const COMPONENT: usize = 200;
 /// Makes the tree anew.
 pub fn make(setup: &[String]) -> Result<()> {
     let root = Path::new(ROOT);
+    detach_mounts()?;
     match fs::remove_dir_all(root) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(error).context("failed to clear /t");
@@ -64,6 +66,23 @@ pub fn make(setup: &[String]) -> Result<()> {
     fs::hard_link(root.join("ws/free.txt"), root.join("ws/second-name"))?;
     open_to_all(root)?;
     shell(setup)
+}
+
+/// Detaches what a row mounted, whoever uses it at this moment: the daemon looks into folders with protected names.
+fn detach_mounts() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut points: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|point| Path::new(point).starts_with(ROOT) && *point != ROOT)
+        .collect();
+    // What was mounted last lies on top.
+    points.reverse();
+    for point in points {
+        umount2(point, MntFlags::MNT_DETACH)
+            .with_context(|| format!("failed to detach what is mounted on {point}"))?;
+    }
+    Ok(())
 }
 
 /// Runs shell lines as root in the fixture.
