@@ -1,5 +1,6 @@
-//! A file system that never answers: whoever asks it waits, and nobody else may. The daemon's search for what is
-//! protected must not be among those that wait.
+//! What makes others wait: a file system that never answers, a pipe that nobody writes to, a file that somebody
+//! holds a lease on. Whoever asks waits, and nobody else may. The daemon's search for what is protected must not be
+//! among those that wait.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::dialogue::Dialogue;
 use crate::fixture;
 use crate::guard::{Agent, Inside, agentguard_ok, write_policy};
 use crate::reader::Reader;
@@ -29,6 +31,20 @@ if libc.mount(b"hung", sys.argv[1].encode(), b"fuse", 0, options):
     sys.exit("mount: errno %d" % ctypes.get_errno())
 print("ready", flush=True)
 time.sleep(3600)
+"#;
+
+/// Takes a lease on the secret and makes pipes of other files that are protected. An open would wait for the lease
+/// for as long as the host says, and break it; one of a pipe waits for ever.
+const HOLDER: &str = r#"
+import fcntl, os, sys
+secret = os.open("/t/secret/key", os.O_WRONLY)
+fcntl.fcntl(secret, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+os.unlink("/t/secret/dir/deep")
+os.mkfifo("/t/secret/dir/deep")
+os.mkfifo("/t/secret/pipe")
+print("ready", flush=True)
+for line in sys.stdin:
+    print(fcntl.fcntl(secret, fcntl.F_GETLEASE) == fcntl.F_WRLCK, flush=True)
 "#;
 
 /// What an agent may do, with rules about files that nobody can look at.
@@ -70,13 +86,48 @@ impl Drop for Server {
     }
 }
 
-/// The scenario.
+/// A file system that never answers.
 pub fn never_answers(trail: &mut Trail) -> Result<()> {
     fixture::make(&[])?;
     let server = Server::start()?;
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(server.0.id())?);
+    let result = unless_it_waits(server.0.id(), || {
+        write_policy(NAME, &policy("no-secret"))?;
+        let agent = Agent::attach(NAME, NAME)?;
+        // It waits until it is killed.
+        let _stuck = Inside::script(&agent, &format!("exec /usr/bin/cat {PLACE}/file"))?;
+        judged(trail, &agent)
+    });
+    drop(server);
+    result
+}
+
+/// A lease and pipes, of an agent that may write where it may not read.
+pub fn leases_and_pipes(trail: &mut Trail) -> Result<()> {
+    fixture::make(&[])?;
+    write_policy(NAME, &policy("no-secret"))?;
+    let agent = Agent::attach(NAME, NAME)?;
+    let mut holder = Dialogue::start(Command::new("/usr/bin/dash").args([
+        "-c",
+        "read go; exec /usr/bin/python3 -c \"$1\"",
+        "dash",
+        HOLDER,
+    ]))?;
+    agent.group.take(holder.pid())?;
+    holder.say("go")?;
+    ensure!(holder.hear()? == "ready", "there is no lease, or no pipe");
+    unless_it_waits(holder.pid(), || {
+        judged(trail, &agent)?;
+        holder.say("and now?")?;
+        ensure!(holder.hear()? == "True", "somebody broke the lease");
+        Ok(())
+    })
+}
+
+/// Does this, and ends whom others wait for when it takes too long: then something waited for it, which is a failure
+/// and not a run without end.
+fn unless_it_waits(holder: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(holder)?);
     let (done, waits) = mpsc::channel::<()>();
-    // Whatever waits for it would wait for ever: that is a failure, and not a run without end.
     let guard = thread::spawn(move || {
         let late = waits.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
         if late {
@@ -84,22 +135,18 @@ pub fn never_answers(trail: &mut Trail) -> Result<()> {
         }
         late
     });
-    let result = judged(trail);
+    let result = work();
     drop(done);
     let late = guard.join().unwrap_or(true);
-    drop(server);
     ensure!(
         !late,
-        "something waited for the file system that does not answer: {result:?}"
+        "something waited for who does not answer: {result:?}"
     );
     result
 }
 
-fn judged(trail: &mut Trail) -> Result<()> {
-    write_policy(NAME, &policy("no-secret"))?;
-    let agent = Agent::attach(NAME, NAME)?;
-    // It waits until it is killed.
-    let _stuck = Inside::script(&agent, &format!("exec /usr/bin/cat {PLACE}/file"))?;
+/// The agent's acts are judged as ever, and the daemon answers, under one policy and the next.
+fn judged(trail: &mut Trail, agent: &Agent) -> Result<()> {
     let mut reader = Reader::attend(Some(&agent.group))?;
     for id in ["no-secret", "still-no-secret"] {
         let mark = trail.mark()?;

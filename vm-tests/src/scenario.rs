@@ -133,6 +133,10 @@ pub const SCENARIOS: &[Scenario] = &[
         |stage| crate::hung::never_answers(&mut stage.trail),
     ),
     (
+        "guard: leases and pipes of an agent hold up nobody else",
+        |stage| crate::hung::leases_and_pipes(&mut stage.trail),
+    ),
+    (
         "names: a protected file by a hard link made before the agent was attached",
         linked_before,
     ),

@@ -1,7 +1,7 @@
 //! Builds what guests and packages hold, with the cargo that runs this.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -9,6 +9,9 @@ use anyhow::{Context as _, Result};
 use crate::archive::Tree;
 use crate::command::run;
 use crate::place;
+
+/// The profile of what tests and guests run, which is also that of this program.
+pub const PROFILE: &str = "guest";
 
 /// A cargo command in the workspace.
 pub fn cargo() -> Command {
@@ -19,24 +22,30 @@ pub fn cargo() -> Command {
 
 /// Builds the binaries for guests and returns their folder.
 pub fn build() -> Result<PathBuf> {
-    run(cargo().args([
-        "build",
-        "--profile",
-        "guest",
+    built(&[
         "--package",
         "agentguard-daemon",
         "--package",
         "vm-tests",
         "--bins",
-    ]))
-    .context("failed to build the binaries for the guest")?;
-    Ok(place::target().join("guest"))
+    ])
 }
 
-/// Puts the product as users install it, and the tests, into a guest. The binaries are dynamic: the
-/// guest's libc is at least as new as that of the oldest supported host.
-pub fn install(tree: &mut Tree) -> Result<()> {
-    let folder = build()?;
+/// The same where all tests were built before, which is nothing to do: tests want other features of some libraries,
+/// and so what depends on these would be built twice.
+pub fn build_with_tests() -> Result<PathBuf> {
+    built(&["--workspace", "--tests", "--bins"])
+}
+
+fn built(what: &[&str]) -> Result<PathBuf> {
+    run(cargo().args(["build", "--profile", PROFILE]).args(what))
+        .context("failed to build the binaries for the guest")?;
+    Ok(place::target().join(PROFILE))
+}
+
+/// Puts the product as users install it, and the tests, from a folder of binaries into a guest. The binaries are
+/// dynamic: the guest's libc is at least as new as that of the oldest supported host.
+pub fn install(tree: &mut Tree, folder: &Path) -> Result<()> {
     tree.copy(&folder.join("agentguard"), "usr/bin/agentguard")?;
     tree.copy(&folder.join("vm-tests"), "guest/vm-tests")?;
     tree.copy(&place::workspace().join("vm-tests/rows"), "guest/rows")?;

@@ -128,7 +128,8 @@ pub fn main(options: &Options) -> Result<i32> {
         no_workshop: false,
     })?;
     let mut outcomes = Vec::new();
-    if options.kernel.is_none() && options.filter.is_none() && !options.guests_only {
+    let whole = options.kernel.is_none() && options.filter.is_none() && !options.guests_only;
+    if whole {
         host(&mut outcomes);
     }
     if !options.host_only {
@@ -142,13 +143,18 @@ pub fn main(options: &Options) -> Result<i32> {
         // Also when it fails the host's results are shown.
         let started = Instant::now();
         let filter = options.filter.as_deref().unwrap_or_default();
-        match product::build() {
-            Ok(_) => {
+        let binaries = if whole {
+            product::build_with_tests()
+        } else {
+            product::build()
+        };
+        match binaries {
+            Ok(binaries) => {
                 let mut jobs = Vec::new();
                 if !apart::speaks_of(filter) {
-                    jobs.extend(guests(&kernels, filter));
+                    jobs.extend(guests(&kernels, filter, &binaries));
                 }
-                jobs.extend(apart::guests(&kernels, filter));
+                jobs.extend(apart::guests(&kernels, filter, &binaries));
                 outcomes.extend(side_by_side(jobs));
             }
             Err(error) => outcomes.push(Outcome::of("release build", started, Err(error))),
@@ -175,6 +181,8 @@ fn host(outcomes: &mut Vec<Outcome>) {
         single(&[
             "clippy",
             "--quiet",
+            "--profile",
+            product::PROFILE,
             "--workspace",
             "--all-targets",
             "--",
@@ -199,7 +207,8 @@ fn host(outcomes: &mut Vec<Outcome>) {
 fn cargo_tests() -> Result<Counts> {
     let mut command = cargo();
     command
-        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(["test", "--profile", product::PROFILE])
+        .args(["--workspace", "--no-fail-fast"])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     let output = command.output().context("failed to start cargo test")?;
@@ -255,22 +264,26 @@ fn side_by_side(jobs: Vec<Job<'_>>) -> Vec<Outcome> {
     done.into_iter().flatten().collect()
 }
 
-fn guests<'a>(kernels: &'a [Kernel], filter: &'a str) -> impl Iterator<Item = Job<'a>> {
+fn guests<'a>(
+    kernels: &'a [Kernel],
+    filter: &'a str,
+    binaries: &'a Path,
+) -> impl Iterator<Item = Job<'a>> {
     kernels.iter().map(move |kernel| {
         // Whether the tests would notice is a question about them, which one kernel answers.
         let reversed = kernels.len() == 1 || kernel.name == REVERSED_ON;
         Job {
             weight: if reversed { 3 } else { 2 },
-            run: Box::new(move || rows(kernel, filter, reversed)),
+            run: Box::new(move || rows(kernel, filter, binaries, reversed)),
         }
     })
 }
 
-fn rows(kernel: &Kernel, filter: &str, reversed: bool) -> Vec<Outcome> {
+fn rows(kernel: &Kernel, filter: &str, binaries: &Path, reversed: bool) -> Vec<Outcome> {
     let name = format!("kernel {}", kernel.name);
     println!("\n== {name} ({})", kernel.release);
     let started = Instant::now();
-    match guest(kernel, filter, reversed) {
+    match guest(kernel, filter, binaries, reversed) {
         Ok((rows, reversed)) => {
             let mut outcomes = vec![Outcome::of(&name, started, Ok(rows))];
             if let Some(reversed) = reversed {
@@ -298,7 +311,12 @@ fn keep(name: &str, outcome: &crate::guest::Outcome) -> Result<PathBuf> {
 }
 
 /// All rows under their policies, then perhaps the denial rows without, which must fail.
-fn guest(kernel: &Kernel, filter: &str, reversed: bool) -> Result<(Counts, Option<Counts>)> {
+fn guest(
+    kernel: &Kernel,
+    filter: &str,
+    binaries: &Path,
+    reversed: bool,
+) -> Result<(Counts, Option<Counts>)> {
     const TRAIL: &str = "/tmp/audit-tail.jsonl";
     let quoted = crate::command::shell_quoted(filter);
     // Parameters of long scenarios go into the guest; whoever sets one has time.
@@ -332,7 +350,7 @@ fn guest(kernel: &Kernel, filter: &str, reversed: bool) -> Result<(Counts, Optio
     guest.userland = userland::GUEST.cached()?;
     guest.show = Show::Remarkable;
     guest.wanted = vec![LOG.into(), TRAIL.into()];
-    product::install(&mut guest.overlay)?;
+    product::install(&mut guest.overlay, binaries)?;
     let outcome = guest.run()?;
     let folder = keep(&kernel.name, &outcome)?;
     let mut closings = outcome.output.lines().filter_map(closing);

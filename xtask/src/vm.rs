@@ -89,7 +89,7 @@ pub fn main(options: &Options) -> Result<i32> {
         guest.userland = Some(userland.cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
     }
     if !options.bare && !options.no_build {
-        product::install(&mut guest.overlay)?;
+        product::install(&mut guest.overlay, &product::build()?)?;
     }
     for share in &options.share {
         let (from, to) = if let Some((from, to)) = share.split_once(':') {

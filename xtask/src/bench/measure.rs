@@ -1,7 +1,7 @@
 //! One guest for each kernel, in which everything is measured.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ const METHOD: &[&str] = &[
 /// What all runs share.
 pub struct Bench {
     /// Compiled profiles of the peers.
+    binaries: PathBuf,
     peers: Scratch,
     policy: String,
 }
@@ -44,7 +45,8 @@ pub struct Bench {
 impl Bench {
     /// Builds what is measured, and the profiles of the peers.
     pub fn prepare() -> Result<Self> {
-        let program = product::build()?.join("vm-tests");
+        let binaries = product::build()?;
+        let program = binaries.join("vm-tests");
         let peers = Scratch::new("bench")?;
         quiet(
             Command::new(&program)
@@ -53,7 +55,11 @@ impl Bench {
         )?;
         compile_profiles(peers.path())?;
         let policy = quiet(Command::new(&program).args(["bench", "policy"]))?;
-        Ok(Self { peers, policy })
+        Ok(Self {
+            binaries,
+            peers,
+            policy,
+        })
     }
 
     /// Boots the kernel and measures.
@@ -75,7 +81,7 @@ impl Bench {
         guest.show = Show::Everything;
         guest.wanted = vec![RESULT.into(), MODULES.into(), LOG.into()];
         guest.userland = Some(archive()?);
-        product::install(&mut guest.overlay)?;
+        product::install(&mut guest.overlay, &self.binaries)?;
         guest.overlay.copy(self.peers.path(), "guest/bench")?;
         let outcome = guest.run()?;
         let text = |wanted: &str| {
@@ -108,7 +114,7 @@ impl Bench {
 }
 
 /// The guest's userland, downloaded when it is first needed.
-fn archive() -> Result<std::path::PathBuf> {
+fn archive() -> Result<PathBuf> {
     let userland = &userland::BENCH;
     match userland.cached()? {
         Some(archive) => Ok(archive),

@@ -7,7 +7,7 @@ use bench_report::figures::{FORMAT, Figures, Table};
 
 use super::{circumstances, store};
 use crate::command::answer;
-use crate::product::cargo;
+use crate::product::{PROFILE, cargo};
 
 const METHOD: &[&str] = &[
     "Wall time of this machine, which others may use meanwhile: these figures are to be read with their spread, and are not judged when they are compared.",
@@ -20,7 +20,7 @@ pub fn run() -> Result<Figures> {
         .args([
             "bench",
             "--profile",
-            "guest",
+            PROFILE,
             "--package",
             "agentguard-daemon",
         ])

@@ -1,6 +1,7 @@
 //! Scenarios that need a larger userland: each in a guest of its own, and on one kernel, because it is not the kernel
 //! that is tested.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -50,7 +51,7 @@ impl Apart {
         filter.is_empty() || filter.starts_with(self.name)
     }
 
-    fn run(&self, kernel: &Kernel, filter: &str) -> Result<Counts> {
+    fn run(&self, kernel: &Kernel, filter: &str, binaries: &Path) -> Result<Counts> {
         let filter = if filter.is_empty() { self.name } else { filter };
         let quoted = crate::command::shell_quoted(filter);
         let job = format!("exec /guest/vm-tests {} --filter {quoted}\n", self.task);
@@ -61,7 +62,7 @@ impl Apart {
         guest.prefix = format!("{} {}: ", kernel.name, self.short);
         guest.timeout = PATIENCE;
         guest.wanted = vec![LOG.into()];
-        product::install(&mut guest.overlay)?;
+        product::install(&mut guest.overlay, binaries)?;
         let outcome = guest.run()?;
         let folder = keep(&format!("{}-{}", kernel.name, self.short), &outcome)?;
         let mut counts = outcome
@@ -86,7 +87,11 @@ pub fn speaks_of(filter: &str) -> bool {
 }
 
 /// Their guests.
-pub fn guests<'a>(kernels: &'a [Kernel], filter: &'a str) -> impl Iterator<Item = Job<'a>> {
+pub fn guests<'a>(
+    kernels: &'a [Kernel],
+    filter: &'a str,
+    binaries: &'a Path,
+) -> impl Iterator<Item = Job<'a>> {
     let on = |kernel: &&Kernel| kernels.len() == 1 || kernel.name == ON;
     let kernels: Vec<&Kernel> = kernels.iter().filter(on).collect();
     let meant = ALL.iter().filter(move |apart| apart.is_meant(filter));
@@ -97,7 +102,11 @@ pub fn guests<'a>(kernels: &'a [Kernel], filter: &'a str) -> impl Iterator<Item 
                 let name = format!("kernel {}, {}", kernel.name, apart.name);
                 println!("\n== {name}");
                 let started = Instant::now();
-                vec![Outcome::of(&name, started, apart.run(kernel, filter))]
+                vec![Outcome::of(
+                    &name,
+                    started,
+                    apart.run(kernel, filter, binaries),
+                )]
             }),
         })
     })
