@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::archive::Tree;
 use crate::command::run;
-use crate::place;
+use crate::{dist, place};
 
 /// A cargo command in the workspace.
 pub fn cargo() -> Command {
@@ -31,6 +31,24 @@ pub fn build() -> Result<PathBuf> {
     ]))
     .context("failed to build the binaries for the guest")?;
     Ok(place::target().join("guest"))
+}
+
+/// The versions of the packages that a guest gets: the second is an upgrade.
+const VERSIONS: &[&str] = &[
+    env!("CARGO_PKG_VERSION"),
+    concat!(env!("CARGO_PKG_VERSION"), "+1"),
+];
+
+/// Puts packages of the product into a guest that installs them itself, with the tests and the README that says how.
+pub fn hand_over(tree: &mut Tree) -> Result<()> {
+    let folder = build()?;
+    let dist = place::target().join("guest-dist");
+    for package in dist::packages(&folder.join("agentguard"), &dist, VERSIONS)? {
+        let name = package.file_name().unwrap_or_default().to_string_lossy();
+        tree.copy(&package, &format!("guest/packages/{name}"))?;
+    }
+    tree.copy(&folder.join("vm-tests"), "guest/vm-tests")?;
+    tree.copy(&place::workspace().join("README.md"), "guest/README.md")
 }
 
 /// Puts the product as users install it, and the tests, into a guest. The binaries are dynamic: the

@@ -9,7 +9,7 @@ use super::{Counts, Job, LOG, Outcome, PATIENCE, closing, keep};
 use crate::guest::{Guest, Show};
 use crate::kernels::Kernel;
 use crate::product;
-use crate::userland::{CONTAINERS, Userland, WORKSHOP, WORKSHOP_MEMORY};
+use crate::userland::{CONTAINERS, DEBIAN, Userland, WORKSHOP, WORKSHOP_MEMORY};
 
 /// The kernel on which they run, if none is named.
 const ON: &str = "6.12";
@@ -24,6 +24,8 @@ struct Apart {
     userland: &'static Userland,
     /// Memory in MiB.
     memory: u32,
+    /// Whether systemd runs there, and the product is handed over as a package.
+    systemd: bool,
 }
 
 const ALL: &[Apart] = &[
@@ -34,6 +36,7 @@ const ALL: &[Apart] = &[
         task: "workshop",
         userland: &WORKSHOP,
         memory: WORKSHOP_MEMORY,
+        systemd: false,
     },
     // The same tests are left out, and counted so, where there is no engine.
     Apart {
@@ -42,6 +45,16 @@ const ALL: &[Apart] = &[
         task: "rows",
         userland: &CONTAINERS,
         memory: 4096,
+        systemd: false,
+    },
+    // The package does on a Debian system what the README says.
+    Apart {
+        name: "installed",
+        short: "debian",
+        task: "installed",
+        userland: &DEBIAN,
+        memory: 2048,
+        systemd: true,
     },
 ];
 
@@ -61,7 +74,12 @@ impl Apart {
         guest.prefix = format!("{} {}: ", kernel.name, self.short);
         guest.timeout = PATIENCE;
         guest.wanted = vec![LOG.into()];
-        product::install(&mut guest.overlay)?;
+        guest.systemd = self.systemd;
+        if self.systemd {
+            product::hand_over(&mut guest.overlay)?;
+        } else {
+            product::install(&mut guest.overlay)?;
+        }
         let outcome = guest.run()?;
         let folder = keep(&format!("{}-{}", kernel.name, self.short), &outcome)?;
         let mut counts = outcome
@@ -114,7 +132,7 @@ mod tests {
         let meant = |filter: &str| ALL.iter().filter(|it| it.is_meant(filter)).count();
         assert_eq!(
             (meant(""), meant("ordinary work"), meant("race")),
-            (2, 1, 0)
+            (3, 1, 0)
         );
     }
 }
