@@ -26,6 +26,8 @@ use crate::policy::{PolicyError, Source, yaml};
 use crate::resolver::{Server, Servers};
 use crate::session::{Engine, EngineOptions, Leave, SessionError};
 
+/// How long the kernel may take for one program, in microseconds.
+const MORE_TIME: u32 = 120_000_000;
 /// Where the format of the configuration is described.
 const FORMAT: &str = "the packaged `agentguard.yaml`, and docs/export.md for `sinks`,";
 
@@ -89,6 +91,7 @@ impl Config {
             pins: Some(Pins::of_host()),
             servers: Servers::of(&self.resolvers),
             self_test,
+            loaded: Some(more_time),
         }
     }
 
@@ -222,6 +225,12 @@ async fn reload(engine: &std::sync::Arc<Engine>) {
         outcomes.len()
     );
     notify(&[NotifyState::Ready]);
+}
+
+/// Asks the service manager for more time: the kernel has verified a program, and others are to follow. Only a start in
+/// which nothing moves any more comes to the unit's `TimeoutStartSec=`.
+fn more_time() {
+    notify(&[NotifyState::ExtendTimeoutUsec(MORE_TIME)]);
 }
 
 /// Tells the service manager, if there is one.

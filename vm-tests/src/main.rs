@@ -10,7 +10,8 @@ use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
 use vm_tests::{
-    act, bench, contend, fixture, listen, names, row, runaway, scenario, survival, table, workshop,
+    act, bench, contend, fixture, installed, listen, names, row, runaway, scenario, survival,
+    table, workshop,
 };
 
 /// Tests that run in a guest.
@@ -34,6 +35,12 @@ enum Task {
     /// Do a day's ordinary work under a shipped policy; needs the workshop's programs.
     Workshop {
         /// Only jobs whose name contains this.
+        #[arg(long, default_value = "")]
+        filter: String,
+    },
+    /// Install the package on a Debian system with systemd, and use it there to its end.
+    Installed {
+        /// Only as far as the steps whose name contains this.
         #[arg(long, default_value = "")]
         filter: String,
     },
@@ -110,6 +117,11 @@ fn main() -> ExitCode {
             let mut tally = Tally::default();
             closing(workshop::run(&filter, &mut tally).map(|()| tally))
         }
+        Task::Installed { filter } => {
+            let mut tally = Tally::default();
+            installed::run(&filter, &mut tally);
+            closing(Ok(tally))
+        }
         Task::Rows {
             folder,
             filter,
@@ -178,6 +190,7 @@ fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
         // What follows has daemons of its own.
         drop(daemon);
         survival::run(filter, &mut tally);
+        installed::skip(filter, &mut tally);
     }
     Ok(tally)
 }

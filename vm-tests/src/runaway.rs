@@ -86,13 +86,14 @@ fn process() {
 }
 
 /// A provider that answers every call that has its key, and counts.
-struct Provider {
+pub(crate) struct Provider {
     answered: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Provider {
-    fn start() -> Result<Self> {
+    /// Writes its key, and listens.
+    pub(crate) fn start() -> Result<Self> {
         let mut key = std::fs::File::options()
             .create(true)
             .write(true)

@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::command::quiet;
+
 const TYPE_MASK: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;
 const REGULAR: u32 = 0o100_000;
@@ -152,32 +154,88 @@ impl Tree {
         Ok(())
     }
 
-    /// Adds the contents of a Debian package.
-    pub fn package(&mut self, deb: &Path, unwanted: impl Fn(&str) -> bool) -> Result<()> {
+    /// Adds the contents of a Debian package, and gives the names of all that it has.
+    pub fn package(&mut self, deb: &Path, unwanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+        self.unpacked(deb, "--fsys-tarfile", |path| {
+            (!unwanted(path)).then(|| path.to_owned())
+        })
+    }
+
+    /// Adds what a part of a package has, each where `place` puts it.
+    fn unpacked(
+        &mut self,
+        deb: &Path,
+        part: &str,
+        place: impl Fn(&str) -> Option<String>,
+    ) -> Result<Vec<String>> {
         let mut child = Command::new("dpkg-deb")
-            .arg("--fsys-tarfile")
+            .arg(part)
             .arg(deb)
             .stdout(Stdio::piped())
             .spawn()
             .context("failed to start dpkg-deb")?;
         let pipe = child.stdout.take().context("dpkg-deb has no output")?;
-        let read = self.tar(io::BufReader::new(pipe), unwanted);
+        let read = self.tar(io::BufReader::new(pipe), place);
         let status = child.wait().context("failed to wait for dpkg-deb")?;
-        read.with_context(|| format!("failed to unpack {}", deb.display()))?;
+        let names = read.with_context(|| format!("failed to unpack {}", deb.display()))?;
         if !status.success() {
             bail!("dpkg-deb failed on {} ({status})", deb.display());
         }
+        Ok(names)
+    }
+
+    /// Adds a package whose contents have these names to the database of `dpkg`, as one that is installed. Its scripts
+    /// are there, and have not run.
+    pub fn register(&mut self, deb: &Path, names: &[String]) -> Result<()> {
+        const DATABASE: &str = "var/lib/dpkg";
+        let control = quiet(Command::new("dpkg-deb").arg("--field").arg(deb))?;
+        let field = |key: &str| {
+            let mut lines = control.lines();
+            lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
+        };
+        let name = field("Package").context("a package has no name")?;
+        let qualified = match (field("Multi-Arch"), field("Architecture")) {
+            (Some("same"), Some(architecture)) => format!("{name}:{architecture}"),
+            _ => name.to_owned(),
+        };
+        let info = |what: &str| format!("{DATABASE}/info/{qualified}.{what}");
+        self.unpacked(deb, "--ctrl-tarfile", |path| {
+            (path != "control").then(|| info(path))
+        })?;
+        let list: String = names
+            .iter()
+            .flat_map(|name| ["/", name.as_str(), "\n"])
+            .collect();
+        self.file(&info("list"), 0o644, format!("/.\n{list}"));
+        self.file(&format!("{DATABASE}/info/format"), 0o644, "1\n");
+        let status = format!("{DATABASE}/status");
+        let mut text = self.contents(&status).unwrap_or_default().to_vec();
+        // A paragraph's first line is its package's name.
+        let (first, rest) = control
+            .split_once('\n')
+            .context("a package has one field")?;
+        let paragraph = format!(
+            "{first}\nStatus: install ok installed\n{}\n\n",
+            rest.trim_end()
+        );
+        text.extend_from_slice(paragraph.as_bytes());
+        self.file(&status, 0o644, text);
         Ok(())
     }
 
-    fn tar(&mut self, mut source: impl Read, unwanted: impl Fn(&str) -> bool) -> Result<()> {
+    fn tar(
+        &mut self,
+        mut source: impl Read,
+        place: impl Fn(&str) -> Option<String>,
+    ) -> Result<Vec<String>> {
+        let mut names = Vec::new();
         let mut header = [0u8; 512];
         let (mut long_name, mut long_link) = (None, None);
         loop {
             source.read_exact(&mut header)?;
             if header.iter().all(|&byte| byte == 0) {
                 io::copy(&mut source, &mut io::sink())?;
-                return Ok(());
+                return Ok(names);
             }
             let size = octal(&header[124..136])?;
             let mut data = vec![0; usize::try_from(size)?.next_multiple_of(512)];
@@ -192,10 +250,14 @@ impl Tree {
                         .take()
                         .map_or_else(|| text(&header[157..257]), Ok)?;
                     let path = merged_path(&name);
-                    if !path.is_empty() && !unwanted(&path) {
-                        let mode = u32::try_from(octal(&header[100..108])?)? & 0o7777;
-                        self.member(kind, &path, mode, &target, data);
+                    if path.is_empty() {
+                        continue;
                     }
+                    if let Some(place) = place(&path) {
+                        let mode = u32::try_from(octal(&header[100..108])?)? & 0o7777;
+                        self.member(kind, &place, mode, &target, data);
+                    }
+                    names.push(path);
                 }
             }
         }

@@ -99,6 +99,17 @@ pub fn main(options: &Options) -> Result<i32> {
     Ok(0)
 }
 
+/// Packages of these versions, made of the program that is there; no archive.
+pub fn packages(binary: &Path, folder: &Path, versions: &[&str]) -> Result<Vec<PathBuf>> {
+    let root = folder.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("failed to clear {}", root.display()))?;
+    }
+    fill(&root, binary)?;
+    let made = |version: &&str| crate::deb::make(&root, folder, version);
+    versions.iter().map(made).collect()
+}
+
 fn fill(root: &Path, binary: &Path) -> Result<()> {
     let workspace = place::workspace();
     copy(binary, &root.join("usr/bin/agentguard"), 0o755)?;

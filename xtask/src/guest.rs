@@ -18,8 +18,13 @@ use crate::kernels::Kernel;
 use crate::place::Scratch;
 use crate::qemu;
 
-/// The guest's first process.
+/// The guest's first process, and what it becomes in a guest of systemd.
 const INIT: &str = include_str!("../../vm-tests/guest/init");
+const INIT_SYSTEMD: &str = include_str!("../../vm-tests/guest/init-systemd");
+/// What runs the job and reports.
+const WORK: &str = include_str!("../../vm-tests/guest/work");
+/// The unit that does so in a guest of systemd.
+const UNIT: &str = include_str!("../../vm-tests/guest/guest-job.service");
 /// How often a guest that died is started again.
 const ATTEMPTS: u32 = 3;
 
@@ -29,6 +34,8 @@ pub struct Guest {
     pub kernel: Kernel,
     /// An archive with a userland that comes before everything else; without it busybox is all there is.
     pub userland: Option<PathBuf>,
+    /// The userland's systemd is the first process, and runs the job as a unit.
+    pub systemd: bool,
     /// Files of this run.
     pub overlay: Tree,
     /// Shell text that is run; its status is the job's.
@@ -91,6 +98,7 @@ impl Guest {
         Self {
             kernel,
             userland: None,
+            systemd: false,
             overlay: Tree::default(),
             job,
             wanted: Vec::new(),
@@ -137,7 +145,20 @@ impl Guest {
     pub fn pack(&mut self, initrd: &Path) -> Result<()> {
         let busybox = find("busybox").context("busybox is missing: run `cargo xtask setup`")?;
         let tree = &mut self.overlay;
-        tree.file("init", 0o755, INIT);
+        tree.file(
+            "init",
+            0o755,
+            if self.systemd { INIT_SYSTEMD } else { INIT },
+        );
+        tree.file("guest/work", 0o755, WORK);
+        if self.systemd {
+            let units = "etc/systemd/system";
+            tree.file(&format!("{units}/guest-job.service"), 0o644, UNIT);
+            tree.symlink(
+                &format!("{units}/multi-user.target.wants/guest-job.service"),
+                "../guest-job.service",
+            );
+        }
         tree.copy(&fs::canonicalize(&busybox)?, "guest/busybox")?;
         tree.file("guest/job", 0o755, self.job.as_str());
         for module in &self.kernel.modules {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::archive::Tree;
 use crate::command::run;
-use crate::place;
+use crate::{dist, place};
 
 /// The profile of what tests and guests run, which is also that of this program.
 pub const PROFILE: &str = "guest";
@@ -41,6 +41,23 @@ fn built(what: &[&str]) -> Result<PathBuf> {
     run(cargo().args(["build", "--profile", PROFILE]).args(what))
         .context("failed to build the binaries for the guest")?;
     Ok(place::target().join(PROFILE))
+}
+
+/// The versions of the packages that a guest gets: the second is an upgrade.
+const VERSIONS: &[&str] = &[
+    env!("CARGO_PKG_VERSION"),
+    concat!(env!("CARGO_PKG_VERSION"), "+1"),
+];
+
+/// Puts packages of the product into a guest that installs them itself, with the tests and the README that says how.
+pub fn hand_over(tree: &mut Tree, folder: &Path) -> Result<()> {
+    let dist = place::target().join("guest-dist");
+    for package in dist::packages(&folder.join("agentguard"), &dist, VERSIONS)? {
+        let name = package.file_name().unwrap_or_default().to_string_lossy();
+        tree.copy(&package, &format!("guest/packages/{name}"))?;
+    }
+    tree.copy(&folder.join("vm-tests"), "guest/vm-tests")?;
+    tree.copy(&place::workspace().join("README.md"), "guest/README.md")
 }
 
 /// Puts the product as users install it, and the tests, from a folder of binaries into a guest. The binaries are

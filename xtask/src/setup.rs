@@ -82,17 +82,20 @@ pub fn main(options: &Options) -> Result<i32> {
         return Ok(0);
     }
     found("QEMU", &ensure_qemu(&packages)?);
+    let is_static = |path: &Path| quiet(Command::new("ldd").arg(path)).is_err();
     ensure_program(
         &packages,
         "busybox",
         "busybox-static",
         "the guest's first process runs on it",
+        is_static,
     )?;
     ensure_program(
         &packages,
         "xz",
         "xz-utils",
         "the modules of kernels are unpacked by it",
+        |_| true,
     )?;
     for choice in kernels::MATRIX {
         let complete = kernels::cached(choice)?.filter(|_| kernels::has_modules(choice));
@@ -107,7 +110,7 @@ pub fn main(options: &Options) -> Result<i32> {
         found(&format!("kernel {}", kernel.name), &kernel.release);
     }
     let workshop = (!options.no_workshop).then_some(userland::WORKSHOP);
-    let small = [userland::GUEST, userland::CONTAINERS];
+    let small = [userland::GUEST, userland::CONTAINERS, userland::DEBIAN];
     for userland in small.into_iter().chain(workshop) {
         let archive = match userland.cached()? {
             Some(archive) => archive,
@@ -180,9 +183,14 @@ fn ensure_qemu(packages: &Packages) -> Result<String> {
         .context("qemu-system-x86_64 is still missing after its installation")
 }
 
-fn ensure_program(packages: &Packages, program: &str, package: &str, why: &str) -> Result<()> {
-    let is_static = |path: &Path| quiet(Command::new("ldd").arg(path)).is_err();
-    if find(program).is_some_and(|path| is_static(&path)) {
+fn ensure_program(
+    packages: &Packages,
+    program: &str,
+    package: &str,
+    why: &str,
+    fits: fn(&Path) -> bool,
+) -> Result<()> {
+    if find(program).is_some_and(|path| fits(&path)) {
         return Ok(());
     }
     step(program, why, || packages.own()?.install(None, &[package]))

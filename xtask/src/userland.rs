@@ -23,6 +23,8 @@ pub struct Userland {
     edition: u32,
     packages: &'static [&'static [&'static str]],
     unwanted: &'static [&'static [&'static str]],
+    /// Whether it is a whole system, with systemd as its first process and the database of its packages.
+    system: bool,
 }
 
 /// What every guest has.
@@ -32,7 +34,8 @@ pub const GUEST: Userland = Userland {
     file: "userland",
     edition: 1,
     packages: &[BASE],
-    unwanted: &[DOCUMENTATION, SPARE],
+    unwanted: &[DOCUMENTATION, SYSTEM, SPARE],
+    system: false,
 };
 
 /// What is measured, and what it is compared with.
@@ -42,7 +45,8 @@ pub const BENCH: Userland = Userland {
     file: "bench",
     edition: 1,
     packages: &[BASE, &["bubblewrap"]],
-    unwanted: &[DOCUMENTATION, SPARE],
+    unwanted: &[DOCUMENTATION, SYSTEM, SPARE],
+    system: false,
 };
 
 /// The tools of a day's work, for the tests that nothing of it is broken. Ten times as large.
@@ -52,7 +56,8 @@ pub const WORKSHOP: Userland = Userland {
     file: "workshop",
     edition: 2,
     packages: &[BASE, TOOLS, CLIENTS],
-    unwanted: &[DOCUMENTATION, HEAVY],
+    unwanted: &[DOCUMENTATION, SYSTEM, HEAVY],
+    system: false,
 };
 
 /// What runs containers, for the scenario that governs one.
@@ -62,7 +67,19 @@ pub const CONTAINERS: Userland = Userland {
     file: "containers",
     edition: 1,
     packages: &[BASE, ENGINE],
-    unwanted: &[DOCUMENTATION, SPARE],
+    unwanted: &[DOCUMENTATION, SYSTEM, SPARE],
+    system: false,
+};
+
+/// A Debian system, for the scenario that installs the package there.
+pub const DEBIAN: Userland = Userland {
+    name: "guest Debian",
+    why: "systemd and dpkg, to show that the package does there what the README says",
+    file: "debian",
+    edition: 1,
+    packages: &[BASE, SERVICES],
+    unwanted: &[DOCUMENTATION, PERL],
+    system: true,
 };
 
 /// Memory in MiB of a guest that has the workshop: it is unpacked there.
@@ -119,6 +136,22 @@ const CLIENTS: &[&str] = &[
 /// Podman, with what it starts: its monitor, its runtime, and what makes its networks.
 const ENGINE: &[&str] = &["conmon", "crun", "netavark", "podman"];
 
+/// What makes a Debian system of it: the service manager, and what `dpkg` and scripts of packages need.
+const SERVICES: &[&str] = &[
+    "base-files",
+    "base-passwd",
+    "ca-certificates",
+    "dbus",
+    "debianutils",
+    "dpkg",
+    "init-system-helpers",
+    "kmod",
+    "libc-bin",
+    "perl-base",
+    "systemd",
+    "systemd-sysv",
+];
+
 /// What no guest needs.
 const DOCUMENTATION: &[&str] = &[
     "usr/share/doc",
@@ -134,19 +167,30 @@ const DOCUMENTATION: &[&str] = &[
     "usr/share/common-licenses",
     "usr/share/zsh",
     "usr/lib/x86_64-linux-gnu/gconv",
-    "usr/lib/apt",
-    "usr/lib/systemd",
-    "usr/lib/udev",
     "usr/lib/python3.13/test",
     "usr/lib/python3.13/idlelib",
     "usr/lib/python3.13/tkinter",
     "usr/lib/python3.13/pydoc_data",
+];
+
+/// What only a whole system needs.
+const SYSTEM: &[&str] = &[
+    "usr/lib/apt",
+    "usr/lib/systemd",
+    "usr/lib/udev",
     "var/lib/dpkg",
     "usr/bin/apt",
     "usr/bin/dpkg",
     "usr/lib/x86_64-linux-gnu/libapt",
     "usr/share/dpkg",
     "usr/share/debconf",
+];
+
+/// Modules of Perl beyond those that packages count on.
+const PERL: &[&str] = &[
+    "usr/share/perl/",
+    "usr/lib/x86_64-linux-gnu/perl/",
+    "usr/lib/python3.13/ensurepip",
 ];
 
 /// What only the workshop needs.
@@ -190,11 +234,17 @@ impl Userland {
         let unwanted = self.unwanted.concat();
         let mut tree = Tree::merged();
         for package in &packages {
-            tree.package(package, |path| {
+            let names = tree.package(package, |path| {
                 unwanted.iter().any(|prefix| path.starts_with(prefix))
             })?;
+            if self.system {
+                tree.register(package, &names)?;
+            }
         }
         finish(&mut tree);
+        if self.system {
+            finish_system(&mut tree);
+        }
         let path = self.archive()?;
         let partial = path.with_extension("partial");
         let out = BufWriter::new(
@@ -210,6 +260,55 @@ impl Userland {
                 .with_context(|| format!("failed to remove {}", package.display()))?;
         }
         Ok(path)
+    }
+}
+
+/// The same for a whole system: it has booted before, and people log in nowhere.
+fn finish_system(tree: &mut Tree) {
+    // Groups and users of services are made at the boot, as the packages' files say.
+    for (name, from) in [("passwd", "passwd.master"), ("group", "group.master")] {
+        let master = tree.contents(&format!("usr/share/base-passwd/{from}"));
+        let own = tree.contents(&format!("etc/{name}"));
+        let (Some(master), Some(own)) = (master, own) else {
+            continue;
+        };
+        let (master, own) = (
+            String::from_utf8_lossy(master),
+            String::from_utf8_lossy(own),
+        );
+        let known = |line: &&str| {
+            let name = line.split(':').next().unwrap_or_default();
+            !own.lines().any(|own| own.split(':').next() == Some(name))
+        };
+        let more: String = master
+            .lines()
+            .filter(known)
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let text = format!("{own}{more}");
+        tree.file(&format!("etc/{name}"), 0o644, text);
+    }
+    tree.file(
+        "etc/machine-id",
+        0o444,
+        "5e8d0c5b7f2a4c0f9a3c1d2e4b6f8091\n",
+    );
+    tree.file("etc/fstab", 0o644, "");
+    tree.file(
+        "etc/nsswitch.conf",
+        0o644,
+        "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
+    );
+    tree.symlink(
+        "etc/systemd/system/default.target",
+        "/usr/lib/systemd/system/multi-user.target",
+    );
+    for masked in [
+        "serial-getty@.service",
+        "getty@.service",
+        "ldconfig.service",
+    ] {
+        tree.symlink(&format!("etc/systemd/system/{masked}"), "/dev/null");
     }
 }
 

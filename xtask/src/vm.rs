@@ -31,6 +31,9 @@ pub struct Options {
     /// A Debian userland with podman, for containers.
     #[arg(long, conflicts_with_all = ["bare", "workshop"])]
     containers: bool,
+    /// A Debian system with systemd and dpkg; the package is in /guest, and not installed.
+    #[arg(long, conflicts_with_all = ["bare", "workshop", "containers"])]
+    debian: bool,
     /// Do not build and pack the product and the tests.
     #[arg(long)]
     no_build: bool,
@@ -77,6 +80,9 @@ pub fn main(options: &Options) -> Result<i32> {
         (&userland::WORKSHOP, userland::WORKSHOP_MEMORY)
     } else if options.containers {
         (&userland::CONTAINERS, guest.memory)
+    } else if options.debian {
+        guest.systemd = true;
+        (&userland::DEBIAN, guest.memory)
     } else {
         (&userland::GUEST, guest.memory)
     };
@@ -89,7 +95,12 @@ pub fn main(options: &Options) -> Result<i32> {
         guest.userland = Some(userland.cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
     }
     if !options.bare && !options.no_build {
-        product::install(&mut guest.overlay, &product::build()?)?;
+        let binaries = product::build()?;
+        if options.debian {
+            product::hand_over(&mut guest.overlay, &binaries)?;
+        } else {
+            product::install(&mut guest.overlay, &binaries)?;
+        }
     }
     for share in &options.share {
         let (from, to) = if let Some((from, to)) = share.split_once(':') {

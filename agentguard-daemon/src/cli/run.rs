@@ -420,6 +420,7 @@ fn options(args: &RunArgs, log: &Path) -> Result<EngineOptions, CliError> {
         pins: None,
         servers: Servers::default(),
         self_test: true,
+        loaded: None,
     })
 }
 

@@ -11,12 +11,14 @@ use super::carrier::Carrier;
 use super::config::SinkConfig;
 use super::cursor::{self, Cursor, Position};
 use super::feed::Feed;
-use super::sink::Place;
+use super::sink::{GRACE, Place};
 use super::state::{Doing, Shared, SinkState};
 use super::{Item, Trouble};
 
 /// Most records of a batch.
 const BATCH: usize = 512;
+/// The same while the daemon ends.
+const LAST_BATCH: usize = 64;
 /// About the most bytes of a batch.
 const BATCH_BYTES: usize = 512 << 10;
 /// How often an idle sink looks for records.
@@ -43,6 +45,8 @@ pub struct Runner {
     unsettled: VecDeque<(u64, String)>,
     /// Most records of the next batch.
     most: usize,
+    /// Since when the daemon is known to end.
+    stopping: Option<Instant>,
     /// Failures in a row.
     failures: u32,
     told: Option<(String, Instant)>,
@@ -75,6 +79,7 @@ impl Runner {
             kept: (Position::default(), Instant::now()),
             unsettled: VecDeque::new(),
             most: BATCH,
+            stopping: None,
             failures: 0,
             told: None,
         }
@@ -96,7 +101,15 @@ impl Runner {
         }
         loop {
             match self.turn().await {
-                Ok(true) => self.recovered(),
+                Ok(true) => {
+                    self.recovered();
+                    if self.is_late() {
+                        // What is left is sent by the next daemon. That it knows how far this one came is worth more
+                        // than another batch: a sink that is broken off says it twice.
+                        let _ = self.carrier.settle(true).await;
+                        break;
+                    }
+                }
                 Ok(false) => {
                     self.recovered();
                     self.state.lock().doing = Doing::Idle;
@@ -120,6 +133,16 @@ impl Runner {
 
     fn is_stopping(&self) -> bool {
         *self.stop.borrow()
+    }
+
+    /// Whether the daemon has been ending for so long that there is just time to end in good order.
+    fn is_late(&mut self) -> bool {
+        if !self.is_stopping() {
+            return false;
+        }
+        // Short batches from now on.
+        self.most = self.most.min(LAST_BATCH);
+        self.stopping.get_or_insert_with(Instant::now).elapsed() >= GRACE / 2
     }
 
     /// Waits; whether the daemon ends.
@@ -174,7 +197,12 @@ impl Runner {
             let told = sent?;
             self.unsettled
                 .extend(items.into_iter().map(|item| (item.seq, item.hash)));
-            self.most = (self.most * 2).min(BATCH);
+            let most = if self.is_stopping() {
+                LAST_BATCH
+            } else {
+                BATCH
+            };
+            self.most = (self.most * 2).min(most);
             self.carrier.settle(false).await?;
             self.take_counts(told);
             self.advance(false).await;

@@ -12,7 +12,7 @@ use super::runner::Runner;
 use super::state::{Shared, SinkState};
 
 /// How long what is left may take at the end.
-const GRACE: Duration = Duration::from_secs(5);
+pub(super) const GRACE: Duration = Duration::from_secs(5);
 
 /// Where a sink reads and writes, and how patient it is.
 #[derive(Clone, Debug)]

@@ -15,12 +15,18 @@ const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_proc
 pub(super) const ITERATOR: &str = "settle_tasks";
 
 impl Guard {
-    pub(super) fn load_programs(&mut self, btf: &Btf) -> Result<(), KernelError> {
+    pub(super) fn load_programs(
+        &mut self,
+        btf: &Btf,
+        loaded: Option<fn()>,
+    ) -> Result<(), KernelError> {
+        let loaded = loaded.unwrap_or(|| ());
         for name in TRACEPOINTS {
             let program: &mut BtfTracePoint = program(self.object(), name)?;
             program
                 .load(name, btf)
                 .map_err(|error| of_program("load", name, error))?;
+            loaded();
         }
         self.load_iterator(btf)?;
         self.load_redirects()?;
@@ -30,6 +36,7 @@ impl Guard {
             program
                 .load(name, btf)
                 .map_err(|error| refused(name, error))?;
+            loaded();
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ pub struct GuardOptions {
     pub btf: Option<PathBuf>,
     /// Print what the verifier says about each program.
     pub log: bool,
+    /// Called after each program that was loaded: on a slow machine all of them take minutes.
+    pub loaded: Option<fn()>,
 }
 
 /// Where the enforcement of a guard comes from.
@@ -72,7 +74,7 @@ impl Guard {
         probe::require()?;
         let mut guard = Self::load_object(options)?;
         let btf = btf(options)?.1;
-        guard.load_programs(&btf)?;
+        guard.load_programs(&btf, options.loaded)?;
         guard.attach(None)?;
         Ok(guard)
     }
@@ -116,7 +118,7 @@ impl Guard {
             let entry = journal.read().map_err(read_journal)?;
             pins.keep_only(entry.link_set)?;
         } else {
-            guard.load_programs(&btf)?;
+            guard.load_programs(&btf, options.loaded)?;
         }
         guard.keep(pins.clone(), journal, object);
         if origin == Origin::Fresh {

@@ -81,6 +81,8 @@ pub(super) async fn sing(engine: &std::sync::Arc<Engine>) -> Result<(), SessionE
         }
         _ => Err(SessionError::Canary("its child did not start".to_owned())),
     };
+    // What agents were refused while no daemon ran may have filled the ring: the record must find a place.
+    engine.pump().drain().await;
     // On any error the end of input lets the child end.
     let told = attached.is_ok()
         && child

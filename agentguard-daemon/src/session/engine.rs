@@ -114,6 +114,7 @@ impl Engine {
         let guard_options = GuardOptions {
             btf: options.btf.clone(),
             log: false,
+            loaded: options.loaded,
         };
         let hierarchy = Hierarchy::find()?;
         let Some(pins) = &options.pins else {

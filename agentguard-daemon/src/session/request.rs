@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub servers: Servers,
     /// Whether it is to govern: then it passes the self-test, and reads the policies of its agents again.
     pub self_test: bool,
+    /// Called after each program that the kernel has verified.
+    pub loaded: Option<fn()>,
 }
 
 impl EngineOptions {

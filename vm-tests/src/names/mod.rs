@@ -77,7 +77,7 @@ pub fn run(audit: &str, filter: &str, tally: &mut Tally) {
 }
 
 /// A script with what all of them have.
-fn text_of(script: &str) -> String {
+pub(crate) fn text_of(script: &str) -> String {
     format!("{PRELUDE}\n{script}\n")
 }
 
@@ -100,7 +100,7 @@ pub(crate) fn said_in(group: &Group, words: &[&str]) -> Result<(String, String)>
 }
 
 /// The server, and a guest whose programs ask it.
-fn prepare() -> Result<Server> {
+pub(crate) fn prepare() -> Result<Server> {
     const HOST: &str = "93.184.216.66 hosts.example.org\n";
     let server = Server::start()?;
     fs::write(

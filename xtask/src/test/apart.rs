@@ -10,7 +10,7 @@ use super::{Counts, Job, LOG, Outcome, PATIENCE, closing, keep};
 use crate::guest::{Guest, Show};
 use crate::kernels::Kernel;
 use crate::product;
-use crate::userland::{CONTAINERS, Userland, WORKSHOP, WORKSHOP_MEMORY};
+use crate::userland::{CONTAINERS, DEBIAN, Userland, WORKSHOP, WORKSHOP_MEMORY};
 
 /// The kernel on which they run, if none is named.
 const ON: &str = "6.12";
@@ -25,6 +25,8 @@ struct Apart {
     userland: &'static Userland,
     /// Memory in MiB.
     memory: u32,
+    /// Whether systemd runs there, and the product is handed over as a package.
+    systemd: bool,
 }
 
 const ALL: &[Apart] = &[
@@ -35,6 +37,7 @@ const ALL: &[Apart] = &[
         task: "workshop",
         userland: &WORKSHOP,
         memory: WORKSHOP_MEMORY,
+        systemd: false,
     },
     // The same tests are left out, and counted so, where there is no engine.
     Apart {
@@ -43,6 +46,16 @@ const ALL: &[Apart] = &[
         task: "rows",
         userland: &CONTAINERS,
         memory: 4096,
+        systemd: false,
+    },
+    // The package does on a Debian system what the README says.
+    Apart {
+        name: "installed",
+        short: "debian",
+        task: "installed",
+        userland: &DEBIAN,
+        memory: 2048,
+        systemd: true,
     },
 ];
 
@@ -62,7 +75,12 @@ impl Apart {
         guest.prefix = format!("{} {}: ", kernel.name, self.short);
         guest.timeout = PATIENCE;
         guest.wanted = vec![LOG.into()];
-        product::install(&mut guest.overlay, binaries)?;
+        guest.systemd = self.systemd;
+        if self.systemd {
+            product::hand_over(&mut guest.overlay, binaries)?;
+        } else {
+            product::install(&mut guest.overlay, binaries)?;
+        }
         let outcome = guest.run()?;
         let folder = keep(&format!("{}-{}", kernel.name, self.short), &outcome)?;
         let mut counts = outcome
@@ -123,7 +141,7 @@ mod tests {
         let meant = |filter: &str| ALL.iter().filter(|it| it.is_meant(filter)).count();
         assert_eq!(
             (meant(""), meant("ordinary work"), meant("race")),
-            (2, 1, 0)
+            (3, 1, 0)
         );
     }
 }
