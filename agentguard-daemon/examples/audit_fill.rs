@@ -46,7 +46,7 @@ fn main() -> anyhow::Result<()> {
         workload.record(begin + number * step, &mut bytes);
         recorder.record(&bytes);
         if number % BATCH == BATCH - 1 {
-            anyhow::ensure!(recorder.flush(), "the log was not written");
+            anyhow::ensure!(recorder.settle(), "the log was not written");
             recorder.tend();
         }
     }

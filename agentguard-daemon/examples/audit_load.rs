@@ -1,5 +1,6 @@
 //! The way of a record from the ring to the disk, under load, all of it on one core: the real reader of the ring,
-//! decoding, judging again, line, chain, file, waiting for the disk as shipped, and the thread that compresses.
+//! decoding, judging again, line and chain, the thread that writes the file and waits for the disk as shipped, and the
+//! one that compresses.
 //! Only the ring's other end stands in for the kernel: records of several agents are written into memory that is
 //! laid out as the kernel's ring of allowed records, of the same size, and one that does not fit is lost.
 //!
@@ -50,8 +51,8 @@ impl Producer {
     fn new() -> anyhow::Result<(Self, Ring)> {
         let memory: File =
             rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC)?.into();
-        // The reader's page, the writer's, and the data, which is there twice in a row.
-        memory.set_len(2 * PAGE + 2 * SIZE)?;
+        // The reader's page, the writer's, and the data.
+        memory.set_len(2 * PAGE + SIZE)?;
         let ring = Ring::open(memory.try_clone()?.into(), ALLOWED_RING)?;
         let producer = Self {
             memory,
@@ -80,8 +81,13 @@ impl Producer {
             if waits && self.bytes.len() as u64 + PAGE > room {
                 break;
             }
-            for (session, name) in self.workload.shifts() {
-                recorder.begin_session(session, name);
+            let shifts = self.workload.shifts();
+            for (session, name) in &shifts {
+                recorder.begin_session(*session, name);
+                // The agent's last.
+                if let Some(before) = session.checked_sub(u32::try_from(shifts.len())?) {
+                    recorder.end_session(before);
+                }
             }
             self.record.clear();
             self.workload.record(now, &mut self.record);
@@ -100,7 +106,7 @@ impl Producer {
         self.put()
     }
 
-    /// Both copies of the data, and then the position: the reader is of the same thread.
+    /// The data, and then the position: the reader is of the same thread.
     fn put(&mut self) -> anyhow::Result<()> {
         let mut rest = &self.bytes[..];
         while !rest.is_empty() {
@@ -108,7 +114,6 @@ impl Producer {
             let fits = usize::try_from(SIZE - at)?.min(rest.len());
             let (now, later) = rest.split_at(fits);
             self.memory.write_all_at(now, 2 * PAGE + at)?;
-            self.memory.write_all_at(now, 2 * PAGE + SIZE + at)?;
             self.position += now.len() as u64;
             rest = later;
         }
@@ -123,16 +128,22 @@ impl Producer {
 struct Pump {
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Whether there was no room for the lines of the last batch, which is not given back then.
+    open: bool,
+    /// How often.
+    full: u64,
 }
 
 impl Pump {
     /// A batch from the ring into the log, and back to the ring. Gives how many records it had.
-    fn batch(
-        &mut self,
-        ring: &mut Ring,
-        recorder: &mut Recorder,
-        lost: u64,
-    ) -> anyhow::Result<usize> {
+    fn batch(&mut self, ring: &mut Ring, recorder: &mut Recorder, lost: u64) -> usize {
+        if self.open {
+            if !recorder.flush() {
+                return 0;
+            }
+            self.open = false;
+            ring.commit();
+        }
         self.bytes.clear();
         self.ends.clear();
         let end = ring.produced();
@@ -149,10 +160,14 @@ impl Pump {
             start = *end;
         }
         recorder.losses([lost, 0]);
-        anyhow::ensure!(recorder.flush(), "the log was not written");
-        ring.commit();
-        recorder.tend();
-        Ok(self.ends.len())
+        if recorder.flush() {
+            ring.commit();
+            recorder.tend();
+        } else {
+            self.open = true;
+            self.full += 1;
+        }
+        self.ends.len()
     }
 }
 
@@ -191,23 +206,26 @@ fn main() -> anyhow::Result<()> {
         }
         own += core_time()?.saturating_sub(before);
         let at = Instant::now();
-        while pump.batch(&mut ring, &mut recorder, producer.lost)? > 0 && rate.is_none() {}
+        while pump.batch(&mut ring, &mut recorder, producer.lost) > 0 && rate.is_none() {}
         worst = worst.max(at.elapsed());
-        if rate.is_some() && !ring.has_more() {
-            // As often as the daemon looks when nothing wakes it.
-            std::thread::sleep(Duration::from_millis(50));
+        if pump.open || (rate.is_some() && !ring.has_more()) {
+            // As long as the daemon gathers records.
+            std::thread::sleep(Duration::from_millis(if pump.open { 1 } else { 50 }));
         }
     }
-    while pump.batch(&mut ring, &mut recorder, producer.lost)? > 0 {}
+    while pump.batch(&mut ring, &mut recorder, producer.lost) > 0 || pump.open {
+        std::thread::sleep(Duration::from_millis(u64::from(pump.open)));
+    }
     recorder.sync();
+    recorder.log().waiter().wait()?;
     let recorded = begun.elapsed();
-    let thread = core_time()?.saturating_sub(own);
     pack(&folder, &mut recorder)?;
+    tell(&producer, &recorder, recorded, worst, pump.full)?;
+    let packing = thread_time("pack")?;
     let all = clock(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.saturating_sub(own);
-    tell(&producer, &recorder, recorded, worst)?;
     let records = f64::from(u32::try_from(recorder.totals().records)?);
     for (what, time) in [
-        ("the recorder's thread", thread),
+        ("recorded and written", all.saturating_sub(packing)),
         ("with compressing and indexing", all),
     ] {
         let seconds = time.as_secs_f64();
@@ -225,6 +243,7 @@ fn tell(
     recorder: &Recorder,
     recorded: Duration,
     worst: Duration,
+    full: u64,
 ) -> anyhow::Result<()> {
     let totals = recorder.totals();
     anyhow::ensure!(totals.alarms == 0 && totals.malformed == 0, "{totals:?}");
@@ -234,18 +253,18 @@ fn tell(
         producer.made, producer.lost, totals.records
     );
     println!(
-        "by the clock: {:.0} a second ({seconds:.1} s), the longest round {} ms",
+        "by the clock: {:.0} a second ({seconds:.1} s), the longest round of the reader {} ms",
         f64::from(u32::try_from(totals.records)?) / seconds,
         worst.as_millis()
     );
-    let syncs = &recorder.log().work().syncs;
+    let syncs = recorder.log().work().syncs;
     println!(
-        "the disk was waited for {} times, {:.2} s",
+        "the writer waited for the disk {} times, {:.2} s; {full} batches found no room for their lines",
         syncs.count(),
         syncs.sum()
     );
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let wanted = ["VmHWM", "RssAnon", "RssShmem"];
+    let wanted = ["VmHWM", "VmRSS", "RssAnon", "RssShmem"];
     for line in status.lines() {
         if wanted.iter().any(|name| line.starts_with(name)) {
             println!("{line}");
@@ -271,6 +290,19 @@ fn one_core() -> anyhow::Result<()> {
     set.set(nix::sched::sched_getcpu()?)?;
     sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)?;
     Ok(())
+}
+
+/// What a thread of ours has taken.
+fn thread_time(name: &str) -> anyhow::Result<Duration> {
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        if std::fs::read_to_string(task.join("comm"))?.trim_end() == name {
+            let times = std::fs::read_to_string(task.join("schedstat"))?;
+            let own = times.split_whitespace().next().context("no times")?;
+            return Ok(Duration::from_nanos(own.parse()?));
+        }
+    }
+    Ok(Duration::ZERO)
 }
 
 fn core_time() -> anyhow::Result<Duration> {

@@ -84,6 +84,7 @@ impl Config {
             btf: self.btf.clone(),
             log: self.audit.clone(),
             keeping: self.audit_log.clone(),
+            stage: Some(self.run_dir.join("audit.stage")),
             search: self.policies.clone(),
             also_own: vec![self.run_dir.clone()],
             state: self.state_dir.clone(),
@@ -162,7 +163,8 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let engine = Engine::start(&config.engine(true)).await?;
     engine.watch_files()?;
     report_leftovers(&engine);
-    let place = Place::new(config.audit.clone(), config.state_dir.clone());
+    let place = Place::new(config.audit.clone(), config.state_dir.clone())
+        .told_by(engine.recorder().log().durable());
     let sinks = engine.send_to(Sinks::start(&config.sinks, &place));
 
     // The lock says that whoever made this socket is gone.
@@ -173,6 +175,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
         .map_err(failed("open to all", &socket))?;
     let server = tokio::spawn(crate::api::serve(listener, engine.clone()));
     let _metrics = serve_metrics(config, &engine).await;
+    crate::kernel::trim_memory();
     notify(&[
         NotifyState::Ready,
         NotifyState::Status("policies are enforced"),

@@ -29,9 +29,10 @@ const _: () = {
 /// What a denied hook returns: `-EPERM`.
 pub const DENIED_ERRNO: i32 = -1;
 
-/// `BPF_RB_NO_WAKEUP`: the reader polls; only every 256th record of a slot wakes it.
-const NO_WAKEUP: u64 = 1;
-const WAKE_EVERY: u64 = 256;
+/// Neither `BPF_RB_NO_WAKEUP` nor `BPF_RB_FORCE_WAKEUP`: the reader is woken by the record, or the discarding, that
+/// finds everything before it given back. It gathers what comes after that, and nobody is woken until it has given
+/// that back too.
+const WAKE_IDLE: u64 = 0;
 
 /// What a decision comes to.
 #[derive(Clone, Copy)]
@@ -167,24 +168,22 @@ pub fn reserve() -> Option<*mut Chunk> {
 #[inline(always)]
 pub fn discard(chunk: *mut Chunk) {
     // SAFETY: the caller reserved it.
-    unsafe { bpf_ringbuf_discard(chunk.cast(), NO_WAKEUP) };
+    unsafe { bpf_ringbuf_discard(chunk.cast(), WAKE_IDLE) };
 }
 
 /// Sends a record that was built in reserved space: that space itself if the action was allowed, else a
 /// copy of it to the ring of denials. Readers ignore what follows `len` bytes.
-///
-/// The reader polls the ring of allowed actions, so nothing is woken.
 #[inline(always)]
 pub fn deliver(chunk: *mut Chunk, tail: u64, outcome: Outcome) {
     // SAFETY: the caller reserved it; the tail is bounded by its size.
     unsafe {
         (*chunk).header.len = (HEADER_LEN as u64 + tail) as u32;
         if outcome.verdict == Verdict::Allow as u32 {
-            bpf_ringbuf_submit(chunk.cast(), NO_WAKEUP);
+            bpf_ringbuf_submit(chunk.cast(), WAKE_IDLE);
             return;
         }
         let len = HEADER_LEN as u64 + crate::bound::at_most_64(tail, SHORT_PATH as u64 - 1);
-        let lost = bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), len, 0) != 0;
+        let lost = bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), len, WAKE_IDLE) != 0;
         discard(chunk);
         if lost {
             count_loss(class::DENIED);
@@ -198,7 +197,6 @@ pub fn send<const MAX: u32>(
     header: *mut RecordHeader,
     tail: u32,
     outcome: Outcome,
-    emitted: *mut u64,
 ) {
     let tail = crate::bound::at_most(tail, MAX);
     let len = HEADER_LEN as u32 + tail;
@@ -206,20 +204,14 @@ pub fn send<const MAX: u32>(
     let lost = unsafe {
         (*header).len = len;
         if outcome.verdict == Verdict::Allow as u32 {
-            *emitted += 1;
-            let wake = if *emitted % WAKE_EVERY == 0 {
-                0
-            } else {
-                NO_WAKEUP
-            };
             bpf_ringbuf_output(
                 ALLOWED.as_ptr_for_helper(),
                 header.cast(),
                 u64::from(len),
-                wake,
+                WAKE_IDLE,
             ) != 0
         } else {
-            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), header.cast(), u64::from(len), 0) != 0
+            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), header.cast(), u64::from(len), WAKE_IDLE) != 0
         }
     };
     if lost {
@@ -245,8 +237,7 @@ pub fn bare(subject: Subject, operation: Operation, decision: Decision) -> i32 {
     let outcome = outcome(decision);
     let mut header = RecordHeader::default();
     fill(&mut header, subject, operation, decision, outcome);
-    let mut emitted = 0;
-    send::<0>(&mut header, 0, outcome, &mut emitted);
+    send::<0>(&mut header, 0, outcome);
     crate::bound::verdict(outcome.refused)
 }
 
@@ -281,6 +272,5 @@ pub fn event(subject: Subject, operation: Operation, decision: Decision, aux: u3
     fill(&mut header, subject, operation, decision, outcome);
     header.aux = aux;
     header.new_exec_id = extra;
-    let mut emitted = 0;
-    send::<0>(&mut header, 0, outcome, &mut emitted);
+    send::<0>(&mut header, 0, outcome);
 }

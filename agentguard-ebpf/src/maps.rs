@@ -63,8 +63,6 @@ pub const PATH_BUFFER: usize = 4096;
 pub struct PathScratch {
     /// 0 when free; claimed by compare-and-swap.
     pub owner: u64,
-    /// Records emitted from this slot; decides when to wake the reader.
-    pub emitted: u64,
     pub decision: Decision,
     pub header: RecordHeader,
     pub tail: [u8; PATH_BUFFER],
@@ -88,7 +86,6 @@ pub struct Chunk {
 pub struct ExecScratch {
     /// 0 when free; claimed by compare-and-swap.
     pub owner: u64,
-    pub emitted: u64,
     pub walk: Walk,
     pub header: RecordHeader,
     /// The path, and right behind it the arguments.
@@ -116,7 +113,6 @@ pub struct Walk {
 pub struct NameScratch {
     /// 0 when free; claimed by compare-and-swap.
     pub owner: u64,
-    pub emitted: u64,
     pub climb: Climb,
     pub decision: Decision,
     /// Places of both names, and their lengths.

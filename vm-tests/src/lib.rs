@@ -14,6 +14,7 @@ pub mod dialogue;
 pub mod fixture;
 pub mod guard;
 pub mod hung;
+pub mod idle;
 pub mod installed;
 pub mod limits;
 pub mod listen;

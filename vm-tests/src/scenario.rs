@@ -161,6 +161,10 @@ pub const SCENARIOS: &[Scenario] = &[
         protected_no_more,
     ),
     (
+        "record: nothing happens, and the daemon does nothing",
+        |stage| crate::idle::is_idle(&mut stage.trail),
+    ),
+    (
         "record: thousands of opens, each judged again by the reference",
         bulk,
     ),

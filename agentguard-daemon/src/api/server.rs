@@ -89,7 +89,12 @@ async fn answer(request: Request<Incoming>, engine: &Arc<Engine>, peer: &Peer) -
             None => engine.agent_of_cgroup(cgroup),
         })
     });
+    let changes = request.method() != Method::GET;
     let answered = route(request, engine, &access, peer).await;
+    if changes {
+        // What was done is in the log when that is told.
+        engine.pump().drain().await;
+    }
     answered.unwrap_or_else(|refusal| {
         let (status, error, exit) = match refusal {
             Refusal::Forbidden(what) => {

@@ -23,6 +23,8 @@ use crate::metrics::Counts;
 
 /// Refusals that are kept for `why`, for each session.
 const REFUSALS_KEPT: usize = 100;
+/// Ended sessions whose refusals are kept: those of the latest.
+pub(super) const REFUSED_KEPT: usize = 32;
 /// Ended sessions whose late records still get a name.
 const ENDED_KEPT: usize = 1024;
 /// Lines that a subscriber may be behind.
@@ -88,8 +90,8 @@ pub struct Recorder {
     losses: [u64; class::COUNT as usize],
     all: broadcast::Sender<Arc<Notice>>,
     refused: broadcast::Sender<Arc<Notice>>,
-    /// Told when they are written, and denials when they are on the disk.
-    untold: Vec<Arc<Notice>>,
+    /// Those that are told, with their numbers, when they are written, and denials when they are on the disk.
+    untold: VecDeque<(u64, Arc<Notice>)>,
 }
 
 impl Recorder {
@@ -107,7 +109,7 @@ impl Recorder {
             losses,
             all: broadcast::Sender::new(BACKLOG),
             refused: broadcast::Sender::new(BACKLOG),
-            untold: Vec::new(),
+            untold: VecDeque::new(),
         }
     }
 
@@ -152,6 +154,12 @@ impl Recorder {
             self.counts.end(name);
         }
         self.ended.push_back(session);
+        let forgotten = self.ended.len().checked_sub(REFUSED_KEPT + 1);
+        if let Some(session) = forgotten.and_then(|at| self.ended.get(at))
+            && let Some(session) = self.sessions.get_mut(session)
+        {
+            session.refusals = VecDeque::new();
+        }
         if self.ended.len() > ENDED_KEPT
             && let Some(oldest) = self.ended.pop_front()
         {
@@ -225,7 +233,10 @@ impl Recorder {
 
     /// What happened since the start.
     pub fn totals(&self) -> Totals {
-        self.totals
+        Totals {
+            log_errors: self.totals.log_errors + self.log.failures(),
+            ..self.totals
+        }
     }
 
     /// What happened since the start, by agent.
@@ -305,45 +316,67 @@ impl Recorder {
         self.write(&mut record, session, refused);
     }
 
-    /// Writes the lines to the file; whether it has them all. Then those who listen are told: of denials only
-    /// when they are on the disk. An error is counted and told; the lines wait.
+    /// Hands the lines over to be written, and waits for nobody; whether they are where our death does not matter. An
+    /// error is counted and told; the lines wait.
     pub fn flush(&mut self) -> bool {
         self.clock.refresh();
-        match self.log.flush() {
-            Ok(()) => {
-                self.tell();
-                true
-            }
-            Err(error) => {
-                self.totals.log_errors += 1;
-                tracing::error!("{error}; audit records wait in memory");
-                false
-            }
-        }
+        let outcome = self.log.hand_over();
+        self.tell();
+        self.went_well(outcome)
     }
 
-    /// Signs, writes the lines and waits for the disk.
+    /// Signs and hands the lines over, to be on the disk.
     pub fn sync(&mut self) {
-        match self.log.sync() {
-            Ok(()) => self.tell(),
-            Err(error) => {
-                self.totals.log_errors += 1;
-                tracing::error!("{error}");
-            }
-        }
+        let outcome = self.log.order_sync();
+        self.went_well(outcome.map(|()| true));
     }
 
-    /// Checkpoints, waiting for the disk, closing segments: what is due. Not while a batch is open.
+    /// Checkpoints and closing segments: what is due. Not while a batch is open.
     pub fn tend(&mut self) {
-        if let Err(error) = self.log.tend() {
-            self.totals.log_errors += 1;
-            tracing::error!("{error}");
-        }
+        let outcome = self.log.tend();
+        self.went_well(outcome.map(|()| true));
     }
 
-    /// Hands what is in the log to those who listen.
-    fn tell(&mut self) {
-        for notice in self.untold.drain(..) {
+    fn went_well(&mut self, outcome: Result<bool, LogError>) -> bool {
+        outcome.unwrap_or_else(|error| {
+            self.totals.log_errors += 1;
+            tracing::error!("{error}; audit records wait in memory");
+            false
+        })
+    }
+
+    /// Waits until what was handed over is written and on the disk, as far as it has to be, and tells it. Not where
+    /// others need the recorder meanwhile: see [`Log::waiter`].
+    pub fn settle(&mut self) -> bool {
+        let outcome = self.log.flush();
+        self.tell();
+        self.went_well(outcome.map(|()| true))
+    }
+
+    /// Whether everything up to a record was told.
+    pub fn has_told(&self, seq: u64) -> bool {
+        self.log.reached().0 >= seq && self.untold.front().is_none_or(|(next, _)| *next > seq)
+    }
+
+    /// Hands what is in the log to those who listen, denials when they are on the disk.
+    pub fn tell(&mut self) {
+        if self.untold.is_empty() {
+            return;
+        }
+        let (written, durable) = self.log.reached();
+        let holds = self.log.holds_denials();
+        while let Some((seq, notice)) = self.untold.front() {
+            let reached = if notice.refused && holds {
+                durable
+            } else {
+                written
+            };
+            if *seq > reached {
+                return;
+            }
+            let Some((_, notice)) = self.untold.pop_front() else {
+                return;
+            };
             // Sending fails where nobody listens: fine.
             if self.all.receiver_count() > 0 {
                 let _ = self.all.send(notice.clone());
@@ -450,11 +483,12 @@ impl Recorder {
             return;
         }
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        self.untold.push(Arc::new(Notice {
+        let notice = Notice {
             session,
             refused,
             line: String::from_utf8_lossy(line).into(),
-        }));
+        };
+        self.untold.push_back((record.seq, Arc::new(notice)));
     }
 }
 

@@ -7,6 +7,7 @@ use agentguard_common::record::{Destination, record_flags};
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use zerocopy::IntoBytes;
 
+use super::recorder::REFUSED_KEPT;
 use super::{Log, Record, Recorder, Tally, chain, read::Reader, record::op};
 use crate::event::sample::Sample;
 use crate::policy::{LoadOptions, load_text};
@@ -55,7 +56,7 @@ impl Bench {
 
     /// Records whose chain is whole.
     fn records(&mut self) -> Vec<Record<'static>> {
-        self.recorder.flush();
+        self.recorder.settle();
         let mut reader = Reader::open(&self.path()).unwrap();
         let mut prev = chain::GENESIS;
         let mut records = Vec::new();
@@ -235,7 +236,7 @@ fn subscribers_get_the_lines_of_the_log() {
     let mut refused = bench.recorder.subscribe_refusals();
     bench.send(&open(Verdict::Allow, Reason::Rule, "/work/a"));
     bench.send(&open(Verdict::Deny, Reason::Rule, "/work/.env"));
-    bench.recorder.flush();
+    bench.recorder.settle();
     let text = std::fs::read_to_string(bench.path()).unwrap();
     for line in text.lines() {
         assert_eq!(&*all.try_recv().unwrap().line, line);
@@ -246,6 +247,26 @@ fn subscribers_get_the_lines_of_the_log() {
         (7, text.lines().nth(1).unwrap())
     );
     assert!(refused.try_recv().is_err());
+}
+
+#[test]
+fn refusals_are_kept_of_the_sessions_that_ended_last() {
+    let mut bench = Bench::new(POLICY);
+    let sessions = 100..=100 + u32::try_from(REFUSED_KEPT).unwrap();
+    for session in sessions.clone() {
+        bench.recorder.begin_session(session, "late");
+        let refused = open(Verdict::Deny, Reason::Rule, "/work/.env");
+        bench.send(&refused.with(|header| header.session = session));
+        bench.recorder.settle();
+        assert_eq!(bench.recorder.refusals(session).len(), 1);
+        bench.recorder.end_session(session);
+    }
+    let kept = |session| bench.recorder.refusals(session).len();
+    assert_eq!(sessions.map(kept).collect::<Vec<_>>(), {
+        let mut kept = vec![1; REFUSED_KEPT + 1];
+        kept[0] = 0;
+        kept
+    });
 }
 
 /// Prints the cost of a record: `cargo test --release -- --ignored --nocapture throughput`.
@@ -279,7 +300,7 @@ fn throughput() {
         for bytes in &records {
             bench.recorder.record(bytes);
         }
-        bench.recorder.flush();
+        bench.recorder.settle();
     }
     let count = rounds * u32::try_from(records.len()).unwrap();
     let rate = f64::from(count) / begun.elapsed().as_secs_f64();

@@ -414,6 +414,7 @@ fn options(args: &RunArgs, log: &Path) -> Result<EngineOptions, CliError> {
         btf: args.btf.clone(),
         log: log.to_owned(),
         keeping: crate::audit::LogOptions::default(),
+        stage: None,
         search: vec![PathBuf::from(POLICIES)],
         also_own: Vec::new(),
         state: PathBuf::from(STATE),

@@ -21,8 +21,11 @@ const BATCH: usize = 512;
 const LAST_BATCH: usize = 64;
 /// About the most bytes of a batch.
 const BATCH_BYTES: usize = 512 << 10;
-/// How often an idle sink looks for records.
+/// How often an idle sink looks for records where nobody tells it of them, and for what its receiver says of those
+/// that were sent.
 const POLL: Duration = Duration::from_millis(250);
+/// How often it looks all the same.
+const LOOK: Duration = Duration::from_secs(10);
 /// How often a position is written while records are sent.
 const KEEP: Duration = Duration::from_secs(1);
 /// How often the same trouble is told.
@@ -117,7 +120,7 @@ impl Runner {
                         break;
                     }
                     // If the daemon ends meanwhile, what it wrote last is looked for once more.
-                    self.rest(POLL).await;
+                    self.idle().await;
                 }
                 Err(trouble) => {
                     self.advance(false).await;
@@ -149,6 +152,30 @@ impl Runner {
     async fn rest(&mut self, time: Duration) -> bool {
         let stopped = self.stop.wait_for(|stop| *stop);
         tokio::time::timeout(time, stopped).await.is_ok()
+    }
+
+    /// Waits until there may be something to do.
+    async fn idle(&mut self) {
+        let Some(durable) = &mut self.place.durable else {
+            self.rest(POLL).await;
+            return;
+        };
+        let look = if self.unsettled.is_empty() {
+            LOOK
+        } else {
+            POLL
+        };
+        let more = async {
+            if durable.changed().await.is_err() {
+                // The log is closed: there will be no more, and the daemon ends.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            _ = self.stop.wait_for(|stop| *stop) => {}
+            () = more => {}
+            () = tokio::time::sleep(look) => {}
+        }
     }
 
     /// Finds the place to go on from.
@@ -186,6 +213,10 @@ impl Runner {
 
     /// Sends a batch, if there is one; whether there was.
     async fn turn(&mut self) -> Result<bool, Trouble> {
+        if let Some(durable) = &mut self.place.durable {
+            // What is told of from here on is looked for again.
+            durable.mark_unchanged();
+        }
         let items = self.fetch().await?;
         if let (Some(first), Some(last)) = (items.first(), items.last()) {
             let (first, last) = (first.seq, last.seq);

@@ -25,6 +25,8 @@ pub struct Place {
     pub first_wait: Duration,
     /// The longest.
     pub longest_wait: Duration,
+    /// The number of the last record on the disk, as it goes on. Without it an idle sink looks again and again.
+    pub durable: Option<watch::Receiver<u64>>,
 }
 
 impl Place {
@@ -35,6 +37,16 @@ impl Place {
             state,
             first_wait: Duration::from_secs(1),
             longest_wait: Duration::from_mins(1),
+            durable: None,
+        }
+    }
+
+    /// The writer of the log tells when there is more.
+    #[must_use]
+    pub fn told_by(self, durable: watch::Receiver<u64>) -> Self {
+        Self {
+            durable: Some(durable),
+            ..self
         }
     }
 }

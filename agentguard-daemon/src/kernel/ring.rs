@@ -62,8 +62,11 @@ impl Drop for Mapping {
 pub struct Ring {
     fd: OwnedFd,
     consumer: Mapping,
-    /// The producer's page, then the data twice in a row, so that no record is ever split.
+    /// The producer's page, then the data. (The kernel has the data twice in a row, but what is mapped twice counts
+    /// twice as memory of ours.)
     producer: Mapping,
+    /// A record that begins at the end of the data and goes on at its beginning.
+    split: Vec<u8>,
     page: usize,
     size: u64,
     /// Up to where records were read; behind the consumer's position lies what was not given back.
@@ -77,12 +80,13 @@ impl Ring {
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
             .map_err(io::Error::other)?;
         let consumer = Mapping::new(&fd, page, 0, true)?;
-        let producer = Mapping::new(&fd, page + 2 * size, page, false)?;
+        let producer = Mapping::new(&fd, page + size, page, false)?;
         let read = consumer.position().load(Ordering::Acquire);
         Ok(Self {
             fd,
             consumer,
             producer,
+            split: Vec::new(),
             page,
             size: size as u64,
             read,
@@ -108,11 +112,7 @@ impl Ring {
     pub fn head(&mut self, end: u64) -> Option<&[u8]> {
         while self.read < end {
             let offset = usize::try_from(self.read % self.size).ok()?;
-            // SAFETY: `offset` is less than the size of the data, which is mapped twice; positions are multiples
-            // of eight.
-            let at = unsafe { self.producer.at.add(self.page + offset) };
-            // SAFETY: as above: an aligned word within the mapping.
-            let word = unsafe { at.cast::<AtomicU32>().as_ref() }.load(Ordering::Acquire);
+            let word = self.word(offset)?;
             if word & BUSY != 0 {
                 return None;
             }
@@ -122,15 +122,58 @@ impl Ring {
                 return None;
             }
             if word & DISCARD == 0 {
-                // SAFETY: the record begins behind its header and is not longer than the ring, so it ends within
-                // the second copy; the kernel does not change it before it is given back, which takes `&mut self`.
-                return Some(unsafe {
-                    std::slice::from_raw_parts(at.add(HEADER as usize).as_ptr(), len as usize)
-                });
+                return Some(self.record(offset + HEADER as usize, len as usize));
             }
             self.step(len as usize);
         }
         None
+    }
+
+    /// The first word of a header, if it is within the data.
+    fn word(&self, offset: usize) -> Option<u32> {
+        if offset as u64 + HEADER > self.size || !(offset as u64).is_multiple_of(HEADER) {
+            return None;
+        }
+        // SAFETY: an aligned word within the data, as was checked.
+        let word = unsafe {
+            self.producer
+                .at
+                .add(self.page + offset)
+                .cast::<AtomicU32>()
+                .as_ref()
+        };
+        Some(word.load(Ordering::Acquire))
+    }
+
+    /// The `len` bytes at `start`, of which some may be at the beginning of the data; `len` is at most its size.
+    fn record(&mut self, start: usize, len: usize) -> &[u8] {
+        let size = self.size as usize;
+        let first = len.min(size.saturating_sub(start));
+        // SAFETY: from `start`, which is at most `size`, `first` bytes are within the data. The kernel does not change a
+        // record before it is given back, which takes `&mut self`.
+        let head = unsafe {
+            std::slice::from_raw_parts(self.producer.at.add(self.page + start).as_ptr(), first)
+        };
+        if first == len {
+            return head;
+        }
+        // SAFETY: as above; a record is not longer than the data.
+        let tail = unsafe {
+            std::slice::from_raw_parts(self.producer.at.add(self.page).as_ptr(), len - first)
+        };
+        self.split.clear();
+        self.split.extend_from_slice(head);
+        self.split.extend_from_slice(tail);
+        &self.split
+    }
+
+    /// Whether the next record can be read. If not, whoever finishes it wakes us.
+    pub fn is_readable(&self) -> bool {
+        self.has_more()
+            && usize::try_from(self.read % self.size)
+                .ok()
+                .and_then(|offset| self.word(offset))
+                .is_some_and(|word| word & BUSY == 0)
     }
 
     /// Goes on behind a record of `len` bytes.
@@ -160,5 +203,47 @@ impl Ring {
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    #[test]
+    fn records_are_read_whole_across_the_end_of_the_data() {
+        const SIZE: u64 = 8192;
+        let memory: File = rustix::fs::memfd_create("ring", rustix::fs::MemfdFlags::CLOEXEC)
+            .unwrap()
+            .into();
+        memory.set_len(2 * 4096 + SIZE).unwrap();
+        let mut ring = Ring::open(memory.try_clone().unwrap().into(), SIZE as usize).unwrap();
+        let mut position = 0_u64;
+        let mut splits = 0;
+        for number in 0..500_u64 {
+            let len = 8 + number * 37 % 900;
+            let record: Vec<u8> = (0..len).map(|at| (at + number) as u8).collect();
+            let put = |at: u64, bytes: &[u8]| {
+                for (index, byte) in (at..).zip(bytes) {
+                    memory.write_all_at(&[*byte], 8192 + index % SIZE).unwrap();
+                }
+            };
+            put(position, &(len as u32 | BUSY).to_ne_bytes());
+            put(position + HEADER, &record);
+            splits += u64::from(position % SIZE + HEADER + len > SIZE);
+            let end = position + (len + HEADER).next_multiple_of(HEADER);
+            memory.write_all_at(&end.to_ne_bytes(), 4096).unwrap();
+            assert!(!ring.is_readable() && ring.head(end).is_none());
+            put(position, &(len as u32).to_ne_bytes());
+            assert!(ring.is_readable());
+            assert_eq!(ring.head(end), Some(&record[..]), "{number}");
+            ring.step(record.len());
+            ring.commit();
+            position = end;
+        }
+        assert!(splits > 20, "{splits}");
     }
 }

@@ -1,5 +1,6 @@
-//! The two rings together: denials have their own and wake the reader at once; allowed actions wake it
-//! rarely and are polled. What was read stays there until [`Rings::commit`].
+//! The two rings together: denials have their own, and are read at once; allowed actions are gathered for a moment.
+//! Programs wake the reader where it has read everything before, so that nothing happens while nothing is recorded.
+//! What was read stays there until [`Rings::commit`].
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,11 +8,15 @@ use std::time::Duration;
 
 use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, class};
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
 use super::ring::Ring;
 
-/// How often allowed records are collected when nothing wakes the reader.
-const POLL: Duration = Duration::from_millis(50);
+/// How long allowed records are gathered after the first. Programs wake nobody meanwhile.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often the reader looks although nothing woke it: a task that could not be labelled, or was moved with its label,
+/// is counted, and wakes nobody.
+const LOOK: Duration = Duration::from_secs(1);
 /// Where a record's time is: see [`agentguard_common::record::RecordHeader`].
 const TIME: std::ops::Range<usize> = 8..16;
 /// Number of rings, one for each class.
@@ -23,7 +28,9 @@ pub type Positions = [u64; COUNT];
 /// The two rings.
 pub struct Rings {
     denied: AsyncFd<Ring>,
-    allowed: Ring,
+    allowed: AsyncFd<Ring>,
+    /// Since allowed records are there: when they are read.
+    gathered: Option<Instant>,
     /// Whether the last reading stopped before the rings were empty.
     more: bool,
 }
@@ -31,27 +38,44 @@ pub struct Rings {
 impl Rings {
     pub(super) fn new(denied: OwnedFd, allowed: OwnedFd) -> io::Result<Self> {
         let denied = Ring::open(denied, DENIED_RING)?;
-        // SAFETY: the ring owns its descriptor for as long as it lives, and always gives the same one.
-        let denied = unsafe { AsyncFd::register(denied)? };
+        let allowed = Ring::open(allowed, ALLOWED_RING)?;
+        // SAFETY: a ring owns its descriptor for as long as it lives, and always gives the same one.
+        let (denied, allowed) =
+            unsafe { (AsyncFd::register(denied)?, AsyncFd::register(allowed)?) };
         Ok(Self {
             denied,
-            allowed: Ring::open(allowed, ALLOWED_RING)?,
+            allowed,
+            gathered: None,
             more: false,
         })
     }
 
-    /// Waits until there may be something to read: at once for denials, within 50 ms for the rest.
+    /// Waits until there may be something to read: at once for denials, within 50 ms for the rest. What waits for it
+    /// may stop and begin again.
     pub async fn ready(&mut self) -> io::Result<()> {
         if self.more {
             self.more = false;
             tokio::task::yield_now().await;
             return Ok(());
         }
-        tokio::select! {
-            guard = self.denied.readable_mut() => guard?.clear_ready(),
-            () = tokio::time::sleep(POLL) => {}
+        let look = Instant::now() + LOOK;
+        loop {
+            let until = self.gathered.unwrap_or(look);
+            tokio::select! {
+                guard = self.denied.readable_mut() => {
+                    guard?.clear_ready();
+                    return Ok(());
+                }
+                guard = self.allowed.readable_mut(), if self.gathered.is_none() => {
+                    guard?.clear_ready();
+                    self.gathered = Some(Instant::now() + GATHER);
+                }
+                () = tokio::time::sleep_until(until) => {
+                    self.gathered = None;
+                    return Ok(());
+                }
+            }
         }
-        Ok(())
     }
 
     /// Says that the reader gave up before the rings were empty: [`Rings::ready`] returns at once.
@@ -64,7 +88,7 @@ impl Rings {
     pub fn ends(&self) -> Positions {
         let mut ends = [0; COUNT];
         ends[class::DENIED as usize] = self.denied.get_ref().produced();
-        ends[class::ALLOWED as usize] = self.allowed.produced();
+        ends[class::ALLOWED as usize] = self.allowed.get_ref().produced();
         ends
     }
 
@@ -72,18 +96,18 @@ impl Rings {
     pub fn read_to(&self) -> Positions {
         let mut read = [0; COUNT];
         read[class::DENIED as usize] = self.denied.get_ref().read_to();
-        read[class::ALLOWED as usize] = self.allowed.read_to();
+        read[class::ALLOWED as usize] = self.allowed.get_ref().read_to();
         read
     }
 
     /// Hands records of both rings to `take`, the oldest first as far as the rings are sorted, up to `ends`
     /// or about `limit` bytes.
     pub fn take(&mut self, ends: Positions, limit: usize, mut take: impl FnMut(u32, &[u8])) {
-        let denied = self.denied.get_mut();
+        let (denied, allowed) = (self.denied.get_mut(), self.allowed.get_mut());
         let mut bytes = 0;
         while bytes < limit {
             let first = denied.head(ends[class::DENIED as usize]);
-            let second = self.allowed.head(ends[class::ALLOWED as usize]);
+            let second = allowed.head(ends[class::ALLOWED as usize]);
             let (class, record) = match (first, second) {
                 (None, None) => return,
                 (Some(record), None) => (class::DENIED, record),
@@ -99,7 +123,7 @@ impl Rings {
             if class == class::DENIED {
                 denied.step(len);
             } else {
-                self.allowed.step(len);
+                allowed.step(len);
             }
         }
     }
@@ -108,24 +132,29 @@ impl Rings {
     pub fn used(&self) -> Positions {
         let mut used = [0; COUNT];
         used[class::DENIED as usize] = self.denied.get_ref().used();
-        used[class::ALLOWED as usize] = self.allowed.used();
+        used[class::ALLOWED as usize] = self.allowed.get_ref().used();
         used
     }
 
     /// Gives back everything that was read.
     pub fn commit(&mut self) {
         self.denied.get_mut().commit();
-        self.allowed.commit();
+        self.allowed.get_mut().commit();
     }
 
-    /// Whether there may be a denial to read.
-    pub fn has_denials(&self) -> bool {
-        self.denied.get_ref().has_more()
+    /// The reader is about to wait. Nobody was woken for what came before the others were given back.
+    pub fn before_waiting(&mut self) {
+        if self.denied.get_ref().is_readable() {
+            self.more = true;
+        }
+        if self.allowed.get_ref().is_readable() {
+            self.gathered.get_or_insert_with(|| Instant::now() + GATHER);
+        }
     }
 
     /// Bytes that both take.
     pub fn size(&self) -> usize {
-        (self.denied.get_ref().size() + self.allowed.size()) as usize
+        (self.denied.get_ref().size() + self.allowed.get_ref().size()) as usize
     }
 }
 

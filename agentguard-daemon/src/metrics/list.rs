@@ -121,7 +121,7 @@ metrics! {
     LOG_BYTES: Counter "agentguard_log_written_bytes_total" []
         "Bytes that were written to the log";
     LOG_WAITING: Gauge "agentguard_log_waiting_bytes" []
-        "Bytes of lines that wait in memory because the log cannot be written";
+        "Bytes of lines that wait to be written to the log";
     LOG_SEGMENT: Gauge "agentguard_log_segment_bytes" []
         "Size of the segment that is being written";
     LOG_SEGMENTS: Counter "agentguard_log_segments_closed_total" []

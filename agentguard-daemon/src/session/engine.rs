@@ -85,6 +85,8 @@ pub struct Engine {
     pub(super) sinks: OnceLock<Arc<Sinks>>,
     /// What agents exchanged, over all their sessions.
     pub(super) growth: Mutex<Growth>,
+    /// Told when an agent came, or has another policy.
+    pub(super) agents: tokio::sync::watch::Sender<()>,
     pub(super) started: SystemTime,
     pub(super) began: Instant,
 }
@@ -156,7 +158,13 @@ impl Engine {
                 public.hex()
             );
         }
-        let log = Log::open_after(&options.log, unfinished, options.keeping.clone(), Some(key))?;
+        let log = Log::open_staged(
+            &options.log,
+            options.stage.as_deref(),
+            unfinished,
+            options.keeping.clone(),
+            Some(key),
+        )?;
         let mut recorder = Recorder::new(log, losses);
         recorder.judge().set_names(guard.names());
         let recorder = Arc::new(Mutex::new(recorder));
@@ -264,6 +272,7 @@ impl Engine {
             resolver: OnceLock::new(),
             sinks: OnceLock::new(),
             growth: Mutex::default(),
+            agents: tokio::sync::watch::Sender::new(()),
             started: SystemTime::now(),
             began: Instant::now(),
         }
@@ -302,6 +311,7 @@ impl Engine {
         let mut state = lock(&self.state);
         state.in_force.insert(agent.slot, in_force);
         state.registry.add(agent);
+        self.agents.send_replace(());
     }
 
     /// Takes an agent from the list; the kernel must know it no more.
@@ -460,12 +470,32 @@ impl Engine {
             .store
             .is_some()
             .then(|| format!("enforcement stays pinned, {left} agents are governed"));
-        let mut recorder = self.recorder();
-        recorder.note(Record {
+        self.recorder().note(Record {
             detail: detail.map(Cow::Owned),
             ..Record::new(op::STOP)
         });
-        recorder.sync();
+        self.on_disk().await;
+    }
+
+    /// Signs what was recorded, and returns when the disk has it, or cannot have it. Others record meanwhile.
+    pub(super) async fn on_disk(&self) {
+        self.recorder().sync();
+        loop {
+            let waiter = self.recorder().log().waiter();
+            match tokio::task::spawn_blocking(move || waiter.wait()).await {
+                Ok(Ok(())) => {}
+                // The writer has told it.
+                Ok(Err(_)) => return,
+                Err(error) => tracing::error!("failed to wait for the disk: {error}"),
+            }
+            // What had no room has it now.
+            let mut recorder = self.recorder();
+            recorder.flush();
+            if !recorder.has_waiting() {
+                recorder.tell();
+                return;
+            }
+        }
     }
 
     pub(super) fn generations(&self) -> Vec<u32> {

@@ -107,24 +107,28 @@ impl Engine {
         self.end_limits(&agent);
         self.end_approvals(&agent);
         lock(&self.owners).remove(&agent.session);
-        let mut recorder = self.recorder();
-        let tally = recorder.tally(agent.session);
-        let Tally {
-            allowed,
-            denied,
-            would_deny,
-        } = tally;
-        recorder.note(Record {
-            agent: Some(Cow::Borrowed(name)),
-            session: Some(agent.session),
-            target: Some(escape_path(agent.cgroup.path())),
-            detail: Some(
-                format!("{allowed} allowed, {denied} denied, {would_deny} would be denied").into(),
-            ),
-            ..Record::new(op::AGENT_DETACH)
-        });
-        recorder.end_session(agent.session);
-        recorder.sync();
+        let tally = {
+            let mut recorder = self.recorder();
+            let tally = recorder.tally(agent.session);
+            let Tally {
+                allowed,
+                denied,
+                would_deny,
+            } = tally;
+            recorder.note(Record {
+                agent: Some(Cow::Borrowed(name)),
+                session: Some(agent.session),
+                target: Some(escape_path(agent.cgroup.path())),
+                detail: Some(
+                    format!("{allowed} allowed, {denied} denied, {would_deny} would be denied")
+                        .into(),
+                ),
+                ..Record::new(op::AGENT_DETACH)
+            });
+            recorder.end_session(agent.session);
+            tally
+        };
+        self.on_disk().await;
         let mut info = info.ok_or_else(|| RegistryError::Unknown(name.to_owned()))?;
         info.tally = tally;
         Ok(info)

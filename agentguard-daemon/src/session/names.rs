@@ -353,11 +353,15 @@ impl Engine {
     /// Agents that have come into another network since (a container whose cgroup was there first) get their
     /// listener there.
     pub(super) fn watch_networks(self: &Arc<Self>) {
-        let engine = Arc::downgrade(self);
+        let (engine, mut agents) = (Arc::downgrade(self), self.agents.subscribe());
         tokio::spawn(async move {
             let mut said = std::collections::HashSet::new();
             loop {
-                tokio::time::sleep(LOOK).await;
+                match engine.upgrade().map(|it| it.agents_with_names().is_empty()) {
+                    Some(false) => tokio::time::sleep(LOOK).await,
+                    Some(true) if agents.changed().await.is_ok() => continue,
+                    _ => return,
+                }
                 let Some(engine) = engine.upgrade() else {
                     return;
                 };

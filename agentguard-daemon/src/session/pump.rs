@@ -1,9 +1,11 @@
 //! The pump: from the kernel's rings into the recorder, batch by batch, in the order of time.
 //!
-//! A batch is given back to the kernel only when its lines are in the log, and the journal says which lines
-//! those are before they are written. So a record is neither lost nor written twice, wherever we die.
+//! A batch is given back to the kernel only when its lines are in the log's stage, which outlives us, and the journal
+//! says which lines those are before they get there. So a record is neither lost nor written twice, wherever we die,
+//! and reading never waits for the disk: only when the stage is full, records wait in the rings.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use agentguard_common::record::class;
 use tokio::sync::{mpsc, oneshot};
@@ -14,6 +16,9 @@ use crate::kernel::{Batch as Lines, Journal, Rings, time};
 
 /// Bytes of records after which a batch ends: then there is room in the rings again.
 const BATCH_BYTES: usize = 512 << 10;
+
+/// How often a place for lines is looked for while there is none.
+const AGAIN: Duration = Duration::from_millis(200);
 
 type Request = oneshot::Sender<()>;
 
@@ -36,7 +41,7 @@ impl Pump {
         Self::new().0
     }
 
-    /// Returns when everything that was in the rings at the call is in the log.
+    /// Returns when everything that was in the rings at the call is in the log, denials on the disk.
     pub async fn drain(&self) {
         let (done, wait) = oneshot::channel();
         if self.requests.send(done).await.is_ok() {
@@ -54,7 +59,7 @@ pub struct Well {
     /// Only pinned rings outlive us.
     journal: Option<Journal>,
     batch: Batch,
-    /// Whether a batch is read, and its lines are not all in the log.
+    /// Whether a batch is read, and its lines have no place yet.
     open: bool,
 }
 
@@ -79,26 +84,66 @@ impl Well {
     /// Pumps for as long as somebody may ask.
     pub fn start(mut self, mut asked: mpsc::Receiver<Request>) {
         tokio::spawn(async move {
+            let progress = locked(&self.recorder).log().progress();
+            let mut waiting: Vec<(u64, Request)> = Vec::new();
             loop {
-                let request = tokio::select! {
-                    ready = self.rings.ready() => {
+                let (due, blocked) = {
+                    let recorder = locked(&self.recorder);
+                    (recorder.log().due(), self.open || recorder.has_waiting())
+                };
+                // What has no place waits until the writer says that something was done.
+                let wake = tokio::select! {
+                    ready = self.rings.ready(), if !self.open => {
                         if let Err(error) = ready {
                             tracing::error!("failed to wait for the kernel's records: {error}");
                         }
-                        None
+                        Wake::Records
                     }
+                    () = progress.notified() => Wake::Progress,
+                    () = at(due) => Wake::Due,
+                    // The memory may have been taken by others, who do not tell.
+                    () = tokio::time::sleep(AGAIN), if blocked => Wake::Due,
                     request = asked.recv() => match request {
-                        Some(request) => Some(request),
+                        Some(request) => Wake::Asked(request),
                         None => break,
                     },
                 };
-                self.drain();
-                if let Some(request) = request {
-                    // Whoever asked may have gone.
-                    let _ = request.send(());
+                match wake {
+                    Wake::Progress => {
+                        let mut recorder = locked(&self.recorder);
+                        recorder.tell();
+                        drop(recorder);
+                        if blocked {
+                            self.drain();
+                        } else if !self.open {
+                            locked(&self.recorder).tend();
+                        }
+                    }
+                    Wake::Records | Wake::Due => self.drain(),
+                    Wake::Asked(request) => {
+                        self.drain();
+                        let last = locked(&self.recorder).next_seq() - 1;
+                        waiting.push((last, request));
+                    }
                 }
+                self.answer(&mut waiting);
             }
         });
+    }
+
+    /// Tells those who asked that what they asked for is in the log, or that it cannot be written now.
+    fn answer(&self, waiting: &mut Vec<(u64, Request)>) {
+        if waiting.is_empty() {
+            return;
+        }
+        let recorder = locked(&self.recorder);
+        let is_troubled = recorder.log().is_troubled();
+        for (_, request) in
+            waiting.extract_if(.., |(last, _)| is_troubled || recorder.has_told(*last))
+        {
+            // Whoever asked may have gone.
+            let _ = request.send(());
+        }
     }
 
     /// Brings the log to where the one before us was, and the rings with it.
@@ -147,7 +192,7 @@ impl Well {
         });
         let end = recorder.next_seq().max(lines.end);
         self.begin(&recorder, lines.first, end);
-        if !recorder.flush() {
+        if !recorder.flush() || !recorder.settle() {
             return Err(LogError::Io {
                 call: "write the records of an earlier daemon to",
                 path: recorder.log_path().to_owned(),
@@ -168,7 +213,7 @@ impl Well {
         // What was there at the call, and no more than full rings, so that a flood cannot keep us.
         loop {
             if self.open && !self.finish() {
-                // The file cannot be written: records wait in the kernel, which counts what does not fit.
+                // There is no room: records wait in the kernel, which counts what does not fit.
                 return;
             }
             self.rings.take(ends, BATCH_BYTES, |class, bytes| {
@@ -192,10 +237,7 @@ impl Well {
         if !self.open {
             locked(&self.recorder).tend();
         }
-        // Nobody was woken for a denial that came before the others were given back.
-        if self.rings.has_denials() {
-            self.rings.stopped_early();
-        }
+        self.rings.before_waiting();
     }
 
     /// The loss counters. An agent may change its policy just now; they only grow, the next time will do.
@@ -249,7 +291,7 @@ impl Well {
         }
     }
 
-    /// Whether the lines of the open batch are in the file now.
+    /// Whether the lines of the open batch have their place now.
     fn finish(&mut self) -> bool {
         let written = locked(&self.recorder).flush();
         if written {
@@ -271,6 +313,22 @@ impl Well {
 
 fn locked(recorder: &Mutex<Recorder>) -> MutexGuard<'_, Recorder> {
     recorder.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the pump goes on for.
+enum Wake {
+    Records,
+    Progress,
+    Due,
+    Asked(Request),
+}
+
+/// At that time, or never.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Labels tasks that somebody moved into an agent's cgroup in bulk. Until then the kernel judges

@@ -22,6 +22,8 @@ pub struct EngineOptions {
     pub log: PathBuf,
     /// How it is kept.
     pub keeping: LogOptions,
+    /// Where lines wait for the disk, if our death shall not matter to them.
+    pub stage: Option<PathBuf>,
     /// Folders of policies that are given by name.
     pub search: Vec<PathBuf>,
     /// What else is its own: the folder of the control socket.

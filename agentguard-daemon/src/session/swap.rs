@@ -112,6 +112,7 @@ impl Engine {
         let before = {
             let mut state = lock(&self.state);
             let before = state.in_force.insert(agent.slot, next);
+            self.agents.send_replace(());
             state.retired.extend(before.as_ref().map(|it| Retired {
                 generation: it.generation,
                 policy: it.policy.clone(),

@@ -1,6 +1,6 @@
 //! What passes with time: budgets of time and of refusals, schedules, and what is to be done at the end of a budget.
 //!
-//! Once a second every agent that has some is looked at, charged, and frozen or killed where a budget or a schedule
+//! Once a second every agent that has some is looked at (and nothing is while none has), charged, and frozen or killed where a budget or a schedule
 //! says so. What cannot be found out counts against the agent.
 
 use std::borrow::Cow;
@@ -38,17 +38,25 @@ impl Engine {
             return;
         };
         let (engine, alert) = (Arc::downgrade(self), self.limits.alert.clone());
+        let mut agents = self.agents.subscribe();
         tokio::spawn(async move {
             let (mut looks, mut looked) = (0u32, Instant::now());
-            let mut pause = LOOK;
+            let (mut pause, mut has_limits) = (LOOK, true);
             loop {
                 let alerted = tokio::select! {
-                    () = tokio::time::sleep(pause) => false,
+                    () = tokio::time::sleep(pause), if has_limits => false,
                     () = alert.notified() => true,
+                    changed = agents.changed() => match changed {
+                        Ok(()) => false,
+                        Err(_) => return,
+                    },
                 };
                 let Some(engine) = engine.upgrade() else {
                     return;
                 };
+                let ledger = engine.limits.ledger.get();
+                has_limits =
+                    !engine.limited().is_empty() || ledger.is_some_and(|it| it.has_changed());
                 let whole = alerted || looked.elapsed() >= LOOK;
                 if whole {
                     looked = Instant::now();

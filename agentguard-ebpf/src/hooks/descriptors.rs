@@ -152,7 +152,6 @@ fn socket(subject: Subject, socket: u64) -> i32 {
             header,
             size_of::<Destination>() as u32,
             outcome,
-            &raw mut (*scratch).emitted,
         );
     }
     scratch::release(scratch);

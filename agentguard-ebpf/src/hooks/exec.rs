@@ -323,7 +323,6 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
             header,
             tail_len,
             outcome,
-            &raw mut (*scratch).emitted,
         );
         DENIED_ERRNO
     }
@@ -465,7 +464,6 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
             header,
             tail_len,
             outcome,
-            &raw mut (*scratch).emitted,
         );
         if outcome.refused {
             kill();

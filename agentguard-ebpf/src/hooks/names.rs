@@ -219,7 +219,6 @@ pub unsafe fn send(scratch: *mut NameScratch, tail: u32, outcome: Outcome) {
             &raw mut (*scratch).header,
             tail,
             outcome,
-            &raw mut (*scratch).emitted,
         );
     }
 }

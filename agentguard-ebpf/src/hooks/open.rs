@@ -248,7 +248,7 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         }
         let len = if len < 0 { 0 } else { len as u32 };
         header.target_len = len;
-        emit::send::<{ PATH_BUFFER as u32 - 1 }>(header, len, outcome, &raw mut (*scratch).emitted);
+        emit::send::<{ PATH_BUFFER as u32 - 1 }>(header, len, outcome);
         crate::bound::verdict(outcome.refused)
     }
 }

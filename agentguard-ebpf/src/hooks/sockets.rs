@@ -78,7 +78,7 @@ pub fn record(
         header.name = name;
         *(&raw mut (*scratch).tail).cast::<Destination>() = *address;
         header.target_len = LEN;
-        emit::send::<64>(header, LEN, outcome, &raw mut (*scratch).emitted);
+        emit::send::<64>(header, LEN, outcome);
     }
     scratch::release(scratch);
     crate::bound::verdict(outcome.refused)

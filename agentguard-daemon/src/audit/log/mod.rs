@@ -1,51 +1,58 @@
 //! The log: appended to by one writer, whole lines, chained, in segments.
 //!
-//! It must never follow a symbolic link, share the file with another writer, or lose a record
-//! without counting it: when the disk is full, lines wait in memory, and what does not fit there
-//! becomes a gap record.
+//! Whoever makes records numbers, chains and signs them here, and hands them over through the stage; a thread writes
+//! them and waits for the disk. It must never follow a symbolic link, share the file with another writer, or lose a
+//! record without counting it: when the disk is full, lines wait in memory, and what does not fit there becomes a gap
+//! record.
 
 mod error;
 mod open;
 mod options;
 mod pack;
+mod queue;
 mod repair;
+mod stage;
 #[cfg(test)]
 mod tests;
 mod turn;
 mod work;
+mod writer;
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
 
 use agentguard_common::record::class;
-use nix::fcntl::Flock;
+use tokio::sync::{Notify, watch};
 
 use super::chain::{self, Hash};
-use super::clock::Clock;
 use super::key::Key;
 use super::line;
-use super::mark::{Head, Mark};
 use super::record::{Record, op};
 
 pub use self::error::LogError;
 use self::error::failed;
 pub use self::options::{LogOptions, Sync};
 use self::pack::Packer;
+use self::queue::{Order, Queue};
+pub use self::stage::STAGE_MAX;
 pub use self::work::LogWork;
 
-/// Bytes of lines that wait in memory while the file cannot be written.
+/// Bytes of lines that wait in memory while the stage is full.
 const WAITING_MAX: usize = 64 << 20;
+/// Of that, what is kept for the next lines.
+const WAITING_KEPT: usize = 4 << 20;
 /// Bytes that the lines of one batch can have: records in a ring are less, and escaping makes them longer.
 const BATCH_MAX: u64 = 64 << 20;
 
-/// The writer of one log.
+/// One log, as those see it who make its records.
 #[derive(Debug)]
 pub struct Log {
-    file: Flock<File>,
     path: PathBuf,
     options: LogOptions,
     marks: Option<Marks>,
@@ -56,28 +63,40 @@ pub struct Log {
     resumed_at: u64,
     /// Records that did not fit into `waiting`.
     lost: u64,
-    /// Whether a denial waits to be written, or to be on the disk.
-    urgent: bool,
-    /// Whether something is in the file that may not be on the disk.
-    dirty: bool,
-    synced: Instant,
+    /// What is to be done when the waiting lines are in the file.
+    then: Pending,
     /// Records after the last checkpoint.
     unmarked: u64,
     marked: Instant,
-    /// Bytes in the file.
-    size: u64,
-    /// Number of the file's first record.
-    first: u64,
-    /// When that was written.
-    began: SystemTime,
-    /// When closing a segment failed.
-    stuck: Option<Instant>,
     packer: Packer,
     work: LogWork,
     /// What was found at the start and is to be recorded.
     news: Vec<Record<'static>>,
     /// The last record that was found at the start, if its writer did not stop behind it.
     left: Option<Left>,
+    queue: Arc<Queue>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What is to be done behind lines that are handed over.
+#[derive(Debug)]
+enum Then {
+    Nothing,
+    /// The disk is waited for, with the head.
+    SyncHead,
+    /// The segment is closed.
+    Turn,
+    /// When the disk has them, a file is not needed any more.
+    Remove(PathBuf),
+}
+
+/// The same, collected until there is room for the lines.
+#[derive(Debug, Default)]
+struct Pending {
+    sync: bool,
+    head: bool,
+    turn: bool,
+    remove: Vec<PathBuf>,
 }
 
 /// Where a writer was that did not stop: killed, or without power.
@@ -92,8 +111,7 @@ pub struct Left {
 /// What marks are made with.
 #[derive(Debug)]
 struct Marks {
-    key: Key,
-    head: Head,
+    key: Arc<Key>,
     /// Hash of the log's first record.
     log: Option<Hash>,
 }
@@ -135,10 +153,11 @@ impl Log {
             self.seal(&mut gap)?;
             self.lost = 0;
         }
-        self.urgent |= matches!(
+        let refused = matches!(
             record.verdict.as_deref(),
             Some("deny" | "ask" | "would-deny")
         );
+        self.then.sync |= refused && self.options.sync == Sync::Denials;
         let start = self.seal(record)?;
         Ok(&self.waiting[start..])
     }
@@ -175,90 +194,106 @@ impl Log {
         !self.waiting.is_empty()
     }
 
+    /// Hands all waiting lines over to be written, and to be on the disk if one is a denial or the options say so.
+    /// It waits for nobody; whether there was room. Where there was none, lines wait for the next call.
+    pub fn hand_over(&mut self) -> Result<bool, LogError> {
+        if self.waiting.is_empty() {
+            return Ok(true);
+        }
+        self.submit(Then::Nothing)
+    }
+
+    fn submit(&mut self, then: Then) -> Result<bool, LogError> {
+        match then {
+            Then::Nothing => {}
+            Then::SyncHead => self.then.head = true,
+            Then::Turn => self.then.turn = true,
+            Then::Remove(path) => self.then.remove.push(path),
+        }
+        let then = &self.then;
+        let head = then.head || then.turn;
+        let order = Order {
+            end: 0,
+            last: self.last(),
+            sync: then.sync || head || !then.remove.is_empty() || self.options.sync == Sync::Batch,
+            head,
+            turn: then.turn,
+            remove: then.remove.clone(),
+        };
+        let added = self.queue.add(&self.waiting, order);
+        let added = added.map_err(failed("hand records over to the writer of", &self.path))?;
+        if added {
+            self.waiting.clear();
+            self.waiting.shrink_to(WAITING_KEPT);
+            self.then = Pending::default();
+        }
+        Ok(added)
+    }
+
     /// Writes all waiting lines, and waits for the disk if one is a denial or the options say so. After an
     /// error what was not written waits for the next call.
     pub fn flush(&mut self) -> Result<(), LogError> {
-        self.write()?;
-        let waits = match self.options.sync {
-            Sync::Batch => self.dirty,
-            Sync::Denials => self.urgent,
-            Sync::Checkpoints => false,
-        };
-        if waits {
-            self.settle()?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self) -> Result<(), LogError> {
-        let mut written = 0;
-        let outcome = loop {
-            if written == self.waiting.len() {
-                break Ok(());
-            }
-            match (&*self.file).write(&self.waiting[written..]) {
-                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
-            }
-        };
-        self.dirty |= written > 0;
-        self.size += written as u64;
-        self.work.bytes += written as u64;
-        self.waiting.drain(..written);
-        outcome.map_err(failed("write to", &self.path))
-    }
-
-    /// Waits for the disk, and then says in the head how far it is. All lines must be written.
-    fn settle(&mut self) -> Result<(), LogError> {
-        let begun = Instant::now();
-        let synced = self.file.sync_data();
-        self.work.syncs.observe(begun.elapsed().as_secs_f64());
-        if let Err(error) = synced {
-            // The kernel tells this once, and may have dropped what it could not write: that stays known.
-            if self.news.is_empty() {
-                let last = self.next - 1;
-                let what = format!(
-                    "the disk failed ({error}): records up to {last} that are not signed may be lost with the power"
-                );
-                self.news(op::ALARM, what);
-            }
-            return Err(failed("sync", &self.path)(error));
-        }
-        self.dirty = false;
-        self.urgent = false;
-        self.synced = Instant::now();
-        let (seq, hash) = (self.next - 1, self.prev);
-        if let Some(Marks {
-            key,
-            head,
-            log: Some(log),
-        }) = &mut self.marks
-        {
-            let mark = Mark::sign(key, log, seq, &hash, Clock::new().now());
-            // The head is behind then, and the log says more than it: no record is at risk.
-            if let Err(error) = head.write(&mark) {
-                tracing::error!(
-                    "the head of {} was not written: {error}",
-                    self.path.display()
-                );
-            }
-        }
-        Ok(())
+        self.with_room(Self::hand_over)?;
+        self.queue.wait()
     }
 
     /// Signs a checkpoint if there is something new, writes all waiting lines and waits until the disk has them.
     pub fn sync(&mut self) -> Result<(), LogError> {
+        self.order_sync()?;
+        self.with_room(Self::hand_over)?;
+        self.queue.wait()
+    }
+
+    /// The same without waiting.
+    pub fn order_sync(&mut self) -> Result<(), LogError> {
         self.tell_news()?;
         self.checkpoint()?;
-        self.write()?;
-        self.settle()?;
-        if let Some(marks) = &self.marks {
-            let synced = marks.head.sync();
-            synced.map_err(failed("sync the head of", &self.path))?;
+        self.submit(Then::SyncHead).map(|_| ())
+    }
+
+    fn with_room(
+        &mut self,
+        mut act: impl FnMut(&mut Self) -> Result<bool, LogError>,
+    ) -> Result<(), LogError> {
+        while !act(self)? {
+            if !self.queue.wait_for_room()? && !act(self)? {
+                // Nothing is there to be written, and yet there is no room: others have taken it.
+                let source = std::io::ErrorKind::StorageFull.into();
+                return Err(failed("find memory for the lines of", &self.path)(source));
+            }
         }
         Ok(())
+    }
+
+    /// Numbers of the last records that are in the file, and on the disk.
+    pub fn reached(&self) -> (u64, u64) {
+        let state = self.queue.state();
+        (state.written, state.durable)
+    }
+
+    /// Whether the last try to write, or to wait for the disk, has failed.
+    pub fn is_troubled(&self) -> bool {
+        self.queue.state().is_troubled()
+    }
+
+    /// Told whenever lines were written, are on the disk, or could not be: for one who listens.
+    pub fn progress(&self) -> Arc<Notify> {
+        self.queue.notify.clone()
+    }
+
+    /// The number of the last record that is on the disk, as it goes on.
+    pub fn durable(&self) -> watch::Receiver<u64> {
+        self.queue.durable.subscribe()
+    }
+
+    /// Who waits for what is handed over, without holding the log.
+    pub fn waiter(&self) -> Waiter {
+        Waiter(self.queue.clone())
+    }
+
+    /// Whether denials are told only when they are on the disk.
+    pub fn holds_denials(&self) -> bool {
+        self.options.sync != Sync::Checkpoints
     }
 
     /// What the file has of the lines from `first` to before `end`.
@@ -273,9 +308,9 @@ impl Log {
             return Ok(written);
         }
         let failed = || failed("read", &self.path);
-        let size = self.file.metadata().map_err(failed())?.size();
+        let mut file = File::open(&self.path).map_err(failed())?;
+        let size = file.metadata().map_err(failed())?.size();
         let mut tail = Vec::new();
-        let mut file = &*self.file;
         file.seek(SeekFrom::Start(size.saturating_sub(BATCH_MAX)))
             .map_err(failed())?;
         file.read_to_end(&mut tail).map_err(failed())?;
@@ -321,10 +356,28 @@ impl Log {
     }
 }
 
+/// See [`Log::waiter`].
+#[derive(Debug)]
+pub struct Waiter(Arc<Queue>);
+
+impl Waiter {
+    /// Waits until what was handed over is written, and on the disk where that was asked for.
+    pub fn wait(&self) -> Result<(), LogError> {
+        self.0.wait()
+    }
+}
+
 impl Drop for Log {
     fn drop(&mut self) {
+        let Some(writer) = self.writer.take() else {
+            return;
+        };
         if let Err(error) = self.tell_news().and_then(|()| self.flush()) {
             tracing::error!("audit records are lost: {error}");
+        }
+        self.queue.end();
+        if writer.join().is_err() {
+            tracing::error!("the writer of the audit log failed");
         }
     }
 }

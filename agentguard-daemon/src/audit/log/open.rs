@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -13,7 +14,10 @@ use nix::libc::{O_APPEND, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::error::failed;
 use super::pack::Packer;
-use super::{Log, LogError, LogOptions, LogWork, Marks};
+use super::queue::{Point, Queue};
+use super::stage::Stage;
+use super::writer::Writer;
+use super::{Log, LogError, LogOptions, LogWork, Marks, Pending, Sync, Then};
 use crate::audit::chain::GENESIS;
 use crate::audit::key::Key;
 use crate::audit::mark::Head;
@@ -35,55 +39,102 @@ impl Log {
         options: LogOptions,
         key: Option<Key>,
     ) -> Result<Self, LogError> {
+        Self::open_staged(path, None, unfinished, options, key)
+    }
+
+    /// The same with a stage that outlives the writer; what the one before left there is written first.
+    pub fn open_staged(
+        path: &Path,
+        stage: Option<&Path>,
+        unfinished: Range<u64>,
+        options: LogOptions,
+        key: Option<Key>,
+    ) -> Result<Self, LogError> {
         let folder = disk::folder_of(path);
         disk::make_folder(folder).map_err(failed("make the folder", folder))?;
         let file = take(path)?;
-        let marks = key.map(|key| {
-            let head = Head::open(path).map_err(failed("open the head of", path))?;
-            Ok::<_, LogError>(Marks {
-                key,
-                head,
-                log: None,
-            })
-        });
+        let mut stage = match stage {
+            Some(stage) => Stage::open(stage).map_err(failed("open the stage", stage)),
+            None => Stage::in_memory().map_err(failed("make a stage for", path)),
+        }?;
+        let left = stage.left().map_err(failed("read the stage of", path))?;
+        let lines = stage.reader().map_err(failed("share the stage of", path))?;
+        let head = key.is_some().then(|| Head::open(path)).transpose();
+        let head = head.map_err(failed("open the head of", path))?;
+        let key = key.map(Arc::new);
         let now = Instant::now();
+        let queue = Arc::new(Queue::new(stage));
+        let packer = Packer::new(queue.notify.clone());
         let mut log = Self {
-            file,
             path: path.to_owned(),
             options,
-            marks: marks.transpose()?,
+            marks: key.clone().map(|key| Marks { key, log: None }),
             waiting: Vec::with_capacity(1 << 20),
             next: 1,
             prev: GENESIS,
             resumed_at: 1,
             lost: 0,
-            urgent: false,
-            dirty: false,
-            synced: now,
+            then: Pending::default(),
             unmarked: 0,
             marked: now,
-            size: 0,
-            first: 1,
-            began: SystemTime::now(),
-            stuck: None,
-            packer: Packer::default(),
+            packer,
             work: LogWork::default(),
             news: Vec::new(),
             left: None,
+            queue,
+            writer: None,
+        };
+        let mut found = Found {
+            file,
+            size: 0,
+            first: 1,
+            began: SystemTime::now(),
+            changed: false,
         };
         log.finish_turn()?;
-        log.resume(&unfinished)?;
+        log.resume(&mut found, &unfinished, &left)?;
+        log.queue
+            .state()
+            .stage
+            .clear()
+            .map_err(failed("empty the stage of", path))?;
         log.resumed_at = log.next;
-        log.compare_with_head()?;
+        log.compare_with_head(&found)?;
+        log.queue.begin(log.next - 1, found.size, found.began);
+        let sync_every = (log.options.sync != Sync::Checkpoints).then(|| log.options.sync_every());
+        let writer = Writer {
+            queue: log.queue.clone(),
+            stage: lines,
+            file: found.file,
+            path: path.to_owned(),
+            first: found.first,
+            head: key.zip(head),
+            sync_every,
+            packer: log.packer.orders(),
+            dirty: found.changed.then(|| (log.last(), now)),
+            buffer: Vec::new(),
+        };
+        let started = writer.start();
+        log.writer = Some(started.map_err(failed("start the writer of", path))?);
         if unfinished.is_empty() {
             log.tell_news()?;
-            log.flush()?;
-            if log.dirty {
+            if found.changed || log.has_waiting() {
                 // What was found is on the disk, and there is a head from the beginning.
-                log.settle()?;
+                log.then.sync = true;
+                log.submit(Then::Nothing)?;
+                log.flush()?;
             }
         }
         Ok(log)
+    }
+
+    /// The last record.
+    pub(super) fn last(&self) -> Point {
+        Point {
+            seq: self.next - 1,
+            hash: self.prev,
+            log: self.marks.as_ref().and_then(|marks| marks.log),
+        }
     }
 
     /// Records what was found at the start. Not before the lines of an unfinished batch: they have their numbers.
@@ -123,7 +174,7 @@ impl Log {
         let closed =
             segment::closed_of(&self.path).map_err(failed("list the segments of", &self.path))?;
         for left in closed.iter().filter(|segment| !segment.packed) {
-            self.packer.begin(&left.path);
+            self.packer.orders().begin(&left.path);
         }
         Ok(())
     }
@@ -136,6 +187,19 @@ impl Log {
         let record = self.news(op::LOG_KEY, format!("ed25519 {}", public.hex()));
         record.key = Some(Cow::Owned(id));
     }
+}
+
+/// The file of a log as it is found.
+pub(super) struct Found {
+    pub file: Flock<File>,
+    /// Bytes of whole lines.
+    pub size: u64,
+    /// Number of its first record.
+    pub first: u64,
+    /// When that was written.
+    pub began: SystemTime,
+    /// Whether it was written to.
+    pub changed: bool,
 }
 
 /// Opens and locks the file of a log; it is made if there is none.

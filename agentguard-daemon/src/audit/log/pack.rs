@@ -7,8 +7,10 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 use crate::audit::index::Builder;
 use crate::audit::segment::{self, PACKED};
@@ -35,54 +37,107 @@ pub struct Packed {
     pub plain_bytes: u64,
 }
 
-/// One thread that packs what it is given.
-#[derive(Debug, Default)]
+/// One thread that packs what it is given. It is started when there is something to pack.
+#[derive(Debug)]
 pub struct Packer {
-    work: Option<(Sender<PathBuf>, Receiver<Packed>)>,
+    orders: Orders,
+    results: Receiver<Packed>,
+}
+
+/// The way to give it something.
+#[derive(Clone, Debug)]
+pub struct Orders(Arc<Inbox>);
+
+#[derive(Debug)]
+struct Inbox {
+    orders: Sender<PathBuf>,
+    /// What the thread begins with, until it has begun.
+    idle: Mutex<Option<Idle>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    todo: Receiver<PathBuf>,
+    done: Sender<Packed>,
+    /// Told of each segment that is done.
+    notify: Arc<Notify>,
 }
 
 impl Packer {
-    /// Packs a closed segment some time soon. One that fails stays as it is until the next start.
-    pub fn begin(&mut self, plain: &Path) {
-        let (orders, _) = self.work.get_or_insert_with(start);
-        if orders.send(plain.to_owned()).is_err() {
-            tracing::error!("{} stays as it is: nobody packs", plain.display());
+    /// Nothing is packed yet. `notify` is told of each segment that is done.
+    pub fn new(notify: Arc<Notify>) -> Self {
+        let (orders, todo) = channel();
+        let (done, results) = channel();
+        let idle = Idle { todo, done, notify };
+        let inbox = Inbox {
+            orders,
+            idle: Mutex::new(Some(idle)),
+        };
+        Self {
+            orders: Orders(Arc::new(inbox)),
+            results,
         }
+    }
+
+    /// The way to give it something.
+    pub fn orders(&self) -> Orders {
+        self.orders.clone()
     }
 
     /// A segment that is done.
     pub fn done(&self) -> Option<Packed> {
-        self.work.as_ref()?.1.try_recv().ok()
+        self.results.try_recv().ok()
     }
 
     /// Waits for the next that is done, for tests.
     #[cfg(test)]
     pub fn wait(&self) -> Option<Packed> {
-        self.work.as_ref()?.1.recv().ok()
+        self.results.recv().ok()
     }
 }
 
-fn start() -> (Sender<PathBuf>, Receiver<Packed>) {
-    let (orders, todo) = channel::<PathBuf>();
-    let (done, results) = channel();
-    let spawned = std::thread::Builder::new()
-        .name("pack".to_owned())
-        .spawn(move || {
-            for plain in todo {
-                match pack(&plain) {
-                    Ok(packed) => {
-                        if done.send(packed).is_err() {
-                            break;
+impl Orders {
+    /// Packs a closed segment some time soon. One that fails stays as it is until the next start.
+    pub fn begin(&self, plain: &Path) {
+        let idle = self
+            .0
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(idle) = idle {
+            idle.start();
+        }
+        if self.0.orders.send(plain.to_owned()).is_err() {
+            tracing::error!("{} stays as it is: nobody packs", plain.display());
+        }
+    }
+}
+
+impl Idle {
+    fn start(self) {
+        let spawned = std::thread::Builder::new()
+            .name("pack".to_owned())
+            .spawn(move || {
+                for plain in self.todo {
+                    match pack(&plain) {
+                        Ok(packed) => {
+                            if self.done.send(packed).is_err() {
+                                break;
+                            }
+                            self.notify.notify_one();
+                            crate::kernel::trim_memory();
+                        }
+                        Err(error) => {
+                            tracing::error!("{} was not packed: {error}", plain.display());
                         }
                     }
-                    Err(error) => tracing::error!("{} was not packed: {error}", plain.display()),
                 }
-            }
-        });
-    if let Err(error) = spawned {
-        tracing::error!("segments stay as they are, no thread could be started: {error}");
+            });
+        if let Err(error) = spawned {
+            tracing::error!("segments stay as they are, no thread could be started: {error}");
+        }
     }
-    (orders, results)
 }
 
 /// Packs one segment.

@@ -3,13 +3,15 @@
 //! What is found wrong is recorded, never only mended: a later `verify` must still see it.
 
 use std::borrow::Cow;
-use std::io::{BufRead, Read, Seek, SeekFrom};
+use std::io::{BufRead, Read, Seek, SeekFrom, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::error::failed;
+use super::open::Found;
+use super::stage::{Left as Staged, continuing};
 use super::{Left, Log, LogError};
 use crate::audit::chain::{self, Hash};
 use crate::audit::mark::Head;
@@ -23,12 +25,18 @@ const LINE_MAX: u64 = 4 << 20;
 const NEAR: u64 = 8 << 20;
 
 impl Log {
-    /// Finds where an existing log ends, and repairs a last line that was cut off.
-    pub(super) fn resume(&mut self, unfinished: &Range<u64>) -> Result<(), LogError> {
-        let metadata = self.file.metadata().map_err(failed("stat", &self.path))?;
+    /// Finds where an existing log ends, writes what waited for the disk (`staged`) when its writer died, and repairs a
+    /// last line that was cut off.
+    pub(super) fn resume(
+        &mut self,
+        found: &mut Found,
+        unfinished: &Range<u64>,
+        staged: &[u8],
+    ) -> Result<(), LogError> {
+        let metadata = found.file.metadata().map_err(failed("stat", &self.path))?;
         let size = metadata.size();
         let from = size.saturating_sub(2 * LINE_MAX);
-        let tail = self.tail(from)?;
+        let tail = self.tail(found, from)?;
         let whole = tail
             .iter()
             .rposition(|byte| *byte == b'\n')
@@ -40,27 +48,49 @@ impl Log {
         match last_line(lines) {
             Some(line) => {
                 (self.next, self.prev) = last_link(line).map_err(|what| self.damaged(&what))?;
-                self.first = first_number(&self.path).map_err(|what| self.damaged(&what))?;
-                self.began = first_time(&self.path).unwrap_or_else(SystemTime::now);
+                found.first = first_number(&self.path).map_err(|what| self.damaged(&what))?;
+                found.began = first_time(&self.path).unwrap_or_else(SystemTime::now);
                 // Unknown, so that there is a checkpoint soon.
                 self.unmarked = 1;
                 self.left = left(lines);
             }
-            None => self.resume_closed()?,
+            None => self.resume_closed(found)?,
         }
-        self.size = from + whole as u64;
+        found.size = from + whole as u64;
+        match continuing(staged, self.next, &self.prev) {
+            // A line that was being written is the first of them.
+            Staged::Lines(rest) if rest.starts_with(torn) => {
+                self.write_staged(found, rest)?;
+                return self.resume(found, unfinished, &[]);
+            }
+            Staged::Nothing => {}
+            Staged::Lines(_) | Staged::Others(_) => {
+                let what = format!(
+                    "{} bytes that waited for the disk do not go on where the log ends, and were not written",
+                    staged.len()
+                );
+                tracing::error!("ALARM: {what}");
+                self.news(op::LOG_REPAIR, what);
+            }
+        }
         if torn.is_empty() {
             return Ok(());
         }
         if unfinished.contains(&self.next) {
-            return self.cut();
+            return self.cut(found);
         }
-        self.repair(torn)
+        self.repair(found, torn)
     }
 
-    fn tail(&self, from: u64) -> Result<Vec<u8>, LogError> {
+    fn write_staged(&self, found: &mut Found, lines: &[u8]) -> Result<(), LogError> {
+        self.cut(found)?;
+        let written = (&*found.file).write_all(lines);
+        written.map_err(failed("write what waited for the disk to", &self.path))
+    }
+
+    fn tail(&self, found: &Found, from: u64) -> Result<Vec<u8>, LogError> {
         let mut tail = Vec::new();
-        let mut file = &*self.file;
+        let mut file = &*found.file;
         file.seek(SeekFrom::Start(from))
             .map_err(failed("read", &self.path))?;
         file.read_to_end(&mut tail)
@@ -69,7 +99,7 @@ impl Log {
     }
 
     /// Nothing was written yet since the last segment was closed.
-    fn resume_closed(&mut self) -> Result<(), LogError> {
+    fn resume_closed(&mut self, found: &mut Found) -> Result<(), LogError> {
         let closed = segment::closed_of(&self.path);
         let closed = closed.map_err(failed("list the segments of", &self.path))?;
         if let Some(last) = closed.last() {
@@ -80,26 +110,28 @@ impl Log {
                 .map_err(|what| self.damaged(&format!("{}: {what}", last.name())))?;
             self.left = left(&text);
         }
-        self.first = self.next;
+        found.first = self.next;
         Ok(())
     }
 
-    fn cut(&mut self) -> Result<(), LogError> {
-        let cut = self.file.set_len(self.size);
+    fn cut(&self, found: &mut Found) -> Result<(), LogError> {
+        found.changed = true;
+        let cut = found.file.set_len(found.size);
         cut.map_err(failed("remove the torn last line of", &self.path))
     }
 
     /// Ends or removes a last line without newline, and records that.
-    fn repair(&mut self, torn: &[u8]) -> Result<(), LogError> {
+    fn repair(&mut self, found: &mut Found, torn: &[u8]) -> Result<(), LogError> {
         if let Ok(hash) = chain::verify(torn, &self.prev) {
             // Only the newline is missing.
-            self.size += torn.len() as u64;
-            self.waiting.push(b'\n');
+            found.size += torn.len() as u64 + 1;
+            found.changed = true;
             self.next += 1;
             self.prev = hash;
-            return self.write();
+            let written = (&*found.file).write_all(b"\n");
+            return written.map_err(failed("end the last line of", &self.path));
         }
-        self.cut()?;
+        self.cut(found)?;
         let shown = &torn[..torn.len().min(256)];
         let detail = format!(
             "{} bytes without a line end were removed: {}",
@@ -112,7 +144,7 @@ impl Log {
 
     /// Compares the log with the last that was signed about it. If it ends before, or is another, that is
     /// recorded, and numbers go on behind what was signed, so that the hole stays.
-    pub(super) fn compare_with_head(&mut self) -> Result<(), LogError> {
+    pub(super) fn compare_with_head(&mut self, found: &Found) -> Result<(), LogError> {
         let Some(marks) = &self.marks else {
             return Ok(());
         };
@@ -155,9 +187,9 @@ impl Log {
             self.next = head.seq + 1;
             return Ok(());
         }
-        let found = self.hash_of(head.seq)?;
+        let hash = self.hash_of(found, head.seq)?;
         let same_log = begins.is_none_or(|log| log[..] == *head.log.as_bytes());
-        if !same_log || found.is_none_or(|hash| hash[..] != *head.hash.as_bytes()) {
+        if !same_log || hash.is_none_or(|hash| hash[..] != *head.hash.as_bytes()) {
             let what = format!(
                 "record {} is not the one that was signed: the log was changed or replaced",
                 head.seq
@@ -191,10 +223,10 @@ impl Log {
     }
 
     /// The hash that a record has now. It is near the end, or in the segment that was closed last.
-    fn hash_of(&self, seq: u64) -> Result<Option<Hash>, LogError> {
-        let mut from = self.size.saturating_sub(NEAR);
+    fn hash_of(&self, found: &Found, seq: u64) -> Result<Option<Hash>, LogError> {
+        let mut from = found.size.saturating_sub(NEAR);
         loop {
-            if let Some(hash) = find(&self.tail(from)?, seq) {
+            if let Some(hash) = find(&self.tail(found, from)?, seq) {
                 return Ok(Some(hash));
             }
             if from == 0 {

@@ -2,9 +2,11 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::SystemTime;
 
 use super::*;
 use crate::audit::chain::GENESIS;
+use crate::audit::mark::Head;
 use crate::audit::read::Reader;
 use crate::audit::segment;
 
@@ -176,16 +178,20 @@ fn check(path: &Path, state: &Path) -> crate::audit::verify::Report {
     crate::audit::verify::verify(path, &[key], vec![], &mut |_| {}).unwrap()
 }
 
-/// Closes the segment.
+/// Closes the segment, because of its age.
 fn turn(log: &mut Log) {
-    log.began = SystemTime::UNIX_EPOCH;
+    log.flush().unwrap();
+    log.queue
+        .changed(|state| state.began = SystemTime::UNIX_EPOCH);
     log.tend().unwrap();
+    log.flush().unwrap();
 }
 
 /// Takes the next packed segment over.
 fn pack_one(log: &mut Log) {
     let packed = log.packer.wait().unwrap();
-    log.take_over(&packed).unwrap();
+    log.take_over(packed).unwrap();
+    log.flush().unwrap();
 }
 
 #[test]
@@ -361,4 +367,207 @@ fn what_was_found_at_the_start_comes_after_a_batch_that_is_finished() {
     );
     assert!(text.contains("no signed head was found"));
     assert!(check(&path, &state).is_proved());
+}
+
+/// What waits in a stage, as a writer that died left it.
+fn staged(folder: &Path, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let path = folder.join("audit.stage");
+    let other = folder.join("other.jsonl");
+    std::fs::copy(folder.join("audit.jsonl"), &other).unwrap();
+    let before = std::fs::read(&other).unwrap().len();
+    let mut log = Log::open(&other).unwrap();
+    write(&mut log, "/staged/a");
+    write(&mut log, "/staged/b");
+    drop(log);
+    let mut lines = std::fs::read(&other).unwrap().split_off(before);
+    std::fs::remove_file(&other).unwrap();
+    change(&mut lines);
+    std::fs::write(&path, lines).unwrap();
+    path
+}
+
+fn open_staged(folder: &Path) -> Log {
+    Log::open_staged(
+        &folder.join("audit.jsonl"),
+        Some(&folder.join("audit.stage")),
+        0..0,
+        LogOptions::default(),
+        None,
+    )
+    .unwrap()
+}
+
+#[test]
+fn what_waited_for_the_disk_when_its_writer_died_is_written_by_the_next() {
+    // As it is, torn in its last line, with what was written already and freed, and after half a line of the log.
+    for case in 0..4 {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let path = folder.join("audit.jsonl");
+        write(&mut Log::open(&path).unwrap(), "/before");
+        let before = std::fs::read(&path).unwrap();
+        let mut first = Vec::new();
+        staged(folder, |lines| {
+            first = lines[..lines.len() / 4].to_vec();
+            match case {
+                1 => lines.extend_from_slice(br#"{"seq":4,"time":"#),
+                2 => {
+                    let mut all = vec![0; 4096];
+                    all.extend_from_slice(&before);
+                    all.append(lines);
+                    *lines = all;
+                }
+                _ => {}
+            }
+        });
+        if case == 3 {
+            let mut torn = before.clone();
+            torn.extend_from_slice(&first);
+            std::fs::write(&path, torn).unwrap();
+        }
+        let mut log = open_staged(folder);
+        write(&mut log, "/after");
+        drop(log);
+        assert_eq!(
+            verified(&path),
+            ["/before", "/staged/a", "/staged/b", "/after"],
+            "case {case}"
+        );
+        assert_eq!(std::fs::read(folder.join("audit.stage")).unwrap(), b"");
+        // It is there once.
+        drop(open_staged(folder));
+        assert_eq!(verified(&path).len(), 4);
+    }
+}
+
+#[test]
+fn what_does_not_go_on_where_the_log_ends_is_not_written() {
+    let changes: [fn(&mut Vec<u8>); 2] = [
+        // Another record's.
+        |lines| {
+            let text = String::from_utf8(lines.clone()).unwrap();
+            *lines = text.replacen("\"prev\":\"", "\"prev\":\"0", 1).into_bytes();
+        },
+        // One of them is changed.
+        |lines| {
+            let text = String::from_utf8(lines.clone()).unwrap();
+            *lines = text.replace("/staged/a", "/staged/x").into_bytes();
+        },
+    ];
+    for change in changes {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let path = folder.join("audit.jsonl");
+        write(&mut Log::open(&path).unwrap(), "/before");
+        staged(folder, change);
+        let mut log = open_staged(folder);
+        write(&mut log, "/after");
+        drop(log);
+        assert_eq!(verified(&path), ["/before", op::LOG_REPAIR, "/after"]);
+    }
+}
+
+#[test]
+fn whoever_makes_records_does_not_wait_for_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let stage = folder.path().join("audit.stage");
+    let mut log = Log::open_staged(&path, Some(&stage), 0..0, LogOptions::default(), None).unwrap();
+    write(&mut log, "/written");
+    log.flush().unwrap();
+    // The writer cannot go on: as long as the disk stands still.
+    let queue = log.queue.clone();
+    queue.changed(|state| state.held = true);
+    let long = "x".repeat(1 << 20);
+    let mut handed = 1;
+    while log.hand_over().unwrap() {
+        write(&mut log, &long);
+        handed += 1;
+    }
+    assert!(log.has_waiting());
+    assert_eq!(log.reached().0, 1);
+    assert_eq!(verified(&path), ["/written"]);
+    let waits = log.queue.state().waiting();
+    assert!(
+        (STAGE_MAX..STAGE_MAX + (2 << 20)).contains(&waits),
+        "{waits}"
+    );
+    // What the next would find is all but the one without room.
+    assert_eq!(std::fs::metadata(&stage).unwrap().size(), waits);
+    queue.changed(|state| state.held = false);
+    queue.go_on();
+    log.flush().unwrap();
+    assert_eq!(log.reached().0, handed);
+    drop(log);
+    assert_eq!(verified(&path).len() as u64, handed);
+    assert_eq!(std::fs::metadata(&stage).unwrap().size(), 0);
+}
+
+#[test]
+fn a_full_disk_loses_nothing_and_denials_are_not_told_before_they_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    let mut log = Log::open(&path).unwrap();
+    write(&mut log, "/before");
+    log.flush().unwrap();
+    let limit = path.metadata().unwrap().size() + 300;
+    log.queue.changed(|state| state.most = Some(limit));
+    for target in ["/a", "/b", "/c", "/d"] {
+        let mut record = Record {
+            time: Cow::Borrowed("2026-11-23T04:05:06.000000000Z"),
+            target: Some(Cow::Borrowed(target)),
+            verdict: Some(Cow::Borrowed("deny")),
+            ..Record::new("open")
+        };
+        log.append(&mut record).unwrap();
+        assert!(log.hand_over().unwrap());
+    }
+    let error = log.flush().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            LogError::Io {
+                call: "write to",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert!(log.is_troubled() && log.failures() > 0);
+    assert_eq!(log.reached().1, 0);
+    // A part is there, and it ends in the middle of a line.
+    assert_eq!(path.metadata().unwrap().size(), limit);
+    log.queue.changed(|state| state.most = None);
+    log.flush().unwrap();
+    assert!(!log.is_troubled());
+    assert_eq!(log.reached(), (5, 5));
+    drop(log);
+    assert_eq!(verified(&path), ["/before", "/a", "/b", "/c", "/d"]);
+}
+
+#[test]
+fn a_line_that_is_half_written_when_its_writer_dies_is_written_whole_by_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let (path, stage) = (folder.join("audit.jsonl"), folder.join("audit.stage"));
+    let mut log = open_staged(folder);
+    // The disk is full in the middle of a line, after more than is kept in the stage.
+    let limit = (6 << 20) + 12_345;
+    log.queue.changed(|state| state.most = Some(limit));
+    let targets: Vec<String> = (0..80)
+        .map(|number| format!("/{number}/{}", "x".repeat(100 << 10)))
+        .collect();
+    for target in &targets {
+        write(&mut log, target);
+        assert!(log.hand_over().unwrap());
+    }
+    log.flush().unwrap_err();
+    drop(log);
+    assert_eq!(path.metadata().unwrap().size(), limit);
+    assert_ne!(std::fs::read(&path).unwrap().last(), Some(&b'\n'));
+    let left = stage.metadata().unwrap();
+    assert!(left.blocks() * 512 < left.size() - (4 << 20), "{left:?}");
+    drop(open_staged(folder));
+    assert_eq!(verified(&path), targets);
+    assert_eq!(stage.metadata().unwrap().size(), 0);
 }

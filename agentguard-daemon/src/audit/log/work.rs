@@ -32,17 +32,29 @@ impl Default for LogWork {
 
 impl Log {
     /// What it did since it was opened.
-    pub fn work(&self) -> &LogWork {
-        &self.work
+    pub fn work(&self) -> LogWork {
+        let state = self.queue.state();
+        LogWork {
+            records: self.work.records,
+            lost: self.work.lost,
+            bytes: state.bytes,
+            segments: state.segments,
+            syncs: state.syncs.clone(),
+        }
     }
 
     /// Bytes of lines that wait in memory.
     pub fn waiting_bytes(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + usize::try_from(self.queue.state().waiting()).unwrap_or(usize::MAX)
     }
 
     /// Bytes of the segment that is being written.
     pub fn segment_bytes(&self) -> u64 {
-        self.size
+        self.queue.state().size
+    }
+
+    /// How often writing, waiting for the disk or closing a segment has failed.
+    pub fn failures(&self) -> u64 {
+        self.queue.state().failures
     }
 }

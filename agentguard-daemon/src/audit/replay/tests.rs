@@ -139,10 +139,10 @@ fn compare(count: u64, mut actions: Generator, before: &Policy, others: &[Policy
         recorder.record(&sample.bytes());
         written += 1;
         if written % 1000 == 0 {
-            recorder.flush();
+            recorder.settle();
         }
     }
-    recorder.flush();
+    recorder.settle();
     assert_eq!(recorder.totals().alarms, 0);
     drop(recorder);
     let same = replay(&path, before.clone());
@@ -198,7 +198,7 @@ fn one(sample: &Sample, before: &str, after: &str) -> Outcome {
     let path = folder.path().join("audit.jsonl");
     let mut recorder = recorder(&path, &load(before));
     recorder.record(&sample.bytes());
-    recorder.flush();
+    recorder.settle();
     assert_eq!(recorder.totals().alarms, 0);
     drop(recorder);
     replay(&path, load(after))

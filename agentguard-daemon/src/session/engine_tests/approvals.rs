@@ -21,7 +21,7 @@ fn ask(bench: &Bench, session: u32, path: &str) {
     });
     let mut recorder = bench.engine.recorder();
     recorder.record(&asked.bytes());
-    recorder.flush();
+    recorder.settle();
 }
 
 fn waiting(bench: &Bench) -> Vec<u64> {
@@ -65,7 +65,7 @@ async fn what_is_asked_waits_and_is_granted_to_the_byte() {
     {
         let mut recorder = bench.engine.recorder();
         recorder.record(&forged);
-        recorder.flush();
+        recorder.settle();
     }
     let records = bench.records();
     let last = records.last().unwrap();
@@ -199,7 +199,7 @@ async fn a_script_is_granted_with_its_arguments_and_its_interpreter_started() {
         });
         let mut recorder = bench.engine.recorder();
         recorder.record(&sample.bytes());
-        recorder.flush();
+        recorder.settle();
         recorder.totals().alarms
     };
     let asked = ["s", "one", "two"];

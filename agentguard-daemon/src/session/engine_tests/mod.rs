@@ -333,6 +333,7 @@ impl Bench {
     }
 
     fn records(&self) -> Vec<Record<'static>> {
+        self.engine.recorder().settle();
         let mut reader = Reader::open(&self.folder.path().join("audit.jsonl")).unwrap();
         std::iter::from_fn(|| reader.next_line().unwrap())
             .map(|line| line.record.unwrap())

@@ -224,7 +224,7 @@ fn names_that_were_resolved_are_asked_where_the_name_decided() {
             cause: Some(cause.into()),
             ..Record::new("resolve")
         });
-        recorder.flush();
+        recorder.settle();
         drop(recorder);
         counts(&replay(&path, load(&network(after))))
     };
