@@ -553,7 +553,10 @@ fn a_line_that_is_half_written_when_its_writer_dies_is_written_whole_by_the_next
     let mut log = open_staged(folder);
     // The disk is full in the middle of a line, after more than is kept in the stage.
     let limit = (6 << 20) + 12_345;
-    log.queue.changed(|state| state.most = Some(limit));
+    log.queue.changed(|state| {
+        state.most = Some(limit);
+        state.held = true;
+    });
     let targets: Vec<String> = (0..80)
         .map(|number| format!("/{number}/{}", "x".repeat(100 << 10)))
         .collect();
@@ -561,6 +564,7 @@ fn a_line_that_is_half_written_when_its_writer_dies_is_written_whole_by_the_next
         write(&mut log, target);
         assert!(log.hand_over().unwrap());
     }
+    log.queue.changed(|state| state.held = false);
     log.flush().unwrap_err();
     drop(log);
     assert_eq!(path.metadata().unwrap().size(), limit);
