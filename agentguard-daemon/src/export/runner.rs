@@ -347,7 +347,8 @@ impl Runner {
     async fn keep(&mut self) {
         let (cursor, position) = (self.cursor.clone(), self.position.clone());
         let written = tokio::task::spawn_blocking(move || cursor.write(&position)).await;
-        let outcome = written.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        // At the end of the daemon nobody is left to do it, or to be held up by it.
+        let outcome = written.unwrap_or_else(|_| self.cursor.write(&self.position));
         match outcome {
             Ok(()) => self.kept = (self.position.clone(), Instant::now()),
             // What is sent before it is written is sent again after a restart, and not lost.

@@ -50,10 +50,6 @@ const STEPS: &[(&str, Step)] = &[
     ("a unit is attached by its name", Scene::by_unit),
     ("a unit is attached by its cgroup", Scene::by_cgroup),
     ("a unit is attached by its process", Scene::by_pid),
-    (
-        "a unit attaches itself whenever it starts",
-        Scene::attached_at_start,
-    ),
     ("what cannot be attached is said", Scene::not_attached),
     (
         "without root little is permitted, and the remedy is said",
@@ -276,20 +272,6 @@ impl Scene {
             Ok(["--pid".into(), trier.property("MainPID")?])
         })?;
         Self::let_go(trier)
-    }
-
-    /// A second start is governed as the first.
-    fn attached_at_start(&mut self) -> Result<()> {
-        for _ in 0..2 {
-            let mark = self.trail.mark()?;
-            let mut trier = Trier::start_attached("always")?;
-            until("it is governed", || Ok(trier.count()?.is_held()))?;
-            let held = trier.count()?;
-            ensure!(held.is_held(), "not for good: {held:?}");
-            self.denied(mark, "always")?;
-            trier.end()?;
-        }
-        Ok(())
     }
 
     fn not_attached(_: &mut Self) -> Result<()> {

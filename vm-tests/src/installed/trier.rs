@@ -22,7 +22,7 @@ files:
     deny: [{id: secret, path: /srv/secret/key}]
 exec: {default: allow}
 ";
-/// It says how often each came about since it was asked the last time. The pause keeps it below what the journal takes.
+/// It says how often each came about since it was asked the last time. The pause keeps it below what a journal in memory keeps.
 const PROGRAM: &str = r#"
 import os, select, sys
 counts = [0] * 5
@@ -40,7 +40,7 @@ while True:
         counts[3] += 1
     except OSError:
         counts[4] += 1
-    if select.select([sys.stdin], [], [], 0.01)[0]:
+    if select.select([sys.stdin], [], [], 0.05)[0]:
         if not sys.stdin.readline():
             break
         print(*counts, flush=True)
@@ -92,34 +92,15 @@ pub struct Trier {
 impl Trier {
     /// Starts it in a unit, governed by nobody.
     pub fn start(name: &str) -> Result<Self> {
-        Self::start_with(name, &[])
-    }
-
-    /// Starts it in a unit that attaches itself, as soon as its process is there.
-    pub fn start_attached(name: &str) -> Result<Self> {
-        let unit = unit(name);
-        let attach = format!("attach --unit {unit} --policy guarded --name {name}");
-        let first = format!("--property=ExecStartPost=+/usr/bin/agentguard {attach}");
-        Self::start_with(name, &[first])
-    }
-
-    fn start_with(name: &str, properties: &[String]) -> Result<Self> {
         let mut command = Command::new("systemd-run");
         command.args(["--quiet", "--pipe", "--collect", "--uid=agent"]);
         command.arg(format!("--unit={}", unit(name)));
-        command.args(properties);
         let mut dialogue = Dialogue::start(command.args(["/usr/bin/python3", "-c", PROGRAM]))?;
-        ensure!(hear(&mut dialogue)? == "ready", "the unit did not start");
+        ensure!(dialogue.hear()? == "ready", "the unit did not start");
         Ok(Self {
             name: name.to_owned(),
             dialogue,
         })
-    }
-
-    /// Ends it, with its unit.
-    pub fn end(mut self) -> Result<()> {
-        self.dialogue.hang_up();
-        self.dialogue.wait().map(drop)
     }
 
     /// Name of the agent.
@@ -141,7 +122,7 @@ impl Trier {
     pub fn count(&mut self) -> Result<Count> {
         std::thread::sleep(std::time::Duration::from_millis(200));
         self.dialogue.say("count")?;
-        let line = hear(&mut self.dialogue)?;
+        let line = self.dialogue.hear()?;
         let numbers: Vec<u64> = line
             .split(' ')
             .filter_map(|word| word.parse().ok())
@@ -156,16 +137,6 @@ impl Trier {
             fine,
             broken,
         })
-    }
-}
-
-/// What the agent says; the command that attaches it speaks on the same output.
-fn hear(dialogue: &mut Dialogue) -> Result<String> {
-    loop {
-        let line = dialogue.hear()?;
-        if !line.contains("is governed by") {
-            return Ok(line);
-        }
     }
 }
 
