@@ -13,7 +13,7 @@ use crate::scenario::{GUARDED, must_not_read};
 use crate::trail::{Trail, Wanted};
 
 /// How long is looked.
-const LOOK: Duration = Duration::from_mins(1);
+const LOOK: Duration = Duration::from_secs(15);
 /// Until what came before is on the disk and signed, and a look at all protected files is over.
 const SETTLE: Duration = Duration::from_secs(5);
 /// Times a second that all threads together may wake. Looking into the rings twenty times a second is four times that.

@@ -94,7 +94,10 @@ pub fn fill(folder: &Path, total: u32) -> anyhow::Result<(f64, Recorder)> {
             recorder.record(&batch[start..end]);
             start = end;
         }
-        anyhow::ensure!(recorder.flush(), "the log was not written");
+        anyhow::ensure!(
+            recorder.flush() && recorder.settle(),
+            "the log was not written"
+        );
         recorder.tend();
         spent += begin.elapsed();
     }

@@ -83,8 +83,9 @@ fn one(data: &[u8]) {
         stage.records += 1;
         let alarms = stage.recorder.totals().alarms;
         stage.recorder.record(data);
-        // Lines are told when the file has them.
-        assert!(stage.recorder.flush(), "the log was not written");
+        // Lines are told when the file has them, and denials when the disk has.
+        assert!(stage.recorder.flush(), "there is no room for lines");
+        assert!(stage.recorder.settle(), "the log was not written");
         let event = decode(data).ok();
         let first = stage.line();
         match &event {

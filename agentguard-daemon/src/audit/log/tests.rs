@@ -511,7 +511,10 @@ fn a_full_disk_loses_nothing_and_denials_are_not_told_before_they_are_there() {
     write(&mut log, "/before");
     log.flush().unwrap();
     let limit = path.metadata().unwrap().size() + 300;
-    log.queue.changed(|state| state.most = Some(limit));
+    log.queue.changed(|state| {
+        state.most = Some(limit);
+        state.held = true;
+    });
     for target in ["/a", "/b", "/c", "/d"] {
         let mut record = Record {
             time: Cow::Borrowed("2026-11-23T04:05:06.000000000Z"),
@@ -522,6 +525,7 @@ fn a_full_disk_loses_nothing_and_denials_are_not_told_before_they_are_there() {
         log.append(&mut record).unwrap();
         assert!(log.hand_over().unwrap());
     }
+    log.queue.changed(|state| state.held = false);
     let error = log.flush().unwrap_err();
     assert!(
         matches!(
