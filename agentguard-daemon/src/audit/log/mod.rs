@@ -39,7 +39,7 @@ pub use self::error::LogError;
 use self::error::failed;
 pub use self::options::{LogOptions, Sync};
 use self::pack::Packer;
-use self::queue::{Order, Queue};
+use self::queue::{Order, Queue, Tasks};
 pub use self::stage::STAGE_MAX;
 pub use self::work::LogWork;
 
@@ -64,7 +64,7 @@ pub struct Log {
     /// Records that did not fit into `waiting`.
     lost: u64,
     /// What is to be done when the waiting lines are in the file.
-    then: Pending,
+    then: Tasks,
     /// Records after the last checkpoint.
     unmarked: u64,
     marked: Instant,
@@ -76,27 +76,6 @@ pub struct Log {
     left: Option<Left>,
     queue: Arc<Queue>,
     writer: Option<JoinHandle<()>>,
-}
-
-/// What is to be done behind lines that are handed over.
-#[derive(Debug)]
-enum Then {
-    Nothing,
-    /// The disk is waited for, with the head.
-    SyncHead,
-    /// The segment is closed.
-    Turn,
-    /// When the disk has them, a file is not needed any more.
-    Remove(PathBuf),
-}
-
-/// The same, collected until there is room for the lines.
-#[derive(Debug, Default)]
-struct Pending {
-    sync: bool,
-    head: bool,
-    turn: bool,
-    remove: Vec<PathBuf>,
 }
 
 /// Where a writer was that did not stop: killed, or without power.
@@ -200,32 +179,25 @@ impl Log {
         if self.waiting.is_empty() {
             return Ok(true);
         }
-        self.submit(Then::Nothing)
+        self.submit()
     }
 
-    fn submit(&mut self, then: Then) -> Result<bool, LogError> {
-        match then {
-            Then::Nothing => {}
-            Then::SyncHead => self.then.head = true,
-            Then::Turn => self.then.turn = true,
-            Then::Remove(path) => self.then.remove.push(path),
-        }
-        let then = &self.then;
-        let head = then.head || then.turn;
+    /// The same, also where only something is to be done.
+    fn submit(&mut self) -> Result<bool, LogError> {
+        let mut tasks = self.then.clone();
+        tasks.head |= tasks.turn;
+        tasks.sync |= tasks.head || !tasks.remove.is_empty() || self.options.sync == Sync::Batch;
         let order = Order {
             end: 0,
             last: self.last(),
-            sync: then.sync || head || !then.remove.is_empty() || self.options.sync == Sync::Batch,
-            head,
-            turn: then.turn,
-            remove: then.remove.clone(),
+            tasks,
         };
         let added = self.queue.add(&self.waiting, order);
         let added = added.map_err(failed("hand records over to the writer of", &self.path))?;
         if added {
             self.waiting.clear();
             self.waiting.shrink_to(WAITING_KEPT);
-            self.then = Pending::default();
+            self.then = Tasks::default();
         }
         Ok(added)
     }
@@ -248,7 +220,8 @@ impl Log {
     pub fn order_sync(&mut self) -> Result<(), LogError> {
         self.tell_news()?;
         self.checkpoint()?;
-        self.submit(Then::SyncHead).map(|_| ())
+        self.then.head = true;
+        self.submit().map(|_| ())
     }
 
     fn with_room(

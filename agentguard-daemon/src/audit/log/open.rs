@@ -14,10 +14,10 @@ use nix::libc::{O_APPEND, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 
 use super::error::failed;
 use super::pack::Packer;
-use super::queue::{Point, Queue};
+use super::queue::{Point, Queue, Tasks};
 use super::stage::Stage;
 use super::writer::Writer;
-use super::{Log, LogError, LogOptions, LogWork, Marks, Pending, Sync, Then};
+use super::{Log, LogError, LogOptions, LogWork, Marks, Sync};
 use crate::audit::chain::GENESIS;
 use crate::audit::key::Key;
 use crate::audit::mark::Head;
@@ -74,7 +74,7 @@ impl Log {
             prev: GENESIS,
             resumed_at: 1,
             lost: 0,
-            then: Pending::default(),
+            then: Tasks::default(),
             unmarked: 0,
             marked: now,
             packer,
@@ -121,7 +121,7 @@ impl Log {
             if found.changed || log.has_waiting() {
                 // What was found is on the disk, and there is a head from the beginning.
                 log.then.sync = true;
-                log.submit(Then::Nothing)?;
+                log.submit()?;
                 log.flush()?;
             }
         }

@@ -20,6 +20,19 @@ const STEP: u64 = 8 << 20;
 /// How long after a failure it is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// What is to be done when lines are in the file.
+#[derive(Clone, Debug, Default)]
+pub struct Tasks {
+    /// Whether the disk is waited for.
+    pub sync: bool,
+    /// Whether the disk is waited for with the head as well.
+    pub head: bool,
+    /// Whether the segment ends behind them.
+    pub turn: bool,
+    /// Files that are not needed any more when the lines are on the disk.
+    pub remove: Vec<PathBuf>,
+}
+
 /// Lines that are in the stage, and what is to be done when they are in the file.
 #[derive(Debug)]
 pub struct Order {
@@ -27,14 +40,8 @@ pub struct Order {
     pub end: u64,
     /// The last record.
     pub last: Point,
-    /// Whether the disk is waited for.
-    pub sync: bool,
-    /// Whether the disk is waited for with the head as well.
-    pub head: bool,
-    /// Whether the segment ends behind them.
-    pub turn: bool,
-    /// Files that are not needed any more when they are on the disk.
-    pub remove: Vec<PathBuf>,
+    /// What is to be done then.
+    pub tasks: Tasks,
 }
 
 /// A record of a log.
@@ -48,23 +55,15 @@ pub struct Point {
     pub log: Option<Hash>,
 }
 
-/// Orders that are carried out together.
+/// What the writer does next.
 #[derive(Debug)]
-pub struct Job {
-    /// How many.
-    pub orders: usize,
-    /// The place up to which lines are to be written.
-    pub end: u64,
-    /// The last record.
-    pub last: Point,
-    /// Whether the disk is waited for.
-    pub sync: bool,
-    /// Whether the disk is waited for with the head as well.
-    pub head: bool,
-    /// Whether the segment ends behind them.
-    pub turn: bool,
-    /// Files that are not needed any more.
-    pub remove: Vec<PathBuf>,
+pub enum Work {
+    /// So many orders are carried out together, as if they were this one.
+    Orders(usize, Order),
+    /// The disk is waited for, because it is time.
+    Sync,
+    /// Nothing any more.
+    End,
 }
 
 /// See the module.
@@ -210,7 +209,7 @@ impl Queue {
             return Ok(false);
         }
         order.end = state.stage.end();
-        state.turning |= order.turn;
+        state.turning |= order.tasks.turn;
         state.orders.push_back(order);
         state.ordered += 1;
         drop(state);
@@ -280,9 +279,8 @@ impl Queue {
         self.work.notify_one();
     }
 
-    /// For the writer: the next job; `None` if it has come to its end, and a job without orders when the disk is
-    /// to be waited for at `due`.
-    pub fn next(&self, due: Option<Instant>) -> Option<Job> {
+    /// For the writer: what is next. At `due` the disk is to be waited for.
+    pub fn next(&self, due: Option<Instant>) -> Work {
         let mut state = self.state();
         loop {
             #[cfg(test)]
@@ -296,10 +294,10 @@ impl Queue {
             let now = Instant::now();
             let until = if let Some(at) = state.retry_at.filter(|at| *at > now) {
                 Some(at)
-            } else if let Some(job) = state.job() {
-                return Some(job);
+            } else if let Some((count, order)) = state.together() {
+                return Work::Orders(count, order);
             } else if state.ending {
-                return None;
+                return Work::End;
             } else {
                 due
             };
@@ -309,19 +307,7 @@ impl Queue {
                 continue;
             };
             if until <= now {
-                return Some(Job {
-                    orders: 0,
-                    end: state.done,
-                    last: Point {
-                        seq: 0,
-                        hash: [0; 64],
-                        log: None,
-                    },
-                    sync: true,
-                    head: false,
-                    turn: false,
-                    remove: Vec::new(),
-                });
+                return Work::Sync;
             }
             let waited = self.work.wait_timeout(state, until - now);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -383,32 +369,23 @@ impl Queue {
 }
 
 impl State {
-    /// Orders that can be carried out together.
-    fn job(&self) -> Option<Job> {
-        let first = self.orders.front()?;
-        let mut job = Job {
-            orders: 0,
-            end: first.end,
-            last: first.last.clone(),
-            sync: false,
-            head: false,
-            turn: false,
-            remove: Vec::new(),
-        };
+    /// Orders that can be carried out together: how many, and what they come to.
+    fn together(&self) -> Option<(usize, Order)> {
+        let (mut count, mut tasks) = (0_usize, Tasks::default());
         for order in &self.orders {
-            job.orders += 1;
-            job.end = order.end;
-            job.last = order.last.clone();
-            job.sync |= order.sync;
-            job.head |= order.head;
-            job.turn = order.turn;
-            job.remove.extend_from_slice(&order.remove);
+            count += 1;
+            tasks.sync |= order.tasks.sync;
+            tasks.head |= order.tasks.head;
+            tasks.turn = order.tasks.turn;
+            tasks.remove.extend_from_slice(&order.tasks.remove);
             // What failed may have been written already, up to behind the first of them.
-            if order.turn || order.end.saturating_sub(self.done) >= STEP {
+            if tasks.turn || order.end.saturating_sub(self.done) >= STEP {
                 break;
             }
         }
-        Some(job)
+        let Order { end, last, .. } = self.orders.get(count.checked_sub(1)?)?;
+        let (end, last) = (*end, last.clone());
+        Some((count, Order { end, last, tasks }))
     }
 
     /// Bytes of lines that wait to be written.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::pack::Packed;
-use super::{Log, LogError, Marks, Then};
+use super::{Log, LogError, Marks};
 use crate::audit::clock::Clock;
 use crate::audit::mark::Mark;
 use crate::audit::record::{Record, op};
@@ -25,12 +25,14 @@ impl Log {
         }
         if self.must_turn() {
             self.checkpoint()?;
-            self.submit(Then::Turn)?;
+            self.then.turn = true;
+            self.submit()?;
         } else if self.mark_is_due() {
             self.checkpoint()?;
-            self.submit(Then::SyncHead)?;
+            self.then.head = true;
+            self.submit()?;
         } else if self.has_waiting() {
-            self.submit(Then::Nothing)?;
+            self.submit()?;
         }
         Ok(())
     }
@@ -120,7 +122,8 @@ impl Log {
             ..Record::new(op::SEGMENT)
         };
         self.append(&mut record)?;
-        self.submit(Then::Remove(packed.plain))?;
+        self.then.remove.push(packed.plain);
+        self.submit()?;
         Ok(())
     }
 }
@@ -131,7 +134,8 @@ impl Log {
     /// Closes the segment.
     pub(super) fn turn(&mut self) {
         self.checkpoint().unwrap();
-        self.submit(Then::Turn).unwrap();
+        self.then.turn = true;
+        self.submit().unwrap();
         self.flush().unwrap();
     }
 

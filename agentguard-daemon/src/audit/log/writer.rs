@@ -15,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::error::failed;
 use super::pack::Orders;
-use super::queue::{Job, Point, Queue};
+use super::queue::{Order, Point, Queue, Work};
 use super::{LogError, open};
 use crate::audit::clock::Clock;
 use crate::audit::key::Key;
@@ -55,9 +55,14 @@ impl Writer {
 
     fn run(mut self) {
         let queue = self.queue.clone();
-        while let Some(job) = queue.next(self.due()) {
-            match self.perform(&job) {
-                Ok(()) => queue.finish(job.orders),
+        loop {
+            let (count, outcome) = match queue.next(self.due()) {
+                Work::Orders(count, order) => (count, self.perform(&order)),
+                Work::Sync => (0, self.settle_dirty()),
+                Work::End => break,
+            };
+            match outcome {
+                Ok(()) => queue.finish(count),
                 Err(error) => {
                     tracing::error!("{error}; audit records wait in memory");
                     if !queue.failed(&error) {
@@ -75,17 +80,21 @@ impl Writer {
         Some(*since + self.sync_every?)
     }
 
-    fn perform(&mut self, job: &Job) -> Result<(), LogError> {
-        if job.orders > 0 {
-            self.write(job)?;
+    fn perform(&mut self, order: &Order) -> Result<(), LogError> {
+        self.write(order)?;
+        if order.tasks.sync {
+            self.settle(&order.last)?;
         }
-        if job.sync {
-            self.settle(job)?;
+        if order.tasks.head
+            && let Some((_, head)) = &self.head
+        {
+            let synced = head.sync();
+            synced.map_err(failed("sync the head of", &self.path))?;
         }
-        if job.turn {
-            self.turn(job);
+        if order.tasks.turn {
+            self.turn(order.last.seq + 1);
         }
-        for path in &job.remove {
+        for path in &order.tasks.remove {
             if let Err(error) = fs::remove_file(path) {
                 tracing::error!("{}", failed("remove", path)(error));
                 self.queue.changed(|state| state.failures += 1);
@@ -94,16 +103,24 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&mut self, job: &Job) -> Result<(), LogError> {
+    /// Waits for the disk with what is in the file.
+    fn settle_dirty(&mut self) -> Result<(), LogError> {
+        match &self.dirty {
+            Some((last, _)) => self.settle(&last.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&mut self, order: &Order) -> Result<(), LogError> {
         loop {
             let (from, offset) = {
                 let state = self.queue.state();
                 (state.done, state.stage.offset(state.done))
             };
-            if from >= job.end {
+            if from >= order.end {
                 break;
             }
-            let len = usize::try_from(job.end - from).map_or(CHUNK, |left| left.min(CHUNK));
+            let len = usize::try_from(order.end - from).map_or(CHUNK, |left| left.min(CHUNK));
             #[cfg(test)]
             let len = match self.fitting(len) {
                 0 => {
@@ -127,7 +144,7 @@ impl Writer {
             let whole = whole.map(|at| from + at as u64 + 1);
             let written = written as u64;
             self.dirty
-                .get_or_insert_with(|| (job.last.clone(), Instant::now()));
+                .get_or_insert_with(|| (order.last.clone(), Instant::now()));
             let mut state = self.queue.state();
             state.done += written;
             state.size += written;
@@ -137,9 +154,9 @@ impl Writer {
             }
         }
         if let Some((last, _)) = &mut self.dirty {
-            *last = job.last.clone();
+            *last = order.last.clone();
         }
-        self.queue.changed(|state| state.written = job.last.seq);
+        self.queue.changed(|state| state.written = order.last.seq);
         Ok(())
     }
 
@@ -151,12 +168,8 @@ impl Writer {
         room.map_or(len, |room| len.min(usize::try_from(room).unwrap_or(len)))
     }
 
-    /// Waits for the disk, and then says in the head how far it is. All lines up to there are written.
-    fn settle(&mut self, job: &Job) -> Result<(), LogError> {
-        let last = match &self.dirty {
-            Some((last, _)) if job.orders == 0 => last.clone(),
-            _ => job.last.clone(),
-        };
+    /// Waits for the disk, and then says in the head how far it is. All lines up to `last` are written.
+    fn settle(&mut self, last: &Point) -> Result<(), LogError> {
         let begun = Instant::now();
         let synced = self.file.sync_data();
         let took = begun.elapsed().as_secs_f64();
@@ -187,18 +200,13 @@ impl Writer {
             state.syncs.observe(took);
             state.durable = last.seq;
         });
-        if job.head
-            && let Some((_, head)) = &self.head
-        {
-            let synced = head.sync();
-            synced.map_err(failed("sync the head of", &self.path))?;
-        }
         Ok(())
     }
 
-    /// Closes the segment and begins the next. The chain goes on. If it fails, the log goes on in the same file.
-    fn turn(&mut self, job: &Job) {
-        let turned = self.exchange(job);
+    /// Closes the segment and begins the next, with record `first`. The chain goes on. If it fails, the log goes on in the
+    /// same file.
+    fn turn(&mut self, first: u64) {
+        let turned = self.exchange(first);
         self.queue.changed(|state| {
             state.turning = false;
             state.stuck = turned.is_err().then(Instant::now);
@@ -209,7 +217,7 @@ impl Writer {
         }
     }
 
-    fn exchange(&mut self, job: &Job) -> Result<(), LogError> {
+    fn exchange(&mut self, first: u64) -> Result<(), LogError> {
         let leaving = segment::leaving(&self.path);
         let failed = |call| failed(call, &self.path);
         let next = open::make(&leaving).map_err(failed("make the next segment of"))?;
@@ -225,7 +233,7 @@ impl Writer {
             .and_then(|()| disk::sync_folder(&self.path))
             .map_err(failed("name the closed segment of"));
         self.file = next;
-        self.first = job.last.seq + 1;
+        self.first = first;
         self.queue.changed(|state| {
             state.size = 0;
             state.began = SystemTime::now();
