@@ -37,6 +37,7 @@ time.sleep(3600)
 /// for as long as the host says, and break it; one of a pipe waits for ever.
 const HOLDER: &str = r#"
 import fcntl, os, sys
+sys.stdin.readline()
 secret = os.open("/t/secret/key", os.O_WRONLY)
 fcntl.fcntl(secret, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 os.unlink("/t/secret/dir/deep")
@@ -106,12 +107,7 @@ pub fn leases_and_pipes(trail: &mut Trail) -> Result<()> {
     fixture::make(&[])?;
     write_policy(NAME, &policy("no-secret"))?;
     let agent = Agent::attach(NAME, NAME)?;
-    let mut holder = Dialogue::start(Command::new("/usr/bin/dash").args([
-        "-c",
-        "read go; exec /usr/bin/python3 -c \"$1\"",
-        "dash",
-        HOLDER,
-    ]))?;
+    let mut holder = Dialogue::start(Command::new("/usr/bin/python3").args(["-c", HOLDER]))?;
     agent.group.take(holder.pid())?;
     holder.say("go")?;
     ensure!(holder.hear()? == "ready", "there is no lease, or no pipe");

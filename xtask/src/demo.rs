@@ -59,7 +59,7 @@ pub fn main(options: &Options) -> Result<i32> {
         let mut guest = Guest::new(kernel, job);
         guest.userland = userland::GUEST.cached()?;
         guest.show = Show::Everything;
-        product::install(&mut guest.overlay, &folder)?;
+        product::put(&mut guest, &folder)?;
         match guest.run() {
             Ok(outcome) => return Ok(outcome.status),
             Err(error) => eprintln!("xtask: {error:#}"),

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::archive::Tree;
 use crate::command::run;
+use crate::guest::Guest;
 use crate::{dist, place};
 
 /// The profile of what tests and guests run, which is also that of this program.
@@ -49,8 +50,17 @@ const VERSIONS: &[&str] = &[
     concat!(env!("CARGO_PKG_VERSION"), "+1"),
 ];
 
-/// Puts packages of the product into a guest that installs them itself, with the tests and the README that says how.
-pub fn hand_over(tree: &mut Tree, folder: &Path) -> Result<()> {
+/// Puts the product and the tests from a folder of binaries into a guest: as packages with the README that says how to
+/// install them, where the guest is a whole system.
+pub fn put(guest: &mut Guest, binaries: &Path) -> Result<()> {
+    if guest.systemd {
+        packaged(&mut guest.overlay, binaries)
+    } else {
+        installed(&mut guest.overlay, binaries)
+    }
+}
+
+fn packaged(tree: &mut Tree, folder: &Path) -> Result<()> {
     let dist = place::target().join("guest-dist");
     for package in dist::packages(&folder.join("agentguard"), &dist, VERSIONS)? {
         let name = package.file_name().unwrap_or_default().to_string_lossy();
@@ -60,9 +70,9 @@ pub fn hand_over(tree: &mut Tree, folder: &Path) -> Result<()> {
     tree.copy(&place::workspace().join("README.md"), "guest/README.md")
 }
 
-/// Puts the product as users install it, and the tests, from a folder of binaries into a guest. The binaries are
-/// dynamic: the guest's libc is at least as new as that of the oldest supported host.
-pub fn install(tree: &mut Tree, folder: &Path) -> Result<()> {
+/// As users install it. The binaries are dynamic: the guest's libc is at least as new as that of the oldest supported
+/// host.
+fn installed(tree: &mut Tree, folder: &Path) -> Result<()> {
     tree.copy(&folder.join("agentguard"), "usr/bin/agentguard")?;
     tree.copy(&folder.join("vm-tests"), "guest/vm-tests")?;
     tree.copy(&place::workspace().join("vm-tests/rows"), "guest/rows")?;

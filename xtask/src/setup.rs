@@ -23,7 +23,7 @@ pub struct Options {
     /// Only what building needs: no QEMU, no kernels, no guest.
     #[arg(long)]
     pub build_only: bool,
-    /// Without the compilers, node and package managers that one test needs (1 GiB).
+    /// Without the userlands that single tests need: compilers, node and package managers (1 GiB), containers, systemd.
     #[arg(long)]
     pub no_workshop: bool,
 }
@@ -109,9 +109,9 @@ pub fn main(options: &Options) -> Result<i32> {
         };
         found(&format!("kernel {}", kernel.name), &kernel.release);
     }
-    let workshop = (!options.no_workshop).then_some(userland::WORKSHOP);
-    let small = [userland::GUEST, userland::CONTAINERS, userland::DEBIAN];
-    for userland in small.into_iter().chain(workshop) {
+    let apart = [userland::CONTAINERS, userland::DEBIAN, userland::WORKSHOP];
+    let apart = apart.into_iter().filter(|_| !options.no_workshop);
+    for userland in [userland::GUEST].into_iter().chain(apart) {
         let archive = match userland.cached()? {
             Some(archive) => archive,
             None => step(userland.name, userland.why, || userland.fetch())?,

@@ -357,7 +357,7 @@ fn guest(
     guest.userland = userland::GUEST.cached()?;
     guest.show = Show::Remarkable;
     guest.wanted = vec![LOG.into(), TRAIL.into()];
-    product::install(&mut guest.overlay, binaries)?;
+    product::put(&mut guest, binaries)?;
     let outcome = guest.run()?;
     let folder = keep(&kernel.name, &outcome)?;
     let mut closings = outcome.output.lines().filter_map(closing);

@@ -24,7 +24,7 @@ pub struct Userland {
     packages: &'static [&'static [&'static str]],
     unwanted: &'static [&'static [&'static str]],
     /// Whether it is a whole system, with systemd as its first process and the database of its packages.
-    system: bool,
+    pub system: bool,
 }
 
 /// What every guest has.

@@ -81,7 +81,6 @@ pub fn main(options: &Options) -> Result<i32> {
     } else if options.containers {
         (&userland::CONTAINERS, guest.memory)
     } else if options.debian {
-        guest.systemd = true;
         (&userland::DEBIAN, guest.memory)
     } else {
         (&userland::GUEST, guest.memory)
@@ -92,15 +91,11 @@ pub fn main(options: &Options) -> Result<i32> {
     guest.wanted.clone_from(&options.get);
     guest.disk.clone_from(&options.disk);
     if !options.bare {
+        guest.systemd = userland.system;
         guest.userland = Some(userland.cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
     }
     if !options.bare && !options.no_build {
-        let binaries = product::build()?;
-        if options.debian {
-            product::hand_over(&mut guest.overlay, &binaries)?;
-        } else {
-            product::install(&mut guest.overlay, &binaries)?;
-        }
+        product::put(&mut guest, &product::build()?)?;
     }
     for share in &options.share {
         let (from, to) = if let Some((from, to)) = share.split_once(':') {

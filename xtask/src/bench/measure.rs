@@ -81,7 +81,7 @@ impl Bench {
         guest.show = Show::Everything;
         guest.wanted = vec![RESULT.into(), MODULES.into(), LOG.into()];
         guest.userland = Some(archive()?);
-        product::install(&mut guest.overlay, &self.binaries)?;
+        product::put(&mut guest, &self.binaries)?;
         guest.overlay.copy(self.peers.path(), "guest/bench")?;
         let outcome = guest.run()?;
         let text = |wanted: &str| {

@@ -25,8 +25,6 @@ struct Apart {
     userland: &'static Userland,
     /// Memory in MiB.
     memory: u32,
-    /// Whether systemd runs there, and the product is handed over as a package.
-    systemd: bool,
     /// Whether it runs with everything else, or only when it is asked for: see `CONTRIBUTING.md`.
     always: bool,
 }
@@ -39,7 +37,6 @@ const ALL: &[Apart] = &[
         task: "workshop",
         userland: &WORKSHOP,
         memory: WORKSHOP_MEMORY,
-        systemd: false,
         always: true,
     },
     // The same tests are left out, and counted so, where there is no engine.
@@ -49,7 +46,6 @@ const ALL: &[Apart] = &[
         task: "rows",
         userland: &CONTAINERS,
         memory: 4096,
-        systemd: false,
         always: true,
     },
     // The package does on a Debian system what the README says.
@@ -59,7 +55,6 @@ const ALL: &[Apart] = &[
         task: "installed",
         userland: &DEBIAN,
         memory: 2048,
-        systemd: true,
         always: false,
     },
 ];
@@ -80,12 +75,8 @@ impl Apart {
         guest.prefix = format!("{} {}: ", kernel.name, self.short);
         guest.timeout = PATIENCE;
         guest.wanted = vec![LOG.into()];
-        guest.systemd = self.systemd;
-        if self.systemd {
-            product::hand_over(&mut guest.overlay, binaries)?;
-        } else {
-            product::install(&mut guest.overlay, binaries)?;
-        }
+        guest.systemd = self.userland.system;
+        product::put(&mut guest, binaries)?;
         let outcome = guest.run()?;
         let folder = keep(&format!("{}-{}", kernel.name, self.short), &outcome)?;
         let mut counts = outcome
