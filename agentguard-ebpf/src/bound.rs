@@ -17,8 +17,9 @@ pub const ONE: u8 = 1;
 /// has to be scaled, which saves an instruction for each byte.
 pub const NARROW: u8 = 2;
 
-/// Bytes of a path that one iteration of the walk takes.
-pub const STRIDE: usize = 64;
+/// Bytes of a path that one iteration of the walk takes. Twice as many save some instructions for each path of more
+/// than that, and double what the kernel verifies for each way that leads to a walk.
+pub const STRIDE: usize = 16;
 
 /// A policy table of a size known at compile time, which must be a power of two.
 #[derive(Clone, Copy)]
@@ -135,14 +136,14 @@ impl<const BYTES: usize> Table<BYTES> {
 
     /// Walks two automata (or only `a`) over a path at once; gives the labels of the states they end in.
     #[inline(always)]
-    pub fn walk_path<const WALK: u8>(
+    pub fn walk_path<const WALK: u8, const SIZE: usize>(
         self,
         path: *const u8,
         len: u32,
         a: u32,
         b: u32,
     ) -> (u32, u32) {
-        let (a, b) = self.walk_states::<WALK>(path, len, a, b);
+        let (a, b) = self.walk_states::<WALK, SIZE>(path, len, a, b);
         (self.word(a), if WALK == BOTH { self.word(b) } else { 0 })
     }
 
@@ -155,9 +156,9 @@ impl<const BYTES: usize> Table<BYTES> {
         (a as u32, b as u32)
     }
 
-    /// Walks two automata (or only `a`) over a path at once; gives the states they end in.
+    /// Walks two automata (or only `a`) over a path in a buffer of `SIZE` bytes at once; gives the states they end in.
     ///
-    /// Whole strides go through a loop, the rest in blocks of 32, 16, … 1 byte, so that most bytes cost
+    /// Whole strides go through a loop, the rest in blocks of 8, 4, 2 and 1 bytes, so that most bytes cost
     /// no branch.
     ///
     /// VERIFIER: all kernels: a loop helper (the kernel inlines it). A plain loop of 4,096 steps is
@@ -165,7 +166,7 @@ impl<const BYTES: usize> Table<BYTES> {
     /// minutes under emulation, and over the limit of a million instructions. The offset of each block
     /// comes from `len` alone, so that the ways to a block are pruned to one.
     #[inline(always)]
-    pub fn walk_states<const WALK: u8>(
+    pub fn walk_states<const WALK: u8, const SIZE: usize>(
         self,
         path: *const u8,
         len: u32,
@@ -184,45 +185,40 @@ impl<const BYTES: usize> Table<BYTES> {
             unsafe {
                 bpf_loop(
                     len / STRIDE as u32,
-                    step_pair::<BYTES, WALK> as *mut core::ffi::c_void,
+                    step_pair::<BYTES, WALK, SIZE> as *mut core::ffi::c_void,
                     core::ptr::from_mut(&mut pair).cast(),
                     0,
                 );
             }
             (a, b) = (pair.a, pair.b);
         }
-        let bits = apart(u64::from(len), PATH_BUFFER as u64 - 1);
+        let bits = apart(u64::from(len), SIZE as u64 - 1);
         macro_rules! rest {
             ($($n:literal)+) => {
                 $(if bits & $n != 0 {
                     // All higher bits of the length have been walked.
-                    let at = len & (PATH_BUFFER as u32 - 1) & !(2 * $n - 1);
+                    let at = len & (SIZE as u32 - 1) & !(2 * $n - 1);
                     self.step_paths::<WALK, $n>(path, at as usize, &mut a, &mut b);
                 })+
             };
         }
-        rest!(32 16 8 4 2 1);
+        rest!(8 4 2 1);
         (a as u32, b as u32)
     }
 
-    /// The same for a path of less than [`SHORT_PATH`](crate::maps::SHORT_PATH) bytes in a buffer of that size: no loop at all.
+    /// Walks a narrow automaton over a path of less than [`SHORT_PATH`] bytes in a buffer of that size, without a loop;
+    /// gives the label of the state it ends in.
     ///
     /// A pointer that moves along takes two instructions less for each block than an offset that is made
     /// from `len`. The verifier follows every combination of blocks, which are few here.
     #[inline(always)]
-    pub fn walk_short<const WALK: u8>(
-        self,
-        path: *const u8,
-        len: u64,
-        a: u32,
-        b: u32,
-    ) -> (u32, u32) {
-        let (mut a, mut b) = (u64::from(a), u64::from(b));
+    pub fn walk_short(self, path: *const u8, len: u64, state: u32) -> u32 {
+        let (mut a, mut b) = (u64::from(state), 0);
         let (mut path, mut left) = (path, apart(len, SHORT_PATH as u64 - 1));
         macro_rules! rest {
             ($($n:literal)+) => {
                 $(if left >= $n {
-                    self.step_paths::<WALK, $n>(path, 0, &mut a, &mut b);
+                    self.step_paths::<NARROW, $n>(path, 0, &mut a, &mut b);
                     // SAFETY: still inside the buffer, or at its end.
                     path = unsafe { path.add($n) };
                     left -= $n;
@@ -230,10 +226,7 @@ impl<const BYTES: usize> Table<BYTES> {
             };
         }
         rest!(128 64 32 16 8 4 2 1);
-        (
-            self.word(a as u32),
-            if WALK == BOTH { self.word(b as u32) } else { 0 },
-        )
+        self.word(a as u32)
     }
 
     /// Walks the command automaton over the program's path and its separator.
@@ -301,8 +294,11 @@ struct Pair {
 }
 
 /// One stride of a path. Returns 1 to stop.
-unsafe extern "C" fn step_pair<const BYTES: usize, const WALK: u8>(i: u64, pair: *mut Pair) -> u64 {
-    if i >= (PATH_BUFFER / STRIDE) as u64 {
+unsafe extern "C" fn step_pair<const BYTES: usize, const WALK: u8, const SIZE: usize>(
+    i: u64,
+    pair: *mut Pair,
+) -> u64 {
+    if i >= (SIZE / STRIDE) as u64 {
         return 1;
     }
     // SAFETY: the helper hands back the pointer that it was given.

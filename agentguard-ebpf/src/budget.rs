@@ -14,6 +14,7 @@ use aya_ebpf::helpers::generated::{
 use core::ffi::c_void;
 use core::ptr::{read_volatile, write_volatile};
 
+use crate::bound::forget;
 use crate::decide::Decision;
 use crate::label::Subject;
 use crate::maps::{LIMITS, METERS};
@@ -53,6 +54,9 @@ struct Charging {
 
 /// Charges an amount of a kind, which has marks perhaps, to all budgets of an agent that count it, or to none: then
 /// it is one more than the number of the meter that had not enough.
+///
+/// VERIFIER: all kernels: a global function, verified once and not for each way that leads to it.
+#[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn charged(agent: u32, what: u32, amount: u32) -> u64 {
     // SAFETY: a live map value; the callbacks have the signature that the helper expects, and the context outlives
@@ -223,7 +227,11 @@ unsafe fn take(charge: *const Charge, now: u64, amount: u64) -> u64 {
                     }
                     at += 1;
                     let gone = cell(at.wrapping_sub(LIVE));
-                    sum = sum.saturating_sub(read_volatile(gone));
+                    // VERIFIER: all kernels: by way of memory, so that both ways through the subtraction are one.
+                    sum = forget(
+                        &raw mut (*meter).sum,
+                        sum.saturating_sub(read_volatile(gone)),
+                    );
                     write_volatile(gone, 0);
                     steps += 1;
                 }

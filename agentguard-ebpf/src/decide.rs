@@ -9,8 +9,8 @@ use agentguard_common::table::{
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
 
-use crate::bound::{BOTH, NARROW, ONE, Table};
-use crate::maps::{POLICIES_LARGE, POLICIES_SMALL, Script, Walk};
+use crate::bound::{BOTH, NARROW, ONE, Table, forget};
+use crate::maps::{PATH_BUFFER, POLICIES_LARGE, POLICIES_SMALL, SHORT_PATH, Script, Walk};
 use crate::opened::opened;
 
 /// A verdict with its reason, before shadow mode is applied.
@@ -162,17 +162,21 @@ fn settle(decision: Decision, opinion: u32, default: u32) -> Decision {
     }
 }
 
+/// The lower bits of the verdicts on which both automata speak.
+const LOWER: u32 = 1 << path_label::READ
+    | 1 << path_label::WRITE
+    | 1 << path_label::EXEC
+    | 1 << path_label::CONNECT;
+
 /// The stricter of the labels of both automata, for each access.
+///
+/// All verdicts at once and without a branch, of which the verifier would follow every combination: of two bits the
+/// greater has the upper bit of either, and the lower bit of those whose upper bit is not below the other's.
 #[inline(always)]
 const fn combined((a, b): (u32, u32)) -> u32 {
-    stricter(opinion(a, path_label::READ), opinion(b, path_label::READ)) << path_label::READ
-        | stricter(opinion(a, path_label::WRITE), opinion(b, path_label::WRITE))
-            << path_label::WRITE
-        | stricter(opinion(a, path_label::EXEC), opinion(b, path_label::EXEC)) << path_label::EXEC
-        | stricter(
-            opinion(a, path_label::CONNECT),
-            opinion(b, path_label::CONNECT),
-        ) << path_label::CONNECT
+    let lower = a & (a >> 1 | !(b >> 1)) | b & (b >> 1 | !(a >> 1));
+    lower & LOWER
+        | (a | b) & LOWER << 1
         // Abstract names are all anchored.
         | a & 3 << path_label::LISTEN
         | (a | b) & (path_label::EXEC_BY_COMMAND | MARKS)
@@ -183,10 +187,12 @@ const fn combined((a, b): (u32, u32)) -> u32 {
 pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
     let anchored = table.field(offset_of!(TableHeader, anchored));
     if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
-        return table.walk_path::<ONE>(path, len, anchored, 0).0;
+        return table
+            .walk_path::<ONE, PATH_BUFFER>(path, len, anchored, 0)
+            .0;
     }
     let floating = table.field(offset_of!(TableHeader, floating));
-    combined(table.walk_path::<BOTH>(path, len, anchored, floating))
+    combined(table.walk_path::<BOTH, PATH_BUFFER>(path, len, anchored, floating))
 }
 
 /// Where the automata stand behind a path. States of the smallest automaton are the same exactly where
@@ -204,9 +210,9 @@ pub fn place_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u
     let floating = table.field(offset_of!(TableHeader, floating));
     let one_walk = table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0;
     let states = if one_walk {
-        table.walk_states::<ONE>(path, len, anchored, 0)
+        table.walk_states::<ONE, PATH_BUFFER>(path, len, anchored, 0)
     } else {
-        table.walk_states::<BOTH>(path, len, anchored, floating)
+        table.walk_states::<BOTH, PATH_BUFFER>(path, len, anchored, floating)
     };
     u64::from(states.0) << 32 | u64::from(states.1)
 }
@@ -249,7 +255,7 @@ impl Place {
 pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
     if table.field(offset_of!(TableHeader, flags)) & flags::NARROW != 0 {
         let anchored = table.field(offset_of!(TableHeader, anchored));
-        return table.walk_short::<NARROW>(path, len, anchored, 0).0;
+        return table.walk_short(path, len, anchored);
     }
     label_of_wide(table, path, len)
 }
@@ -257,12 +263,13 @@ pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, 
 /// The same where there are two automata, or many classes.
 #[inline(never)]
 fn label_of_wide<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
+    let len = len as u32;
     let anchored = table.field(offset_of!(TableHeader, anchored));
     if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
-        return table.walk_short::<ONE>(path, len, anchored, 0).0;
+        return table.walk_path::<ONE, SHORT_PATH>(path, len, anchored, 0).0;
     }
     let floating = table.field(offset_of!(TableHeader, floating));
-    combined(table.walk_short::<BOTH>(path, len, anchored, floating))
+    combined(table.walk_path::<BOTH, SHORT_PATH>(path, len, anchored, floating))
 }
 
 /// Decides on reading, writing or both.
@@ -482,17 +489,22 @@ pub fn asks_to_write<const BYTES: usize>(table: Table<BYTES>, place: Place) -> b
 
 /// Decides on giving an object at `from` the name `to`. Where a rule asks about writing them, `approved` is the number of
 /// the grant for that, or 0.
+///
+/// # Safety
+/// `kept` is live memory in a map's value, owned by the caller.
 #[inline(always)]
-pub fn moved<const BYTES: usize>(
+pub unsafe fn moved<const BYTES: usize>(
     table: Table<BYTES>,
-    from: Place,
-    to: Place,
+    (from, to): (Place, Place),
     what: Moved,
     approved: u32,
+    kept: *mut Decision,
 ) -> Decision {
+    // SAFETY: the caller's promise.
+    let forget = |decision| unsafe { forget(kept, decision) };
     let (old, new) = (from.label(table), to.label(table));
-    let leaves = file_labelled(table, old, u32::from(access::WRITE));
-    let arrives = file_labelled(table, new, u32::from(access::WRITE));
+    let leaves = forget(file_labelled(table, old, u32::from(access::WRITE)));
+    let arrives = forget(file_labelled(table, new, u32::from(access::WRITE)));
     let mut worse = if arrives.verdict > leaves.verdict {
         arrives
     } else {
@@ -501,6 +513,7 @@ pub fn moved<const BYTES: usize>(
     if worse.verdict == Verdict::Ask as u32 && approved != 0 {
         worse = crate::approval::approved(worse, approved);
     }
+    let worse = forget(worse);
     if !worse.is_allowed() {
         return worse;
     }

@@ -1,5 +1,7 @@
 //! From a decision to a record and a return value. A record that does not fit its ring is counted.
 
+use core::ptr::write_volatile;
+
 use agentguard_common::record::{HEADER_LEN, RecordHeader, class};
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Verdict};
@@ -8,6 +10,7 @@ use aya_ebpf::helpers::generated::{
     bpf_ringbuf_submit,
 };
 
+use crate::bound::forget;
 use crate::decide::Decision;
 use crate::label::Subject;
 use crate::maps::{ALLOWED, Chunk, DENIED, LOSSES, SHORT_PATH};
@@ -61,6 +64,31 @@ pub fn outcome(decision: Decision) -> Outcome {
             verdict: decision.verdict,
             refused: true,
         }
+    }
+}
+
+/// Settles what is decided, before the record of it is filled in.
+///
+/// VERIFIER: all kernels: the ways to a decision are one from here on, and so is the record: kernels from 6.4 search all
+/// of their types several times for each pointer that it follows.
+///
+/// # Safety
+/// `kept` is live memory in a map's value, owned by the caller.
+#[inline(always)]
+pub unsafe fn settle(kept: *mut Decision, decision: Decision) -> (Decision, Outcome) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let decision = forget(kept, decision);
+        let outcome = outcome(decision);
+        let [verdict, refused] = forget(
+            kept.cast::<[u32; 2]>(),
+            [outcome.verdict, u32::from(outcome.refused)],
+        );
+        let outcome = Outcome {
+            verdict,
+            refused: refused != 0,
+        };
+        (decision, outcome)
     }
 }
 
@@ -140,13 +168,12 @@ pub fn complete(
             header.euid = field!(cred, OFF_CRED_EUID, u32);
         }
         header.exec_id = label.exec_id;
-        header.inode = facts.inode;
+        // One by one: a call of `memset` writes bytes, in a loop.
+        write_volatile(&raw mut header.inode, facts.inode);
         header.device = facts.device;
         header.aux = facts.aux;
-        (&raw mut header.target_len)
-            .cast::<u64>()
-            .write(facts.target_len);
-        header.new_exec_id = 0;
+        write_volatile((&raw mut header.target_len).cast(), facts.target_len);
+        write_volatile(&raw mut header.new_exec_id, 0);
         header.name = 0;
     }
 }
@@ -183,7 +210,8 @@ pub fn deliver(chunk: *mut Chunk, tail: u64, outcome: Outcome) {
             return;
         }
         let len = HEADER_LEN as u64 + crate::bound::at_most_64(tail, SHORT_PATH as u64 - 1);
-        let lost = bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), len, WAKE_IDLE) != 0;
+        let lost =
+            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), len, WAKE_IDLE) != 0;
         discard(chunk);
         if lost {
             count_loss(class::DENIED);
@@ -193,11 +221,7 @@ pub fn deliver(chunk: *mut Chunk, tail: u64, outcome: Outcome) {
 
 /// Sends a header and the `tail` bytes that follow it in memory, which must be at most `MAX`.
 #[inline(always)]
-pub fn send<const MAX: u32>(
-    header: *mut RecordHeader,
-    tail: u32,
-    outcome: Outcome,
-) {
+pub fn send<const MAX: u32>(header: *mut RecordHeader, tail: u32, outcome: Outcome) {
     let tail = crate::bound::at_most(tail, MAX);
     let len = HEADER_LEN as u32 + tail;
     // SAFETY: the caller owns the memory; the tail is bounded by the size of its buffer.
@@ -211,7 +235,12 @@ pub fn send<const MAX: u32>(
                 WAKE_IDLE,
             ) != 0
         } else {
-            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), header.cast(), u64::from(len), WAKE_IDLE) != 0
+            bpf_ringbuf_output(
+                DENIED.as_ptr_for_helper(),
+                header.cast(),
+                u64::from(len),
+                WAKE_IDLE,
+            ) != 0
         }
     };
     if lost {
@@ -231,14 +260,51 @@ pub fn count_loss(class: u32) {
     }
 }
 
-/// Records a decision that has no scratch memory: header only.
+/// Sends a record that has a header only, which is built where the daemon will read it.
+#[inline(always)]
+fn headed(
+    subject: Subject,
+    operation: Operation,
+    decision: Decision,
+    outcome: Outcome,
+    (aux, new_exec_id): (u32, u64),
+) {
+    let allowed = outcome.verdict == Verdict::Allow as u32;
+    // SAFETY: helpers; what is reserved is filled and submitted on every way; every field of the header is written.
+    unsafe {
+        let header = if allowed {
+            bpf_ringbuf_reserve(ALLOWED.as_ptr_for_helper(), HEADER_LEN as u64, 0)
+        } else {
+            bpf_ringbuf_reserve(DENIED.as_ptr_for_helper(), HEADER_LEN as u64, 0)
+        } as *mut RecordHeader;
+        if header.is_null() {
+            count_loss(if allowed {
+                class::ALLOWED
+            } else {
+                class::DENIED
+            });
+            return;
+        }
+        fill(&mut *header, subject, operation, decision, outcome);
+        (*header).len = HEADER_LEN as u32;
+        (*header).aux = aux;
+        (*header).new_exec_id = new_exec_id;
+        bpf_ringbuf_submit(header.cast(), WAKE_IDLE);
+    }
+}
+
+/// Records a decision that has no scratch memory, and gives what the hook returns.
+#[inline(never)]
+fn bare_record(subject: Subject, operation: Operation, decision: &Decision) -> i32 {
+    let outcome = outcome(*decision);
+    headed(subject, operation, *decision, outcome, (0, 0));
+    crate::bound::verdict(outcome.refused)
+}
+
+/// The same for a decision in registers.
 #[inline(always)]
 pub fn bare(subject: Subject, operation: Operation, decision: Decision) -> i32 {
-    let outcome = outcome(decision);
-    let mut header = RecordHeader::default();
-    fill(&mut header, subject, operation, decision, outcome);
-    send::<0>(&mut header, 0, outcome);
-    crate::bound::verdict(outcome.refused)
+    bare_record(subject, operation, &decision)
 }
 
 /// Gives a hook's result on; in builds with the feature `log` also to aya-log. Test builds only.
@@ -267,10 +333,11 @@ impl<T, const N: usize> ForHelper for aya_ebpf::btf_maps::RingBuf<T, N> {
 /// Records an event of the life cycle.
 #[inline(always)]
 pub fn event(subject: Subject, operation: Operation, decision: Decision, aux: u32, extra: u64) {
-    let outcome = outcome(decision);
-    let mut header = RecordHeader::default();
-    fill(&mut header, subject, operation, decision, outcome);
-    header.aux = aux;
-    header.new_exec_id = extra;
-    send::<0>(&mut header, 0, outcome);
+    headed(
+        subject,
+        operation,
+        decision,
+        outcome(decision),
+        (aux, extra),
+    );
 }

@@ -64,6 +64,8 @@ pub struct PathScratch {
     /// 0 when free; claimed by compare-and-swap.
     pub owner: u64,
     pub decision: Decision,
+    /// The length of the path or an error, and other facts.
+    pub facts: [i64; 2],
     pub header: RecordHeader,
     pub tail: [u8; PATH_BUFFER],
     /// What a walk may read behind the longest path.
@@ -87,6 +89,9 @@ pub struct ExecScratch {
     /// 0 when free; claimed by compare-and-swap.
     pub owner: u64,
     pub walk: Walk,
+    pub decision: Decision,
+    /// The length of the path or an error, and other facts.
+    pub facts: [i64; 2],
     pub header: RecordHeader,
     /// The path, and right behind it the arguments.
     pub tail: [u8; PATH_BUFFER + MAX_COMMAND],
@@ -106,6 +111,8 @@ pub struct Walk {
     pub left: u64,
     /// Bytes of arguments so far, with their NULs.
     pub used: u64,
+    /// How many there were in a list that was read to its end.
+    pub whole: u64,
 }
 
 /// Owned memory for one decision on one or two names: built backwards by `crate::climb`.

@@ -12,7 +12,7 @@ use crate::budget::charged;
 use agentguard_common::table::MARKS;
 
 use crate::decide::{self, Command, Moved, Place, with_table};
-use crate::maps::{ExecScratch, SHORT_PATH};
+use crate::maps::{ExecScratch, NameScratch, SHORT_PATH};
 use crate::scratch;
 
 /// The case to judge. Written by the test.
@@ -81,7 +81,13 @@ pub fn selftest(_ctx: TcContext) -> i32 {
                 let second_len = at_most((*case).args_len, 4095);
                 let from = with_table!(policy, t => decide::place_of(t, buffer, path_len));
                 let to = with_table!(policy, t => decide::place_of(t, second, second_len));
-                with_table!(policy, t => decide::moved(t, Place::new(t, from), Place::new(t, to), Moved::Folder, 0))
+                let Some(scratch) = scratch::claim::<NameScratch>() else {
+                    return 0;
+                };
+                let kept = &raw mut (*scratch).decision;
+                let decision = with_table!(policy, t => decide::moved(t, (Place::new(t, from), Place::new(t, to)), Moved::Folder, 0, kept));
+                scratch::release(scratch);
+                decision
             }
             kind::CHARGE => {
                 return charged(1, (*case).access | (*case).args_len, (*case).count) as i32;

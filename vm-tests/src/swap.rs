@@ -23,7 +23,7 @@ const WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_millis(50);
 const WORK: &str = r"
 import os, sys, time
 while True:
-    time.sleep(0.002)
+    time.sleep(0.02)
     for path in sys.argv[1:]:
         try:
             os.close(os.open(path, os.O_RDONLY))

@@ -57,7 +57,7 @@ pub fn main(options: &Options) -> Result<i32> {
             "mkdir -p /home/agent && exec /guest/vm-tests demo --home /home/agent --uid 1000 --gid 1000 --user agent --guest{colour}\n"
         );
         let mut guest = Guest::new(kernel, job);
-        guest.userland = userland::GUEST.cached()?;
+        guest.userland = Some(userland::GUEST.get()?);
         guest.show = Show::Everything;
         product::put(&mut guest, &folder)?;
         match guest.run() {

@@ -23,7 +23,7 @@ pub struct Options {
     /// Only what building needs: no QEMU, no kernels, no guest.
     #[arg(long)]
     pub build_only: bool,
-    /// Without the userlands that single tests need: compilers, node and package managers (1 GiB), containers, systemd.
+    /// Without the userlands that single tests need: compilers, node and package managers (1 GiB), and containers.
     #[arg(long)]
     pub no_workshop: bool,
 }
@@ -109,13 +109,11 @@ pub fn main(options: &Options) -> Result<i32> {
         };
         found(&format!("kernel {}", kernel.name), &kernel.release);
     }
-    let apart = [userland::CONTAINERS, userland::DEBIAN, userland::WORKSHOP];
+    // What is asked for by itself is downloaded then.
+    let apart = [userland::CONTAINERS, userland::WORKSHOP];
     let apart = apart.into_iter().filter(|_| !options.no_workshop);
     for userland in [userland::GUEST].into_iter().chain(apart) {
-        let archive = match userland.cached()? {
-            Some(archive) => archive,
-            None => step(userland.name, userland.why, || userland.fetch())?,
-        };
+        let archive = userland.get()?;
         let size = fs::metadata(&archive)
             .with_context(|| format!("failed to read {}", archive.display()))?
             .len()

@@ -354,7 +354,7 @@ fn guest(
         // The log of a million records is in the guest's memory.
         guest.memory = 12_288;
     }
-    guest.userland = userland::GUEST.cached()?;
+    guest.userland = Some(userland::GUEST.get()?);
     guest.show = Show::Remarkable;
     guest.wanted = vec![LOG.into(), TRAIL.into()];
     product::put(&mut guest, binaries)?;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use crate::archive::Tree;
 use crate::debian::Apt;
 use crate::place;
+use crate::setup::step;
 
 /// A userland: what is in its archive, with all that depends on, and what is not.
 pub struct Userland {
@@ -215,9 +216,17 @@ const HEAVY: &[&str] = &[
 
 impl Userland {
     /// The archive, if the cache has it.
-    pub fn cached(&self) -> Result<Option<PathBuf>> {
+    fn cached(&self) -> Result<Option<PathBuf>> {
         let path = self.archive()?;
         Ok(path.is_file().then_some(path))
+    }
+
+    /// The archive, which is downloaded when it is first needed.
+    pub fn get(&self) -> Result<PathBuf> {
+        match self.cached()? {
+            Some(archive) => Ok(archive),
+            None => step(self.name, self.why, || self.fetch()),
+        }
     }
 
     fn archive(&self) -> Result<PathBuf> {
@@ -225,7 +234,7 @@ impl Userland {
     }
 
     /// Downloads the packages and packs them.
-    pub fn fetch(&self) -> Result<PathBuf> {
+    fn fetch(&self) -> Result<PathBuf> {
         let apt = Apt::over("guest", |suite| {
             suite.starts_with("trixie") && !suite.ends_with("backports")
         })?;

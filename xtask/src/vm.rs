@@ -92,7 +92,7 @@ pub fn main(options: &Options) -> Result<i32> {
     guest.disk.clone_from(&options.disk);
     if !options.bare {
         guest.systemd = userland.system;
-        guest.userland = Some(userland.cached()?.context("the guest's userland is not in the cache: run `cargo xtask setup` first, or use --bare")?);
+        guest.userland = Some(userland.get()?);
     }
     if !options.bare && !options.no_build {
         product::put(&mut guest, &product::build()?)?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Instant;
 
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, Iter, Lsm};
@@ -33,9 +34,16 @@ impl Guard {
         self.load_counters()?;
         for name in hooks::present(btf) {
             let program: &mut Lsm = program(self.object(), name)?;
+            let started = Instant::now();
             program
                 .load(name, btf)
                 .map_err(|error| refused(name, error))?;
+            tracing::debug!(
+                program = name,
+                verified = program.info().ok().and_then(|info| info.verified_instruction_count()),
+                elapsed = ?started.elapsed(),
+                "loaded"
+            );
             loaded();
         }
         Ok(())

@@ -85,8 +85,7 @@ fn judge(subject: Subject, file: u64, policy: Policy, scratch: *mut NameScratch)
             }
             decision
         };
-        let decision = forget(&raw mut (*scratch).decision, decision);
-        let outcome = emit::outcome(decision);
+        let (decision, outcome) = emit::settle(&raw mut (*scratch).decision, decision);
         let header = &mut (*scratch).header;
         emit::fill(header, subject, Operation::Map, decision, outcome);
         header.access = access::EXEC;

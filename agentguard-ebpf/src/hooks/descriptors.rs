@@ -148,11 +148,7 @@ fn socket(subject: Subject, socket: u64) -> i32 {
         let tail = &raw mut (*scratch).tail;
         *tail.cast::<Destination>() = destination;
         header.target_len = size_of::<Destination>() as u32;
-        emit::send::<64>(
-            header,
-            size_of::<Destination>() as u32,
-            outcome,
-        );
+        emit::send::<64>(header, size_of::<Destination>() as u32, outcome);
     }
     scratch::release(scratch);
     crate::bound::verdict(outcome.refused)

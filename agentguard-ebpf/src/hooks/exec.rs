@@ -9,7 +9,7 @@ use agentguard_common::record::record_flags;
 use agentguard_common::table::{MARKS, MAX_COMMAND, flags};
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::helpers::generated::{
-    bpf_probe_read_user, bpf_probe_read_user_str, bpf_send_signal, bpf_task_pt_regs,
+    bpf_loop, bpf_probe_read_user, bpf_probe_read_user_str, bpf_send_signal, bpf_task_pt_regs,
 };
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
@@ -17,7 +17,7 @@ use core::ffi::c_void;
 
 use super::{identify, resolve, script};
 use crate::approval::{self, Asked, Use};
-use crate::bound::at_most;
+use crate::bound::{at_most, forget};
 use crate::budget;
 use crate::decide::{self, Command, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
@@ -154,43 +154,65 @@ fn read_arguments(subject: Subject, buffer: *mut u8, walk: *mut Walk) -> bool {
     if list == 0 {
         return false;
     }
-    let mut i = 0u32;
-    while i < FIRST_CHECK {
-        let mut pointer = 0u64;
-        // SAFETY: the caller owns buffer and walk; the helpers check user addresses; the offset is
-        // bounded before each read.
-        unsafe {
-            let slot = (list + u64::from(i) * 8) as *const _;
-            if bpf_probe_read_user(core::ptr::from_mut(&mut pointer).cast(), 8, slot) != 0 {
-                return false;
-            }
-            let count = core::ptr::read_volatile(&raw const (*walk).left);
-            if pointer == 0 {
-                return count != 0;
-            }
-            let used = core::ptr::read_volatile(&raw const (*walk).used);
-            let from = core::ptr::read_volatile(&raw const (*walk).from);
-            let at = from + used;
-            if at > (PATH_BUFFER + MAX_COMMAND) as u64 - FIRST_CHECK_BYTES as u64 {
-                return false;
-            }
-            let to = buffer.add(at as usize);
-            let mut len =
-                bpf_probe_read_user_str(to.cast(), FIRST_CHECK_BYTES, pointer as *const _);
-            if len < 0 || len >= i64::from(FIRST_CHECK_BYTES) {
-                return false;
-            }
-            if len == 0 {
-                // An empty argument: older kernels forget its NUL.
-                *to = 0;
-                len = 1;
-            }
-            core::ptr::write_volatile(&raw mut (*walk).used, used + len as u64);
-            core::ptr::write_volatile(&raw mut (*walk).left, count + 1);
-        }
-        i += 1;
+    let mut reading = Reading { list, buffer, walk };
+    // SAFETY: the callback has the signature that the helper expects, and the context outlives the call; the caller
+    // owns the walk.
+    unsafe {
+        (*walk).whole = 0;
+        bpf_loop(
+            FIRST_CHECK,
+            read_argument as *mut c_void,
+            core::ptr::from_mut(&mut reading).cast(),
+            0,
+        );
+        core::ptr::read_volatile(&raw const (*walk).whole) != 0
     }
-    false
+}
+
+/// What the loop over the arguments of a system call is handed.
+#[repr(C)]
+struct Reading {
+    list: u64,
+    buffer: *mut u8,
+    walk: *mut Walk,
+}
+
+/// Copies the next argument; at the end of the list, the walk is whole. Returns 1 to stop.
+///
+/// VERIFIER: all kernels: a loop helper; 64 rounds are otherwise verified one by one, for each way that leads to them.
+unsafe extern "C" fn read_argument(i: u64, reading: *mut Reading) -> u64 {
+    // SAFETY: the helper hands back the pointer that it was given; the caller owns buffer and walk; the helpers check
+    // user addresses; the offset is bounded before each read.
+    unsafe {
+        let (reading, walk) = (&*reading, (*reading).walk);
+        let mut pointer = 0u64;
+        let slot = reading.list.wrapping_add(i * 8) as *const _;
+        if bpf_probe_read_user(core::ptr::from_mut(&mut pointer).cast(), 8, slot) != 0 {
+            return 1;
+        }
+        if pointer == 0 {
+            core::ptr::write_volatile(&raw mut (*walk).whole, (*walk).left);
+            return 1;
+        }
+        let used = core::ptr::read_volatile(&raw const (*walk).used);
+        let at = core::ptr::read_volatile(&raw const (*walk).from) + used;
+        if at > (PATH_BUFFER + MAX_COMMAND) as u64 - u64::from(FIRST_CHECK_BYTES) {
+            return 1;
+        }
+        let to = reading.buffer.add(at as usize);
+        let mut len = bpf_probe_read_user_str(to.cast(), FIRST_CHECK_BYTES, pointer as *const _);
+        if len < 0 || len >= i64::from(FIRST_CHECK_BYTES) {
+            return 1;
+        }
+        if len == 0 {
+            // An empty argument: older kernels forget its NUL.
+            *to = 0;
+            len = 1;
+        }
+        core::ptr::write_volatile(&raw mut (*walk).used, used + len as u64);
+        core::ptr::write_volatile(&raw mut (*walk).left, (*walk).left + 1);
+    }
+    0
 }
 
 /// The first check. Allowed means no more than "go on to the second"; it leaves no record.
@@ -225,6 +247,8 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
             label = with_table!(policy, t => decide::label_of(t, tail, path_len));
             with_table!(policy, t => decide::program_labelled(t, label))
         };
+        let kept = &raw mut (*scratch).decision;
+        decision = forget(kept, decision);
         // An interpreter is started with other arguments than the caller gave: leave them to the second check.
         let filename: u64 = load(bprm, get(&off::OFF_BPRM_FILENAME));
         let interpreter: u64 = load(bprm, get(&off::OFF_BPRM_INTERP));
@@ -257,6 +281,7 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
                     walk,
                 };
                 decision = with_table!(policy, t => decide::command(t, label, command));
+                decision = forget(kept, decision);
                 if decision.verdict == Verdict::Ask as u32 {
                     let asked = Asked::command(Use::Whole, tail, path_len, used);
                     decision = approval::consult(subject, decision, asked);
@@ -301,7 +326,15 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
             decision.flags |= label & MARKS;
             decision = budget::charge(subject, decision, kind::EXECS);
         }
-        let outcome = emit::outcome(decision);
+        let facts = i64::from(anonymous);
+        let [len, facts] = forget(&raw mut (*scratch).facts, [len, facts]);
+        let anonymous = facts != 0;
+        let path_len = if len < 0 {
+            0
+        } else {
+            at_most(len as u32, PATH_BUFFER as u32 - 1)
+        };
+        let (decision, outcome) = emit::settle(kept, decision);
         if !outcome.refused {
             return 0;
         }
@@ -319,11 +352,7 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
         header.target_len = path_len;
         header.args_len = used;
         let tail_len = path_len + used;
-        emit::send::<{ (PATH_BUFFER + MAX_COMMAND) as u32 }>(
-            header,
-            tail_len,
-            outcome,
-        );
+        emit::send::<{ (PATH_BUFFER + MAX_COMMAND) as u32 }>(header, tail_len, outcome);
         DENIED_ERRNO
     }
 }
@@ -362,9 +391,10 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         let limit = at_most(limit, MAX_COMMAND as u32);
         let to = tail.add(at_most(path_len, PATH_BUFFER as u32 - 1) as usize);
         let fault = limit == 0 || bpf_probe_read_user(to.cast(), limit, start as *const _) != 0;
+        let kept = &raw mut (*scratch).decision;
         let mut used = 0;
         let mut cut = false;
-        let mut decision = if len < 0 {
+        let decision = if len < 0 {
             // The buffer holds somebody's earlier path: kill (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
         } else if anonymous {
@@ -381,7 +411,8 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
                 limit,
                 walk,
             };
-            let mut decision = with_table!(policy, t => decide::command(t, decide::label_of(t, tail, path_len), command));
+            let decision = with_table!(policy, t => decide::command(t, decide::label_of(t, tail, path_len), command));
+            let mut decision = forget(kept, decision);
             used = at_most(
                 core::ptr::read_volatile(&raw const (*walk).used) as u32,
                 MAX_COMMAND as u32,
@@ -408,10 +439,12 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
                     decision = approval::approved(decision, number);
                 }
             }
+            let decision = forget(kept, decision);
             match note {
                 Some(script) if decision.is_allowed() && filename != interpreter => {
                     let judged =
                         with_table!(policy, t => decide::script(t, script, command, count));
+                    let judged = forget(kept, judged);
                     if judged.verdict == Verdict::Ask as u32 {
                         let from = core::ptr::read_volatile(&raw const (*walk).from) as u32;
                         let own = core::ptr::read_volatile(&raw const (*walk).used) as u32;
@@ -427,16 +460,26 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
                 _ => decision,
             }
         };
+        let mut decision = forget(kept, decision);
         if decision.is_allowed() && script::is_deferred(subject.task) {
             // A loader that a rule asks about: nothing has judged what it is started with. Kill.
             decision = decision.with(Verdict::Deny, Reason::AsksLater);
         }
+        let decision = forget(kept, decision);
         script::forget(subject.task);
         if approval::number_of(decision) != 0 {
             script::runs(subject.task, inode, device);
             approval::forget_script(subject.task);
         }
-        let outcome = emit::outcome(decision);
+        let facts = i64::from(anonymous) | i64::from(cut) << 1;
+        let [len, facts] = forget(&raw mut (*scratch).facts, [len, facts]);
+        let (anonymous, cut) = (facts & 1 != 0, facts & 2 != 0);
+        let path_len = if len < 0 {
+            0
+        } else {
+            at_most(len as u32, PATH_BUFFER as u32 - 1)
+        };
+        let (decision, outcome) = emit::settle(kept, decision);
         emit::fill(header, subject, Operation::Exec, decision, outcome);
         header.access = access::EXEC;
         if len < 0 {
@@ -460,11 +503,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         header.new_exec_id = id;
         (*subject.label).exec_id = id;
         let tail_len = path_len + used;
-        emit::send::<{ (PATH_BUFFER + MAX_COMMAND) as u32 }>(
-            header,
-            tail_len,
-            outcome,
-        );
+        emit::send::<{ (PATH_BUFFER + MAX_COMMAND) as u32 }>(header, tail_len, outcome);
         if outcome.refused {
             kill();
         }

@@ -87,9 +87,9 @@ pub fn object(subject: Subject, lock: Lock, mount: u64, dentry: u64) -> i32 {
         Err(refused) => return refused,
     };
     let decision = with_table!(policy, t => decide::lock(t, lock as u32));
-    let outcome = emit::outcome(decision);
     // SAFETY: this task owns the slot until it is released.
-    unsafe {
+    let refused = unsafe {
+        let (decision, outcome) = emit::settle(&raw mut (*scratch).decision, decision);
         let len = climb(scratch, subject.task, mount, dentry, 0);
         let header = &mut (*scratch).header;
         emit::fill(header, subject, Operation::Kernel, decision, outcome);
@@ -103,9 +103,10 @@ pub fn object(subject: Subject, lock: Lock, mount: u64, dentry: u64) -> i32 {
         };
         header.target_len = len;
         send(scratch, len, outcome);
-    }
+        outcome.refused
+    };
     scratch::release(scratch);
-    crate::bound::verdict(outcome.refused)
+    crate::bound::verdict(refused)
 }
 
 /// A hook whose first argument is a `struct path`.

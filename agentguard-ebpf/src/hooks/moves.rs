@@ -127,13 +127,15 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
             let old = with_table!(policy, t => decide::place_of(t, first, behind));
             let new = with_table!(policy, t => decide::place_of(t, second, at_most(to_len as u32, PATH_BUFFER as u32 - 1)));
             let [old, new] = forget(&raw mut (*scratch).places, [old, new]);
-            let mut decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), what(request.from.1), 0));
+            let mut decision = with_table!(policy, t => decide::moved(t, (Place::new(t, old), Place::new(t, new)), what(request.from.1), 0, kept));
             decision = forget(kept, decision);
             let mut number = 0;
             if decision.verdict == Verdict::Ask as u32 {
                 let leaves = with_table!(policy, t => decide::asks_to_write(t, Place::new(t, old)));
                 let arrives =
                     with_table!(policy, t => decide::asks_to_write(t, Place::new(t, new)));
+                let asks = [i64::from(leaves), i64::from(arrives)];
+                let [leaves, arrives] = forget(lengths, asks).map(|asks| asks != 0);
                 if leaves {
                     let asked = Asked::path(access::WRITE, Use::Whole, first, behind);
                     number = approval::number(subject, asked);
@@ -142,13 +144,14 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
                     let asked = Asked::path(access::WRITE, Use::Whole, second, to_len as u32);
                     number = approval::number(subject, asked);
                 }
+                number = forget(lengths.cast(), number);
                 if number != 0 {
-                    decision = with_table!(policy, t => decide::moved(t, Place::new(t, old), Place::new(t, new), what(request.from.1), number));
+                    decision = with_table!(policy, t => decide::moved(t, (Place::new(t, old), Place::new(t, new)), what(request.from.1), number, kept));
                     decision = forget(kept, decision);
                 }
             }
             if decision.is_allowed() && request.flags & RENAME_EXCHANGE != 0 {
-                decision = with_table!(policy, t => decide::moved(t, Place::new(t, new), Place::new(t, old), what(request.to.1), number));
+                decision = with_table!(policy, t => decide::moved(t, (Place::new(t, new), Place::new(t, old)), what(request.to.1), number, kept));
             }
             let decision = forget(kept, decision);
             let decision =
@@ -165,8 +168,7 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
                 (operation, aux) = (Operation::Kernel, Lock::Settings as u32);
             }
         }
-        let decision = forget(kept, decision);
-        let outcome = emit::outcome(decision);
+        let (decision, outcome) = emit::settle(kept, decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
             return 0;
         }

@@ -173,6 +173,7 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
         };
         let kept = &raw mut (*scratch).decision;
         let mut decision = forget(kept, decision);
+        let [len, _] = forget(&raw mut (*scratch).lengths, [len, 0]);
         let (mut operation, mut aux) = (request.operation, request.aux);
         if decision.is_allowed()
             && request.wanted & access::WRITE != 0
@@ -184,8 +185,7 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
                 (operation, aux) = (Operation::Kernel, Lock::Settings as u32);
             }
         }
-        let decision = forget(kept, decision);
-        let outcome = emit::outcome(decision);
+        let (decision, outcome) = emit::settle(kept, decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
             return 0;
         }
@@ -215,10 +215,6 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
 pub unsafe fn send(scratch: *mut NameScratch, tail: u32, outcome: Outcome) {
     // SAFETY: the caller's promise.
     unsafe {
-        emit::send::<{ 2 * PATH_BUFFER as u32 }>(
-            &raw mut (*scratch).header,
-            tail,
-            outcome,
-        );
+        emit::send::<{ 2 * PATH_BUFFER as u32 }>(&raw mut (*scratch).header, tail, outcome);
     }
 }

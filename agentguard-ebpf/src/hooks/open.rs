@@ -163,13 +163,11 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         };
         let tail = &raw mut (*scratch).tail as *mut u8;
         let len = resolve(file, tail);
-        let mut errno = 0u16;
         header.flags = 0;
         let anonymous = identify(file, header);
         let (inode, device) = (header.inode, header.device);
         let decision = if len < 0 {
             // The buffer holds somebody's earlier path: deny (path-unreadable).
-            errno = -len as u16;
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
         } else if anonymous {
             let verdict = if for_exec {
@@ -227,15 +225,17 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         if !anonymous && !for_exec && operation == Operation::Open {
             decision = budget::charge(subject, decision, kind::OPENS);
         }
-        let decision = forget(kept, decision);
-        let outcome = emit::outcome(decision);
+        let bits = i64::from(anonymous) | i64::from(for_exec) << 1;
+        let [len, bits] = forget(&raw mut (*scratch).facts, [len, bits]);
+        let (anonymous, for_exec) = (bits & 1 != 0, bits & 2 != 0);
+        let (decision, outcome) = emit::settle(kept, decision);
         if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
             return 0;
         }
         emit::fill(header, subject, operation, decision, outcome);
         header.access = wanted;
-        if errno != 0 {
-            header.errno = errno;
+        if len < 0 {
+            header.errno = -len as u16;
         }
         header.inode = inode;
         header.device = device;

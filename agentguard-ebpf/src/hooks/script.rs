@@ -11,30 +11,13 @@ use crate::offsets::{self as off, get};
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
 
-const NOTHING: Script = Script {
-    pending: 0,
-    generation: 0,
-    label: 0,
-    state: 0,
-    count: 0,
-    approved: 0,
-    argv0: 0,
-    deferred: 0,
-    inode: 0,
-    device: 0,
-    reserved: 0,
-};
-
+/// The note of a task; with [`CREATE`] a new one is all zeroes.
 #[inline(always)]
 fn slot(task: *const u8, flags: u64) -> *mut Script {
-    let mut initial = NOTHING;
-    let value = if flags == CREATE {
-        core::ptr::from_mut(&mut initial).cast()
-    } else {
-        core::ptr::null_mut()
-    };
-    // SAFETY: the map, the current task, and a value of the map's type.
-    (unsafe { bpf_task_storage_get(SCRIPTS.as_ptr(), task as *mut _, value, flags) }) as *mut Script
+    let initial = core::ptr::null_mut();
+    // SAFETY: the map, the current task, and no value.
+    (unsafe { bpf_task_storage_get(SCRIPTS.as_ptr(), task as *mut _, initial, flags) })
+        as *mut Script
 }
 
 /// Forgets what an exec that failed has left.
@@ -115,7 +98,17 @@ pub fn note(task: *const u8, script: Script) -> bool {
         if (*slot).pending != 0 {
             return false;
         }
-        *slot = script;
+        // One by one: for what is zero a call of `memset` would write bytes, in a loop.
+        (*slot).pending = script.pending;
+        (*slot).generation = script.generation;
+        (*slot).label = script.label;
+        (*slot).state = script.state;
+        (*slot).count = script.count;
+        (*slot).approved = script.approved;
+        (*slot).argv0 = script.argv0;
+        (*slot).deferred = script.deferred;
+        core::ptr::write_volatile(&raw mut (*slot).inode, script.inode);
+        (*slot).device = script.device;
     }
     true
 }

@@ -13,7 +13,7 @@ use crate::command::{find, quiet, shell_quoted};
 use crate::guest::{Guest, Show};
 use crate::kernels::Kernel;
 use crate::place::Scratch;
-use crate::{product, setup, userland};
+use crate::{product, userland};
 
 /// Where the guest leaves what it measured.
 const RESULT: &str = "/tmp/bench.json";
@@ -80,7 +80,7 @@ impl Bench {
         guest.timeout = PATIENCE;
         guest.show = Show::Everything;
         guest.wanted = vec![RESULT.into(), MODULES.into(), LOG.into()];
-        guest.userland = Some(archive()?);
+        guest.userland = Some(userland::BENCH.get()?);
         product::put(&mut guest, &self.binaries)?;
         guest.overlay.copy(self.peers.path(), "guest/bench")?;
         let outcome = guest.run()?;
@@ -110,15 +110,6 @@ impl Bench {
             circumstances: about,
             tables,
         })
-    }
-}
-
-/// The guest's userland, downloaded when it is first needed.
-fn archive() -> Result<PathBuf> {
-    let userland = &userland::BENCH;
-    match userland.cached()? {
-        Some(archive) => Ok(archive),
-        None => setup::step(userland.name, userland.why, || userland.fetch()),
     }
 }
 

@@ -69,7 +69,7 @@ impl Apart {
         let quoted = crate::command::shell_quoted(filter);
         let job = format!("exec /guest/vm-tests {} --filter {quoted}\n", self.task);
         let mut guest = Guest::new(kernel.clone(), job);
-        guest.userland = self.userland.cached()?;
+        guest.userland = Some(self.userland.get()?);
         guest.memory = self.memory;
         guest.show = Show::Remarkable;
         guest.prefix = format!("{} {}: ", kernel.name, self.short);
