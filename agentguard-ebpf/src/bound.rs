@@ -367,6 +367,16 @@ pub fn at_most_64(mut value: u64, max: u64) -> u64 {
     if value > max { max } else { value }
 }
 
+/// Bytes of a path whose length is given, or nothing where that is an error.
+#[inline(always)]
+pub fn path_len(len: i64) -> u32 {
+    if len < 0 {
+        0
+    } else {
+        at_most(len as u32, PATH_BUFFER as u32 - 1)
+    }
+}
+
 /// A copy of a number, masked, that the verifier does not take for the same number.
 ///
 /// VERIFIER: 6.12: what a test shows of one copy it shows of all, and each way through the blocks of a walk would

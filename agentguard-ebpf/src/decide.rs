@@ -182,17 +182,25 @@ const fn combined((a, b): (u32, u32)) -> u32 {
         | (a | b) & (path_label::EXEC_BY_COMMAND | MARKS)
 }
 
-/// The combined label of a path: the stricter of both automata for each access.
+/// The combined label of a path in a buffer of `SIZE` bytes: the stricter of both automata for each access.
 #[inline(never)]
-pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
+fn label_within<const BYTES: usize, const SIZE: usize>(
+    table: Table<BYTES>,
+    path: *const u8,
+    len: u32,
+) -> u32 {
     let anchored = table.field(offset_of!(TableHeader, anchored));
     if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
-        return table
-            .walk_path::<ONE, PATH_BUFFER>(path, len, anchored, 0)
-            .0;
+        return table.walk_path::<ONE, SIZE>(path, len, anchored, 0).0;
     }
     let floating = table.field(offset_of!(TableHeader, floating));
-    combined(table.walk_path::<BOTH, PATH_BUFFER>(path, len, anchored, floating))
+    combined(table.walk_path::<BOTH, SIZE>(path, len, anchored, floating))
+}
+
+/// The same for any path.
+#[inline(always)]
+pub fn label_of<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u32) -> u32 {
+    label_within::<BYTES, PATH_BUFFER>(table, path, len)
 }
 
 /// Where the automata stand behind a path. States of the smallest automaton are the same exactly where
@@ -257,19 +265,7 @@ pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, 
         let anchored = table.field(offset_of!(TableHeader, anchored));
         return table.walk_short(path, len, anchored);
     }
-    label_of_wide(table, path, len)
-}
-
-/// The same where there are two automata, or many classes.
-#[inline(never)]
-fn label_of_wide<const BYTES: usize>(table: Table<BYTES>, path: *const u8, len: u64) -> u32 {
-    let len = len as u32;
-    let anchored = table.field(offset_of!(TableHeader, anchored));
-    if table.field(offset_of!(TableHeader, flags)) & flags::ONE_WALK != 0 {
-        return table.walk_path::<ONE, SHORT_PATH>(path, len, anchored, 0).0;
-    }
-    let floating = table.field(offset_of!(TableHeader, floating));
-    combined(table.walk_path::<BOTH, SHORT_PATH>(path, len, anchored, floating))
+    label_within::<BYTES, SHORT_PATH>(table, path, len as u32)
 }
 
 /// Decides on reading, writing or both.

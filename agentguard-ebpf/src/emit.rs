@@ -244,12 +244,18 @@ pub fn send<const MAX: u32>(header: *mut RecordHeader, tail: u32, outcome: Outco
         }
     };
     if lost {
-        count_loss(if outcome.verdict == Verdict::Allow as u32 {
-            class::ALLOWED
-        } else {
-            class::DENIED
-        });
+        lose(outcome);
     }
+}
+
+/// Counts the record of a decision that could not be delivered.
+#[inline(always)]
+fn lose(outcome: Outcome) {
+    count_loss(if outcome.verdict == Verdict::Allow as u32 {
+        class::ALLOWED
+    } else {
+        class::DENIED
+    });
 }
 
 /// Counts a record that could not be delivered.
@@ -269,25 +275,23 @@ fn headed(
     outcome: Outcome,
     (aux, new_exec_id): (u32, u64),
 ) {
-    let allowed = outcome.verdict == Verdict::Allow as u32;
+    let facts = Facts {
+        aux,
+        ..Facts::default()
+    };
     // SAFETY: helpers; what is reserved is filled and submitted on every way; every field of the header is written.
     unsafe {
-        let header = if allowed {
+        let header = if outcome.verdict == Verdict::Allow as u32 {
             bpf_ringbuf_reserve(ALLOWED.as_ptr_for_helper(), HEADER_LEN as u64, 0)
         } else {
             bpf_ringbuf_reserve(DENIED.as_ptr_for_helper(), HEADER_LEN as u64, 0)
         } as *mut RecordHeader;
         if header.is_null() {
-            count_loss(if allowed {
-                class::ALLOWED
-            } else {
-                class::DENIED
-            });
+            lose(outcome);
             return;
         }
-        fill(&mut *header, subject, operation, decision, outcome);
+        complete(&mut *header, subject, operation, decision, outcome, facts);
         (*header).len = HEADER_LEN as u32;
-        (*header).aux = aux;
         (*header).new_exec_id = new_exec_id;
         bpf_ringbuf_submit(header.cast(), WAKE_IDLE);
     }

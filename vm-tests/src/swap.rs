@@ -20,6 +20,7 @@ const SWAPS: usize = 6;
 /// Within which a swap has to be seen by every process.
 const WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_millis(50);
 
+/// Opens both, with a pause: whoever reads the log must keep up, and a swap is seen within less than the bound.
 const WORK: &str = r"
 import os, sys, time
 while True:

@@ -215,18 +215,13 @@ const HEAVY: &[&str] = &[
 ];
 
 impl Userland {
-    /// The archive, if the cache has it.
-    fn cached(&self) -> Result<Option<PathBuf>> {
-        let path = self.archive()?;
-        Ok(path.is_file().then_some(path))
-    }
-
     /// The archive, which is downloaded when it is first needed.
     pub fn get(&self) -> Result<PathBuf> {
-        match self.cached()? {
-            Some(archive) => Ok(archive),
-            None => step(self.name, self.why, || self.fetch()),
+        let archive = self.archive()?;
+        if archive.is_file() {
+            return Ok(archive);
         }
+        step(self.name, self.why, || self.fetch())
     }
 
     fn archive(&self) -> Result<PathBuf> {

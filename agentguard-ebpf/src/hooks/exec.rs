@@ -17,7 +17,7 @@ use core::ffi::c_void;
 
 use super::{identify, resolve, script};
 use crate::approval::{self, Asked, Use};
-use crate::bound::{at_most, forget};
+use crate::bound::{self, at_most, forget};
 use crate::budget;
 use crate::decide::{self, Command, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
@@ -231,11 +231,7 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
         header.flags = 0;
         let anonymous = !file.is_null() && identify(file, header);
         let (inode, device) = (header.inode, header.device);
-        let path_len = if len < 0 {
-            0
-        } else {
-            at_most(len as u32, PATH_BUFFER as u32 - 1)
-        };
+        let path_len = bound::path_len(len);
         let (mut count, mut used) = (0, 0);
         let mut label = 0;
         let mut decision = if len < 0 {
@@ -329,11 +325,7 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
         let facts = i64::from(anonymous);
         let [len, facts] = forget(&raw mut (*scratch).facts, [len, facts]);
         let anonymous = facts != 0;
-        let path_len = if len < 0 {
-            0
-        } else {
-            at_most(len as u32, PATH_BUFFER as u32 - 1)
-        };
+        let path_len = bound::path_len(len);
         let (decision, outcome) = emit::settle(kept, decision);
         if !outcome.refused {
             return 0;
@@ -373,11 +365,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         header.flags = 0;
         let anonymous = !file.is_null() && identify(file, header);
         let (inode, device) = (header.inode, header.device);
-        let path_len = if len < 0 {
-            0
-        } else {
-            at_most(len as u32, PATH_BUFFER as u32 - 1)
-        };
+        let path_len = bound::path_len(len);
         let count: u32 = load(bprm, get(&off::OFF_BPRM_ARGC));
         let start: u64 = load(bprm, get(&off::OFF_BPRM_P));
         let end: u64 = load(bprm, get(&off::OFF_BPRM_EXEC));
@@ -474,11 +462,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         let facts = i64::from(anonymous) | i64::from(cut) << 1;
         let [len, facts] = forget(&raw mut (*scratch).facts, [len, facts]);
         let (anonymous, cut) = (facts & 1 != 0, facts & 2 != 0);
-        let path_len = if len < 0 {
-            0
-        } else {
-            at_most(len as u32, PATH_BUFFER as u32 - 1)
-        };
+        let path_len = bound::path_len(len);
         let (decision, outcome) = emit::settle(kept, decision);
         emit::fill(header, subject, Operation::Exec, decision, outcome);
         header.access = access::EXEC;

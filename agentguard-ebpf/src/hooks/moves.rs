@@ -10,7 +10,7 @@ use super::doors;
 use super::names::{parts, send};
 use super::prepare;
 use crate::approval::{self, Asked, Use};
-use crate::bound::{at_most, forget};
+use crate::bound::{self, at_most, forget};
 use crate::climb::climb;
 use crate::decide::{self, Moved, Place, Policy, with_table};
 use crate::emit;
@@ -103,20 +103,12 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
     unsafe {
         let task = subject.task;
         let from_len = climb(scratch, task, request.from.0, request.from.1, 0);
-        let behind = if from_len < 0 {
-            0
-        } else {
-            at_most(from_len as u32, PATH_BUFFER as u32 - 1)
-        };
+        let behind = bound::path_len(from_len);
         let to_len = climb(scratch, task, request.to.0, request.to.1, behind);
         let lengths = &raw mut (*scratch).lengths;
         let [from_len, to_len] = forget(lengths, [from_len, to_len]);
         let kept = &raw mut (*scratch).decision;
-        let behind = if from_len < 0 {
-            0
-        } else {
-            at_most(from_len as u32, PATH_BUFFER as u32 - 1)
-        };
+        let behind = bound::path_len(from_len);
         let first = &raw const (*scratch).tail as *const u8;
         let second = first.add(at_most(behind, PATH_BUFFER as u32 - 1) as usize);
         let (object, replaced) = (identity::of(request.from.1), identity::of(request.to.1));

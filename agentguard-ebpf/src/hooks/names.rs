@@ -173,7 +173,7 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
         };
         let kept = &raw mut (*scratch).decision;
         let mut decision = forget(kept, decision);
-        let [len, _] = forget(&raw mut (*scratch).lengths, [len, 0]);
+        let len = forget((&raw mut (*scratch).lengths).cast(), len);
         let (mut operation, mut aux) = (request.operation, request.aux);
         if decision.is_allowed()
             && request.wanted & access::WRITE != 0
