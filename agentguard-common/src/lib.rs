@@ -12,7 +12,7 @@
 /// Maps outlive the daemon that made them. A build with another number refuses to take them over: raise it
 /// with every change of a layout in this crate, of a map's definition, or of the meaning of either. A new
 /// operation, reason or map needs none.
-pub const ABI: u32 = 5;
+pub const ABI: u32 = 6;
 
 /// A struct that kernel programs and daemon share: laid out as in C, and in user space read from and written to bytes.
 macro_rules! shared {

@@ -9,6 +9,11 @@
 /// Size of [`RecordHeader`] in bytes.
 pub const HEADER_LEN: usize = 96;
 
+/// How long a thread's repeats of an act are counted, in nanoseconds from its record on.
+pub const FOLD_WINDOW: u64 = 1_000_000_000;
+/// How many different acts of a thread are known at a time.
+pub const REPEATED_PLACES: usize = 8;
+
 /// Bits of [`RecordHeader::flags`].
 pub mod record_flags {
     /// The target is an object without a name on any file system (pipe, memfd, socket).
@@ -21,6 +26,8 @@ pub mod record_flags {
     pub const FOR_EXEC: u8 = 8;
     /// receive: the target is a [`super::Destination`], not a path.
     pub const SOCKET: u8 = 16;
+    /// Not an act of its own: `new_exec_id` says how often the thread did the same again, without a record for each.
+    pub const REPEATED: u8 = 32;
 }
 
 shared! {
@@ -73,7 +80,8 @@ shared! {
         /// Bytes of arguments in the tail.
         pub args_len: u32,
         /// exec: the number that this exec gives its task's later records. fork: flags of clone. kernel: which
-        /// capability, process, signal (`signal << 32 | pid`) or command. socket: protocol.
+        /// capability, process, signal (`signal << 32 | pid`) or command. socket: protocol. With [`record_flags::REPEATED`]: how often (bits
+        /// 0–31), and the microseconds from the first of these to the last, whose time `time` is (bits 32–63).
         pub new_exec_id: u64,
         /// Effective user id, in the initial user namespace.
         pub euid: u32,
@@ -143,6 +151,16 @@ impl Destination {
         key[18] = self.port as u8;
         key
     }
+}
+
+/// What programs and daemon tell each other of repeats, by number.
+pub mod folding {
+    /// Acts whose repeats are counted and not told yet. Changed by programs.
+    pub const PENDING: u32 = 0;
+    /// 1: the daemon's walk tells all; 0: those whose window is over. Written by the daemon.
+    pub const ALL: u32 = 1;
+    /// How many numbers there are.
+    pub const COUNT: u32 = 2;
 }
 
 /// Classes of records, each with its own counter of losses.

@@ -78,7 +78,10 @@ shared! {
 pub mod flags {
     /// Decide and record, but let everything go ahead (`mode: shadow`).
     pub const SHADOW: u32 = 1;
-    /// Do not record allowed opens (`audit: denied`).
+    /// Of what is allowed, record programs only (`audit: denied`). In a decision: do not record it if it is allowed.
+    pub const QUIET: u32 = 2;
+    /// Do not record allowed opens and changes of names (`audit: decisions`, `audit: denied`). In a decision about these: do
+    /// not record it if it is allowed.
     pub const QUIET_OPENS: u32 = 4;
     /// `anchored` alone decides on paths: it is the product of both, and `floating` has nothing to say.
     /// Set where the product fits, because one walk costs half of two.
@@ -90,6 +93,8 @@ pub mod flags {
     pub const HAS_COMMANDS: u32 = 8;
     /// The policy has rules about names: addresses may be open by name, and questions go to the resolver.
     pub const HAS_NAMES: u32 = 64;
+    /// Count what a thread does again, in place of a record for each (`audit: {repeats: fold}`).
+    pub const FOLD: u32 = 128;
     /// Where the kinds of [`crate::budget::kind`] begin for which the policy has budgets: what is permitted of these is
     /// charged first.
     pub const BUDGETS: u32 = 16;
@@ -99,6 +104,25 @@ pub mod flags {
 pub const MARKS: u32 = 0xf000;
 /// Different marks of one policy.
 pub const MAX_MARKS: u32 = MARKS.count_ones();
+
+/// What the rules that matched say of recording what they allow: 2 bits for each access. Of several, all bits together: whoever
+/// wants a record wins.
+pub mod level {
+    /// Nothing: the policy's own level decides.
+    pub const UNSAID: u32 = 0;
+    /// It is not recorded.
+    pub const QUIET: u32 = 1;
+    /// It is recorded.
+    pub const LOUD: u32 = 3;
+    /// How far above the verdict of an access its level is, in labels of paths (reading, writing, connecting, listening) and
+    /// of destinations (connecting, listening).
+    pub const ABOVE: u32 = 16;
+    /// All of them, in a label of a path.
+    pub const PATHS: u32 = 3 << (super::path_label::READ + ABOVE)
+        | 3 << (super::path_label::WRITE + ABOVE)
+        | 3 << (super::path_label::CONNECT + ABOVE)
+        | 3 << (super::path_label::LISTEN + ABOVE);
+}
 
 /// Byte offset of the class map that `anchored` and `floating` share: 256 `u16`.
 pub const PATH_CLASSES: usize = 128;
@@ -165,7 +189,7 @@ const _: () = {
     assert!(core::mem::offset_of!(TableHeader, command) == 64);
     assert!(core::mem::offset_of!(TableHeader, network) == 80);
     assert!(MARKS.trailing_zeros() + MAX_MARKS == 16 && MARKS & 3 << path_label::LISTEN == 0);
-    assert!(MARKS >> flags::BUDGETS == 0 && flags::HAS_NAMES < MARKS);
+    assert!(MARKS >> flags::BUDGETS == 0 && flags::FOLD < MARKS);
     assert!(crate::budget::kind::RECEIVED < 1 << (32 - flags::BUDGETS));
     assert!(ROWS.is_multiple_of(4));
     assert!(SMALL_TABLE.is_power_of_two() && LARGE_TABLE.is_power_of_two());

@@ -11,7 +11,7 @@ use agentguard::policy::generate::{Generator, Random};
 use agentguard::policy::{Action, LoadOptions, OwnedAction, Walks, load_text};
 use agentguard_common::record::Destination;
 use agentguard_common::selftest::kind;
-use agentguard_common::table::{MARKS, SMALL_TABLE};
+use agentguard_common::table::{MARKS, SMALL_TABLE, flags};
 use agentguard_common::verdict::{Reason, Verdict, access};
 use selftest::{Kernel, skipped};
 use zerocopy::IntoBytes as _;
@@ -27,6 +27,7 @@ trait Decides {
     fn decide(&mut self, action: &Action<'_>) -> (Verdict, Reason);
     fn decide_move(&mut self, from: &[u8], to: &[u8]) -> (Verdict, Reason);
     fn decided(&mut self) -> (Verdict, Reason);
+    fn is_quiet(&mut self, action: &Action<'_>) -> bool;
     fn marks(&mut self) -> u32;
 }
 
@@ -97,9 +98,18 @@ impl Decides for Kernel {
         self.set();
         let result = self.run();
         (
-            Verdict::from_number((result >> 16) as u8).unwrap(),
+            Verdict::from_number((result >> 16 & 7) as u8).unwrap(),
             Reason::from_number((result & 0xffff) as u16).unwrap(),
         )
+    }
+
+    /// Whether the decision before has no record if it is permitted.
+    fn is_quiet(&mut self, action: &Action<'_>) -> bool {
+        let bit = match action {
+            Action::Path { .. } => flags::QUIET_OPENS,
+            _ => flags::QUIET,
+        };
+        self.run() >> 18 & bit != 0
     }
 
     /// Marks for budgets that came with the decision before.
@@ -126,6 +136,7 @@ fn the_kernel_agrees_with_the_reference() {
     }
     let mut kernel = Kernel::load();
     let mut cases = 0usize;
+    let mut levels = [0usize; 2];
     let mut verdicts = std::collections::BTreeMap::new();
     for seed in 0..POLICIES {
         let mut generator = Generator::new(seed ^ 0x5eed_0000);
@@ -158,12 +169,23 @@ fn the_kernel_agrees_with_the_reference() {
                     "seed {seed}, {action:?}, by {:?}\n{text}",
                     judged.rule
                 );
+                let has_level = !matches!(action, Action::Exec { .. });
+                if has_level && matches!(decided.0, Verdict::Allow | Verdict::Ask) {
+                    let quiet = kernel.is_quiet(action);
+                    assert_eq!(
+                        quiet,
+                        !policy.is_recorded(action),
+                        "seed {seed}, {action:?}\n{text}"
+                    );
+                    levels[usize::from(quiet)] += 1;
+                }
                 *verdicts.entry(decided).or_insert(0usize) += 1;
                 cases += 1;
             });
         }
     }
-    println!("{cases} cases, 0 differences: {verdicts:?}");
+    println!("{cases} cases, 0 differences: {verdicts:?}; {levels:?} recorded and not");
+    assert!(levels.iter().all(|level| *level > 5_000), "{levels:?}");
     assert!(cases >= 200_000, "only {cases} cases");
     for verdict in [Verdict::Allow, Verdict::Ask, Verdict::Deny] {
         assert!(verdicts[&(verdict, Reason::Rule)] > 5_000, "{verdicts:?}");

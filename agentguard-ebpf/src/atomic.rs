@@ -26,11 +26,17 @@ pub fn replace(word: *mut u64, old: u64, new: u64) -> bool {
     unsafe { atomic_cxchg::<u64, SEQ_CST, SEQ_CST>(word, old, new).1 }
 }
 
+/// Puts `new` in the place of what was there, and gives that.
+#[inline(always)]
+pub fn swap(word: *mut u64, new: u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { atomic_xchg::<u64, SEQ_CST>(word, new) }
+}
+
 /// Stores `0` after everything before it.
 #[inline(always)]
 pub fn clear(word: *mut u64) {
-    // SAFETY: as above.
-    unsafe { atomic_xchg::<u64, SEQ_CST>(word, 0) };
+    swap(word, 0);
 }
 
 /// Reads a word that others write. (BPF v3 has no atomic load; an aligned load of a word is one.)

@@ -4,7 +4,8 @@
 use agentguard_common::opened::Address;
 use agentguard_common::record::Destination;
 use agentguard_common::table::{
-    LARGE_TABLE, MARKS, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, network_label, path_label,
+    LARGE_TABLE, MARKS, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, level, network_label,
+    path_label,
 };
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
@@ -56,6 +57,25 @@ impl Decision {
             flags: self.flags | label & MARKS,
             ..self
         }
+    }
+
+    /// With what the rules that matched say of recording what they allow ([`level`], in the lowest bits); where they say
+    /// nothing the policy's `bit` stands.
+    #[inline(always)]
+    const fn heard(self, level: u32, bit: u32) -> Self {
+        // VERIFIER: all kernels: without a branch, of which every way would be followed.
+        let said = (level & level::QUIET).wrapping_neg() & bit;
+        let quiet = said & (level >> 1 & 1).wrapping_sub(1);
+        Self {
+            flags: self.flags & !said | quiet,
+            ..self
+        }
+    }
+
+    /// Whether it is allowed, and nobody wants a record of it. `bit` says so for the kind of action.
+    #[inline(always)]
+    pub const fn is_unheard(self, bit: u32) -> bool {
+        self.is_allowed() && self.flags & bit != 0
     }
 
     /// Nothing stands in the way.
@@ -179,7 +199,7 @@ const fn combined((a, b): (u32, u32)) -> u32 {
         | (a | b) & LOWER << 1
         // Abstract names are all anchored.
         | a & 3 << path_label::LISTEN
-        | (a | b) & (path_label::EXEC_BY_COMMAND | MARKS)
+        | (a | b) & (path_label::EXEC_BY_COMMAND | MARKS | level::PATHS)
 }
 
 /// The combined label of a path in a buffer of `SIZE` bytes: the stricter of both automata for each access.
@@ -285,18 +305,22 @@ pub fn file_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted
     const _: () = assert!(path_label::READ == 0 && path_label::WRITE == access::WRITE as u32);
     let decision = begin(table).marked(label);
     let default = table.field(offset_of!(TableHeader, path_default));
-    let of = |shift| settle(decision, opinion(label, shift), opinion(default, shift));
+    let of = |shift| {
+        settle(decision, opinion(label, shift), opinion(default, shift))
+            .heard(label >> (shift + level::ABOVE), flags::QUIET_OPENS)
+    };
     if wanted == access::READ as u32 || wanted == access::WRITE as u32 {
         // The bit of one access is where its verdict begins.
         return of(wanted & access::WRITE as u32);
     }
     // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
     let (read, write) = (of(path_label::READ), of(path_label::WRITE));
+    let flags = read.flags & write.flags;
     if write.verdict > read.verdict || (write.verdict == read.verdict && write.reason < read.reason)
     {
-        write
+        Decision { flags, ..write }
     } else {
-        read
+        Decision { flags, ..read }
     }
 }
 
@@ -509,7 +533,8 @@ pub unsafe fn moved<const BYTES: usize>(
     if worse.verdict == Verdict::Ask as u32 && approved != 0 {
         worse = crate::approval::approved(worse, approved);
     }
-    let worse = forget(worse);
+    let flags = leaves.flags & arrives.flags | (leaves.flags | arrives.flags) & MARKS;
+    let worse = forget(Decision { flags, ..worse });
     if !worse.is_allowed() {
         return worse;
     }
@@ -575,14 +600,21 @@ pub fn destination<const BYTES: usize>(
         );
         if found != 0 {
             *name = found as u32;
-            let decision = decision.marked((found >> 32) as u32);
-            return decision.with(Verdict::Allow, Reason::Opened);
+            let said = (found >> 32) as u32;
+            return decision
+                .marked(said)
+                .heard(said, flags::QUIET)
+                .with(Verdict::Allow, Reason::Opened);
         }
     }
     settle(
         decision,
         opinion(state, network_label::CONNECT),
         network_default(table, network_label::CONNECT),
+    )
+    .heard(
+        state >> (network_label::CONNECT + level::ABOVE),
+        flags::QUIET,
     )
 }
 
@@ -601,6 +633,10 @@ pub fn listen<const BYTES: usize>(table: Table<BYTES>, at: &Destination) -> Deci
         opinion(state, network_label::LISTEN),
         network_default(table, network_label::LISTEN),
     )
+    .heard(
+        state >> (network_label::LISTEN + level::ABOVE),
+        flags::QUIET,
+    )
 }
 
 #[inline(always)]
@@ -615,7 +651,8 @@ pub fn unix<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Decision {
         begin(table),
         opinion(label, path_label::CONNECT),
         network_default(table, network_label::UNIX_CONNECT),
-    );
+    )
+    .heard(label >> (path_label::CONNECT + level::ABOVE), flags::QUIET);
     if decision.reason == Reason::Default as u32 && !decision.is_allowed() {
         return Decision {
             reason: Reason::UnixSocket as u32,
@@ -633,6 +670,7 @@ pub fn abstract_name<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Dec
         opinion(label, path_label::LISTEN),
         network_default(table, network_label::LISTEN),
     )
+    .heard(label >> (path_label::LISTEN + level::ABOVE), flags::QUIET)
 }
 
 /// Decides on something that depends on no rule, so that generation and mode are right.

@@ -12,6 +12,7 @@ use aya_ebpf::helpers::generated::{
 
 use crate::bound::forget;
 use crate::decide::Decision;
+use crate::fold;
 use crate::label::Subject;
 use crate::maps::{ALLOWED, Chunk, DENIED, LOSSES, SHORT_PATH};
 use crate::offsets::field;
@@ -35,7 +36,7 @@ pub const DENIED_ERRNO: i32 = -1;
 /// Neither `BPF_RB_NO_WAKEUP` nor `BPF_RB_FORCE_WAKEUP`: the reader is woken by the record, or the discarding, that
 /// finds everything before it given back. It gathers what comes after that, and nobody is woken until it has given
 /// that back too.
-const WAKE_IDLE: u64 = 0;
+pub const WAKE_IDLE: u64 = 0;
 
 /// What a decision comes to.
 #[derive(Clone, Copy)]
@@ -199,12 +200,17 @@ pub fn discard(chunk: *mut Chunk) {
 }
 
 /// Sends a record that was built in reserved space: that space itself if the action was allowed, else a
-/// copy of it to the ring of denials. Readers ignore what follows `len` bytes.
+/// copy of it to the ring of denials. Readers ignore what follows `len` bytes. What repeats a record is counted
+/// there.
 #[inline(always)]
-pub fn deliver(chunk: *mut Chunk, tail: u64, outcome: Outcome) {
+pub fn deliver(chunk: *mut Chunk, tail: u64, decision: Decision, outcome: Outcome) {
     // SAFETY: the caller reserved it; the tail is bounded by its size.
     unsafe {
         (*chunk).header.len = (HEADER_LEN as u64 + tail) as u32;
+        if fold::is_counted(&raw mut (*chunk).header, tail as u32, decision) {
+            discard(chunk);
+            return;
+        }
         if outcome.verdict == Verdict::Allow as u32 {
             bpf_ringbuf_submit(chunk.cast(), WAKE_IDLE);
             return;
@@ -216,6 +222,22 @@ pub fn deliver(chunk: *mut Chunk, tail: u64, outcome: Outcome) {
         if lost {
             count_loss(class::DENIED);
         }
+    }
+}
+
+/// Sends a header and the `tail` bytes that follow it in memory, which must be at most `MAX`, unless it repeats a
+/// record and is counted there. The memory must be that of a [`Chunk`] at least.
+#[inline(always)]
+pub fn send_or_count<const MAX: u32>(
+    header: *mut RecordHeader,
+    tail: u32,
+    decision: Decision,
+    outcome: Outcome,
+) {
+    // SAFETY: the caller owns the memory.
+    unsafe { (*header).len = HEADER_LEN as u32 + tail };
+    if !fold::is_counted(header, tail, decision) {
+        send::<MAX>(header, tail, outcome);
     }
 }
 
@@ -261,8 +283,14 @@ fn lose(outcome: Outcome) {
 /// Counts a record that could not be delivered.
 #[inline(always)]
 pub fn count_loss(class: u32) {
+    count_losses(class, 1);
+}
+
+/// The same for one that stands for several acts.
+#[inline(always)]
+pub fn count_losses(class: u32, acts: u64) {
     if let Some(total) = LOSSES.get_ptr_mut(class) {
-        crate::atomic::add(total, 1);
+        crate::atomic::add(total, acts);
     }
 }
 
@@ -323,7 +351,7 @@ macro_rules! noted {
 pub(crate) use noted;
 
 /// The address of a ring for the helpers.
-trait ForHelper {
+pub trait ForHelper {
     fn as_ptr_for_helper(&self) -> *mut core::ffi::c_void;
 }
 

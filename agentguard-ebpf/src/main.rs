@@ -17,6 +17,7 @@ mod budget;
 mod climb;
 mod decide;
 mod emit;
+mod fold;
 mod hooks;
 mod identity;
 mod label;

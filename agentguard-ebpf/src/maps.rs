@@ -9,7 +9,9 @@ use agentguard_common::budget::{Limits, MAX_METERS, Meter};
 use agentguard_common::identity::{FILTER_WORDS, MAX_OBJECTS, Object};
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::opened::{Address, MAX_OPENED, Opened, PORT_WORDS, Redirect, Resolver};
-use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, RecordHeader, class};
+use agentguard_common::record::{
+    ALLOWED_RING, DENIED_RING, HEADER_LEN, REPEATED_PLACES, RecordHeader, class, folding,
+};
 use agentguard_common::table::{LARGE_TABLE, MAX_AGENTS, MAX_COMMAND, SMALL_TABLE};
 use agentguard_common::traffic::{Account, Flow, MAX_FLOWS, Owner, Row};
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, RingBuf};
@@ -81,6 +83,28 @@ pub const SHORT_PATH: usize = 256;
 pub struct Chunk {
     pub header: RecordHeader,
     pub tail: [u8; SHORT_PATH],
+}
+
+/// An act of a thread, and how often it was repeated.
+#[repr(C)]
+pub struct Place {
+    /// How often (lower half), and the number of what is kept here (upper half). Changed atomically.
+    pub word: u64,
+    /// When the record of the act was made.
+    pub first: u64,
+    /// When the first and the last of the repeats happened.
+    pub since: u64,
+    pub last: u64,
+    /// The record, until its repeats are told.
+    pub record: Chunk,
+}
+
+/// What a thread repeats. Changed by itself alone, but for the counts.
+#[repr(C)]
+pub struct Repeats {
+    /// 1 when the thread ends.
+    pub closed: u64,
+    pub places: [Place; REPEATED_PLACES],
 }
 
 /// Owned memory for one decision on an exec.
@@ -208,6 +232,15 @@ pub static LABELS: TaskStorage<Label> = TaskStorage::new();
 /// with the task.
 #[btf_map]
 pub static SCRIPTS: TaskStorage<Script> = TaskStorage::new();
+
+/// task → what it repeats, under a policy that wants this counted. Written by the hooks; freed with the task, after its end
+/// has told what was counted.
+#[btf_map]
+pub static REPEATS: TaskStorage<Repeats> = TaskStorage::new();
+
+/// See [`folding`].
+#[btf_map]
+pub static FOLDING: Array<u64, { folding::COUNT as usize }> = Array::new();
 
 /// cgroup id → who is governed there. Written by the daemon, read when a task enters a cgroup.
 #[btf_map]

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 
 use crate::bound::{at_most, at_most_64};
 use crate::budget::charged;
-use agentguard_common::table::MARKS;
+use agentguard_common::table::{MARKS, flags};
 
 use crate::decide::{self, Command, Moved, Place, with_table};
 use crate::maps::{ExecScratch, NameScratch, SHORT_PATH};
@@ -19,7 +19,8 @@ use crate::scratch;
 #[btf_map]
 pub static SELFTEST: Array<Case, 1> = Array::new();
 
-/// Judges the case under the policy of agent 1; `verdict << 16 | reason`, or 0 if it cannot.
+/// Judges the case under the policy of agent 1; `verdict << 16 | reason`, above them [`flags::QUIET`] and
+/// [`flags::QUIET_OPENS`] from bit 19 on and [`MARKS`] from bit 24 on; or 0 if it cannot.
 #[classifier]
 pub fn selftest(_ctx: TcContext) -> i32 {
     let (Some(case), Some(policy)) = (SELFTEST.get_ptr(0), decide::policy(1)) else {
@@ -95,5 +96,6 @@ pub fn selftest(_ctx: TcContext) -> i32 {
             _ => return 0,
         }
     };
-    ((decision.flags & MARKS) << 12 | decision.verdict << 16 | decision.reason) as i32
+    let quiet = decision.flags & (flags::QUIET | flags::QUIET_OPENS);
+    ((decision.flags & MARKS) << 12 | quiet << 18 | decision.verdict << 16 | decision.reason) as i32
 }

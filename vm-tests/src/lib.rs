@@ -21,6 +21,7 @@ pub mod listen;
 pub mod names;
 pub mod races;
 mod reader;
+mod recording;
 pub mod row;
 pub mod run;
 pub mod runaway;

@@ -169,6 +169,17 @@ pub const SCENARIOS: &[Scenario] = &[
         bulk,
     ),
     (
+        "record: repeats of eight threads are counted, and each once",
+        |stage| crate::recording::repeats(&mut stage.trail),
+    ),
+    (
+        "record: repeats are told of who goes quiet, is killed or let go",
+        |stage| crate::recording::told(&mut stage.trail),
+    ),
+    ("record: levels of policies and of rules", |stage| {
+        crate::recording::levels(&mut stage.trail)
+    }),
+    (
         "record: no alarm, no gap, nothing malformed in this run",
         quiet,
     ),

@@ -25,7 +25,7 @@ pub fn write(record: &Record<'_>, to: &mut Vec<u8>) -> Outcome {
         text cause, number approval, text rule_at, list argv, number argc, number port, text name, text protocol,
         text family, text question, list answers, text reply, number inode, text device, number generation,
         number exec_id, number new_exec_id, number tid, number euid, number open_flags, text mode, number child,
-        number status, number errno, list flags, text class, number lost, any usage, number bytes_in,
+        number status, number errno, list flags, number repeats, text since, text class, number lost, any usage, number bytes_in,
         number bytes_out, number packets_in, number packets_out, text detail, text log, text key, text signature,
         text digest, always prev, unless_empty hash,
     );
@@ -166,6 +166,8 @@ mod tests {
             status: small,
             errno: Some(number as u16),
             flags: list(),
+            repeats: large,
+            since: own(),
             class: own(),
             lost: large,
             usage: Some(usage),

@@ -179,6 +179,12 @@ pub struct Record<'a> {
     /// `anonymous`, `argv-truncated`, `killed`, `for-exec`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flags: Option<Vec<Cow<'a, str>>>,
+    /// How often the thread did the same again, without a record for each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<u64>,
+    /// With `repeats`: when it was first repeated; `time` is when it was last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Cow<'a, str>>,
     /// gap: where the records were lost (`allowed`, `denied`: the kernel's ring; `log`: the file).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class: Option<Cow<'a, str>>,
@@ -229,6 +235,11 @@ impl<'a> Record<'a> {
             op: Cow::Borrowed(op),
             ..Self::default()
         }
+    }
+
+    /// For how many acts it stands.
+    pub fn acts(&self) -> u64 {
+        self.repeats.unwrap_or(1)
     }
 
     /// Whether it records that something was refused.

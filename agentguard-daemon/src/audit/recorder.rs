@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use agentguard_common::record::class;
+use agentguard_common::record::{class, record_flags};
 use agentguard_common::verdict::{Operation, Reason, Verdict};
 use tokio::sync::broadcast;
 
@@ -411,6 +411,10 @@ impl Recorder {
         let time = self.clock.at_boot_time(event.time).to_owned();
         let mut record = lay_out(event, opinion.as_ref());
         record.time = Cow::Owned(time);
+        if let Some(since) = event.since() {
+            record.repeats = Some(event.acts());
+            record.since = Some(Cow::Owned(self.clock.at_boot_time(since).to_owned()));
+        }
         record.agent = name.as_deref().map(Cow::Borrowed);
         record.exe = exe.as_deref().map(Cow::Borrowed);
         record.policy = policy
@@ -444,9 +448,9 @@ impl Recorder {
     fn count(&mut self, event: &Event<'_>) -> Option<Arc<str>> {
         let session = self.sessions.get_mut(&event.session)?;
         match event.verdict {
-            Verdict::Deny | Verdict::Ask => session.tally.denied += 1,
-            Verdict::WouldDeny => session.tally.would_deny += 1,
-            Verdict::Allow if is_action(event.operation) => session.tally.allowed += 1,
+            Verdict::Deny | Verdict::Ask => session.tally.denied += event.acts(),
+            Verdict::WouldDeny => session.tally.would_deny += event.acts(),
+            Verdict::Allow if is_action(event.operation) => session.tally.allowed += event.acts(),
             _ => {}
         }
         Some(session.name.clone())
@@ -588,8 +592,9 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
         approval: opinion.and_then(|opinion| opinion.approval),
         ..Record::default()
     };
-    if event.flags != 0 {
-        record.flags = Some(words::flag_names(event.flags).map(Cow::Borrowed).collect());
+    let flags = event.flags & !record_flags::REPEATED;
+    if flags != 0 {
+        record.flags = Some(words::flag_names(flags).map(Cow::Borrowed).collect());
     }
     if event.inode != 0 {
         record.inode = Some(event.inode);

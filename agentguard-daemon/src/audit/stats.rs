@@ -121,14 +121,16 @@ impl Stats {
         let Some(verdict) = record.verdict.as_deref() else {
             return;
         };
-        *self.verdicts.entry(verdict.to_owned()).or_default() += 1;
+        let acts = record.acts();
+        let add = |to: &mut HashMap<String, u64>, what: &str| add_many(to, what, acts);
+        *self.verdicts.entry(verdict.to_owned()).or_default() += acts;
         let refused = verdict != "allow";
         if let Ok(time) = record.time.parse::<Timestamp>() {
             let slice = self.seconds.entry(time.as_second()).or_default();
             if refused {
-                slice.denied += 1;
+                slice.denied += acts;
             } else {
-                slice.allowed += 1;
+                slice.allowed += acts;
             }
         }
         if let Some(exe) = &record.exe {

@@ -14,6 +14,7 @@ pub fn line(record: &Record<'_>, colour: bool) -> String {
     let exe = record.exe.as_deref().unwrap_or("?");
     let pid = record.pid.unwrap_or(0);
     let mut line = format!("{} {exe} (pid {pid}) → {}", red(word, colour), deed(record));
+    line.push_str(&times(record));
     line.push_str("  rule: ");
     line.push_str(
         record
@@ -31,6 +32,15 @@ pub fn line(record: &Record<'_>, colour: bool) -> String {
         line.push_str(&remedy);
     }
     line
+}
+
+/// How often it was done again, where the record stands for that.
+pub fn times(record: &Record<'_>) -> String {
+    match record.repeats {
+        None => String::new(),
+        Some(1) => " (once more)".to_owned(),
+        Some(repeats) => format!(" ({repeats} times more)"),
+    }
 }
 
 /// What was tried: `read /x`, `run git push --force`, `1.2.3.4:443`.

@@ -57,17 +57,18 @@ impl Summary {
         if record.session != Some(self.session) {
             return None;
         }
-        self.count += 1;
+        let acts = record.acts();
+        self.count += acts;
         let key = (
             record.exe.as_deref().unwrap_or("?").to_owned(),
             denial::deed(&record),
         );
         if let Some((count, _)) = self.seen.get_mut(&key) {
-            *count += 1;
+            *count += acts;
             return None;
         }
         let text = denial::line(&record, self.colour);
-        self.seen.insert(key.clone(), (1, text.clone()));
+        self.seen.insert(key.clone(), (acts, text.clone()));
         self.order.push(key);
         (self.order.len() <= SHOWN).then_some(text)
     }

@@ -46,7 +46,7 @@ pub struct Event<'a> {
     pub euid: u32,
     /// The exec record whose program the task runs; 0 if it was attached while running.
     pub exec_id: u64,
-    /// exec: the number given to the task's later records. fork: flags of clone.
+    /// exec: the number given to the task's later records. fork: flags of clone. Repeats: how often, and for how long.
     pub new_exec_id: u64,
     /// Inode number of the target (open, exec).
     pub inode: u64,
@@ -93,6 +93,21 @@ impl<'a> Event<'a> {
     /// Whether a bit of [`record_flags`] is set.
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// For how many acts it stands.
+    pub fn acts(&self) -> u64 {
+        if self.has(record_flags::REPEATED) {
+            self.new_exec_id & u64::from(u32::MAX)
+        } else {
+            1
+        }
+    }
+
+    /// When the first of several happened, on the same clock as `time`.
+    pub fn since(&self) -> Option<u64> {
+        self.has(record_flags::REPEATED)
+            .then(|| self.time.saturating_sub((self.new_exec_id >> 32) * 1000))
     }
 
     /// The arguments of an exec, `argv[0]` first, without their NULs.

@@ -47,6 +47,8 @@ pub const COLUMNS: &[&str] = &[
     "status",
     "errno",
     "flags",
+    "repeats",
+    "since",
     "class",
     "lost",
     "usage",

@@ -12,8 +12,9 @@ use super::{Guard, KernelError, hooks};
 
 /// Tracepoints that keep lineage and record the life of processes.
 const TRACEPOINTS: &[&str] = &["cgroup_attach_task", "task_newtask", "sched_process_exit"];
-/// The task iterator.
-pub(super) const ITERATOR: &str = "settle_tasks";
+/// The walks over all tasks: labelling, and telling what threads repeat.
+pub(super) const LABELLING: &str = "settle_tasks";
+pub(super) const TELLING: &str = "tell_repeats";
 
 impl Guard {
     pub(super) fn load_programs(
@@ -29,7 +30,7 @@ impl Guard {
                 .map_err(|error| of_program("load", name, error))?;
             loaded();
         }
-        self.load_iterator(btf)?;
+        self.load_iterators(btf)?;
         self.load_redirects()?;
         self.load_counters()?;
         for name in hooks::present(btf) {
@@ -49,11 +50,14 @@ impl Guard {
         Ok(())
     }
 
-    pub(super) fn load_iterator(&mut self, btf: &Btf) -> Result<(), KernelError> {
-        let iterator: &mut Iter = program(self.object(), ITERATOR)?;
-        iterator
-            .load("task", btf)
-            .map_err(|error| of_program("load", ITERATOR, error))
+    pub(super) fn load_iterators(&mut self, btf: &Btf) -> Result<(), KernelError> {
+        for name in [LABELLING, TELLING] {
+            let iterator: &mut Iter = program(self.object(), name)?;
+            iterator
+                .load("task", btf)
+                .map_err(|error| of_program("load", name, error))?;
+        }
+        Ok(())
     }
 
     /// Everything verifies: now attach, lineage first. In a folder the links outlive this process.

@@ -5,14 +5,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use agentguard_common::label::{Control, Label, Membership, State};
-use agentguard_common::record::class;
+use agentguard_common::record::{class, folding};
 use agentguard_common::table::{LARGE_TABLE, MAGIC, MAX_AGENTS, SMALL_TABLE};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::Iter;
 
 use super::approvals::Approvals;
-use super::attach::{ITERATOR, of_program, program};
+use super::attach::{LABELLING, TELLING, of_program, program};
 use super::budget::Budgets;
 use super::journal::Journal;
 use super::load::{failed, open};
@@ -54,6 +54,7 @@ pub struct Guard {
     cgroups: HashMap<MapData, u64, Bytes<Membership>>,
     losses: Array<MapData, u64>,
     control: Array<MapData, Bytes<Control>>,
+    folding: Array<MapData, u64>,
     state: Array<MapData, Bytes<State>>,
     objects: Objects,
     pub(super) names: Names,
@@ -82,6 +83,7 @@ impl Guard {
             cgroups: open("CGROUPS", take("CGROUPS")?)?,
             losses: open("LOSSES", take("LOSSES")?)?,
             control: open("CONTROL", take("CONTROL")?)?,
+            folding: open("FOLDING", take("FOLDING")?)?,
             state: open(".bss", take(".bss")?)?,
             objects: Objects::open(take("OBJECTS")?, take("OBJECT_FILTER")?)?,
             names: Names::open([
@@ -271,8 +273,30 @@ impl Guard {
         self.control
             .set(0, Bytes(control), 0)
             .map_err(|error| failed("CONTROL", &error))?;
-        let iterator: &mut Iter = program(&mut self.ebpf, ITERATOR)?;
-        let attach = |error| of_program("attach", ITERATOR, error);
+        self.walk(LABELLING)?;
+        let control = self
+            .control
+            .get(&0, 0)
+            .map_err(|error| failed("CONTROL", &error))?;
+        Ok(control.0.changed as usize)
+    }
+
+    /// Has the repeats told that threads have counted and not told yet: all, or those of the last second not.
+    pub fn tell_repeats(&mut self, all: bool) -> Result<(), KernelError> {
+        let failed = |error| failed("FOLDING", &error);
+        if self.folding.get(&folding::PENDING, 0).map_err(failed)? == 0 {
+            return Ok(());
+        }
+        self.folding
+            .set(folding::ALL, u64::from(all), 0)
+            .map_err(failed)?;
+        self.walk(TELLING)
+    }
+
+    /// Runs a program over all tasks.
+    fn walk(&mut self, name: &'static str) -> Result<(), KernelError> {
+        let iterator: &mut Iter = program(&mut self.ebpf, name)?;
+        let attach = |error| of_program("attach", name, error);
         let link = iterator.attach().map_err(attach)?;
         let link = iterator.take_link(link).map_err(attach)?;
         let io = |error| KernelError::Io {
@@ -284,11 +308,7 @@ impl Guard {
             .map_err(|error| io(io::Error::other(error)))?;
         let mut sink = Vec::new();
         file.read_to_end(&mut sink).map_err(io)?;
-        let control = self
-            .control
-            .get(&0, 0)
-            .map_err(|error| failed("CONTROL", &error))?;
-        Ok(control.0.changed as usize)
+        Ok(())
     }
 
     /// The ring buffers. Can be taken once, inside a tokio runtime.

@@ -111,7 +111,7 @@ impl Guard {
         let mut guard = Self::load_maps(options, Some(pins))?;
         let btf = btf(options)?.1;
         if origin == Origin::Adopted {
-            guard.load_iterator(&btf)?;
+            guard.load_iterators(&btf)?;
             guard.load_redirects()?;
             guard.load_counters()?;
             guard.forget_scratch();

@@ -109,7 +109,7 @@ impl AgentCounts {
             .map(|((operation, reason, errno), count)| (*operation, *reason, *errno, *count))
     }
 
-    fn denied(&mut self, rule: &str, cause: Words) {
+    fn denied(&mut self, rule: &str, cause: Words, acts: u64) {
         if !self.denials.contains_key(rule) {
             let rule = if self.denials.len() < RULES {
                 rule
@@ -124,7 +124,7 @@ impl AgentCounts {
             OTHER
         };
         if let Some(causes) = self.denials.get_mut(rule) {
-            *causes.entry(cause).or_default() += 1;
+            *causes.entry(cause).or_default() += acts;
         }
     }
 
@@ -238,20 +238,21 @@ impl Counts {
             Verdict::Allow if !is_action(event.operation) => Verdict::None,
             verdict => verdict,
         };
-        counts.kernel[event.operation as usize][verdict as usize] += 1;
+        let acts = event.acts();
+        counts.kernel[event.operation as usize][verdict as usize] += acts;
         if matches!(
             event.verdict,
             Verdict::Deny | Verdict::Ask | Verdict::WouldDeny
         ) {
             let cause = (event.reason.name().into(), event.verdict.name().into());
-            counts.denied(rule.unwrap_or_default(), cause);
+            counts.denied(rule.unwrap_or_default(), cause, acts);
         }
         // That of a budget is the number of a meter.
         let has_errno = event.errno != 0 && event.reason != Reason::Budget;
         if has_errno || is_failure(event.reason) {
             let errno = if has_errno { event.errno } else { 0 };
             let site = (event.operation, event.reason, errno);
-            *counts.failures.entry(site).or_default() += 1;
+            *counts.failures.entry(site).or_default() += acts;
         }
     }
 
@@ -262,7 +263,7 @@ impl Counts {
         let verdict = word(record.verdict.as_deref());
         if matches!(&*verdict, "deny" | "ask" | "would-deny") {
             let cause = (word(record.cause.as_deref()), verdict.clone());
-            counts.denied(record.rule.as_deref().unwrap_or_default(), cause);
+            counts.denied(record.rule.as_deref().unwrap_or_default(), cause, 1);
         }
         match &*record.op {
             op::RESOLVE => {

@@ -91,7 +91,7 @@ metrics! {
     VERDICTS: Counter "agentguard_verdicts_total" ["agent", "verdict"]
         "Actions that were judged, by verdict (allow, deny, ask, would-deny); all four are there from the agent's start on";
     RECORDS: Counter "agentguard_records_total" ["agent", "op", "verdict"]
-        "Records, by operation and verdict; without those that the log makes about itself";
+        "Records, by operation and verdict; repeats that share one are counted each; without those that the log makes about itself";
     DENIALS: Counter "agentguard_denials_total" ["agent", "rule", "cause", "verdict"]
         "Refusals (deny, ask, would-deny) by the rule that decided and the cause; a hundred rules of an agent have series of their own, the rest share the rule (other)";
     FAILURES: Counter "agentguard_kernel_failures_total" ["agent", "op", "cause", "errno"]

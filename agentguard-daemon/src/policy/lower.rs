@@ -16,9 +16,10 @@ use super::load::Parts;
 use super::locks::Locks;
 use super::names::NameIndex;
 use super::own;
+use super::recording::Audit;
 use super::rule::{Matcher, Rule};
 use super::rules::Lowering;
-use super::schema::{At, Audit, Choice, Document, FileRules, Mode, Switch, UnixSetting};
+use super::schema::{At, Choice, Document, FileRules, Mode, Switch, UnixSetting};
 use super::vars::Vars;
 use super::{Defaults, Policy};
 
@@ -82,12 +83,10 @@ fn build(
 ) -> Result<Policy, PolicyError> {
     let defaults = defaults(documents);
     let outer = documents[0].1;
-    let audit = outer.audit.as_ref().map(|audit| audit.value);
-    let inherited = documents
-        .iter()
-        .filter_map(|(_, d)| d.audit.as_ref())
-        .map(|audit| audit.value)
-        .max();
+    let written = || documents.iter().filter_map(|(_, d)| d.audit.as_ref());
+    let own = outer.audit.as_ref().map(|audit| audit.value);
+    let level = own.and_then(|own| own.level);
+    let repeats = own.and_then(|own| own.repeats);
     Ok(Policy {
         name: outer
             .name
@@ -95,7 +94,12 @@ fn build(
             .map_or_else(|| fallback_name.to_owned(), |name| name.value.clone()),
         description: outer.description.clone(),
         mode: mode(documents)?,
-        audit: audit.or(inherited).unwrap_or(Audit::All),
+        audit: level
+            .or(written().filter_map(|audit| audit.value.level).max())
+            .unwrap_or(Audit::All),
+        repeats: repeats
+            .or(written().filter_map(|audit| audit.value.repeats).max())
+            .unwrap_or_default(),
         defaults,
         kernel: Locks::join(documents)?,
         limits: Arc::new(Limits::join(documents, &rules, defaults.network, vars)?),

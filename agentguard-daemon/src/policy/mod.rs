@@ -30,6 +30,7 @@ pub mod places;
 pub mod protected;
 mod pseudo;
 mod reach;
+mod recording;
 mod rule;
 mod rules;
 pub mod schema;
@@ -56,8 +57,9 @@ pub use limits::Limits;
 pub use load::{LoadOptions, MAX_FILE};
 pub use locks::Locks;
 pub use lower::is_name;
+pub use recording::{Audit, RepeatedActs};
 pub use rule::{Action, Judgement, Matcher, Rule, RuleExample, RuleRef};
-pub use schema::{Audit, Mode};
+pub use schema::Mode;
 
 /// Longest value of a variable, in bytes.
 pub(crate) const MAX_VALUE: usize = 4096;
@@ -86,6 +88,7 @@ pub struct Policy {
     description: Option<String>,
     mode: Mode,
     audit: Audit,
+    repeats: RepeatedActs,
     defaults: Defaults,
     kernel: Locks,
     limits: Arc<Limits>,
@@ -151,9 +154,14 @@ impl Policy {
         self.mode
     }
 
-    /// What is recorded.
+    /// What is recorded of what is permitted, where no rule says otherwise.
     pub fn audit(&self) -> Audit {
         self.audit
+    }
+
+    /// What becomes of acts that a thread repeats.
+    pub fn repeats(&self) -> RepeatedActs {
+        self.repeats
     }
 
     /// Verdicts where no rule matches.

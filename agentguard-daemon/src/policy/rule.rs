@@ -10,6 +10,7 @@ use super::command::CommandPattern;
 use super::diagnostic::Span;
 use super::glob::Glob;
 use super::names::NamePattern;
+use super::recording::Audit;
 
 /// What a rule speaks of. A rule matches where one of its patterns does and none of its exceptions.
 #[derive(Clone, Debug)]
@@ -69,6 +70,8 @@ pub struct Rule {
     pub reason: Option<String>,
     /// Allow, ask or deny.
     pub verdict: Verdict,
+    /// Whether what it permits is recorded, whatever the level of the policy.
+    pub audit: Option<Audit>,
     /// What it speaks of.
     pub matcher: Matcher,
     /// Its patterns as they were written.

@@ -15,9 +15,10 @@ use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::diagnostic::Span;
 use super::limits::schema::{BudgetRule, ModelsRule, ScheduleRule};
+use super::recording::{Audit, AuditSetting};
 
 /// A value and where it stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct At<T> {
     /// The value.
     pub value: T,
@@ -202,8 +203,8 @@ pub struct Document {
     pub vars: Option<BTreeMap<String, At<String>>>,
     /// `enforce` (default), or `shadow`: record what would be denied, and let it go ahead.
     pub mode: Option<At<Mode>>,
-    /// What is recorded.
-    pub audit: Option<At<Audit>>,
+    /// What is recorded of what is permitted, and what becomes of repeats.
+    pub audit: Option<At<AuditSetting>>,
     /// Rules for opening files.
     pub files: Option<Files>,
     /// Rules for running programs.
@@ -248,16 +249,6 @@ pub enum Mode {
     Enforce,
     /// Denied actions go ahead and are recorded as `would-deny`.
     Shadow,
-}
-
-/// What is recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Audit {
-    /// Denials, and allowed programs and connections; not allowed opens.
-    Denied,
-    /// Everything (default).
-    All,
 }
 
 /// A verdict that a policy may give by default.
@@ -318,6 +309,8 @@ pub struct PathRule {
     pub path: OneOrMany<String>,
     /// Name of the rule in records; must be unique.
     pub id: Option<At<String>>,
+    /// Whether what it permits is recorded, whatever the level of the policy.
+    pub audit: Option<At<Audit>>,
     /// Why; people and agents read it.
     pub reason: Option<String>,
     /// Globs that this rule (and no other) does not speak of.
@@ -462,6 +455,8 @@ pub struct NetworkRule {
     pub protocol: Option<At<ProtocolName>>,
     /// Name of the rule in records; must be unique.
     pub id: Option<At<String>>,
+    /// Whether what it permits is recorded, whatever the level of the policy.
+    pub audit: Option<At<Audit>>,
     /// Why; people and agents read it.
     pub reason: Option<String>,
     /// Destinations, in the short form, that this rule (and no other) does not speak of.

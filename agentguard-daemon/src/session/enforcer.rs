@@ -36,6 +36,8 @@ pub trait Enforcer: Send {
     fn unlabel(&mut self, agent: u32) -> Result<usize, KernelError>;
     /// Tasks that may lack their label.
     fn unsettled(&self) -> Result<u64, KernelError>;
+    /// Has the repeats told that threads have counted: all, or those whose time is over.
+    fn tell_repeats(&mut self, all: bool) -> Result<(), KernelError>;
     /// The label of the process behind a pidfd.
     fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError>;
     /// Records lost so far, by class.
@@ -125,6 +127,10 @@ impl Enforcer for Guard {
 
     fn unsettled(&self) -> Result<u64, KernelError> {
         Guard::unsettled(self)
+    }
+
+    fn tell_repeats(&mut self, all: bool) -> Result<(), KernelError> {
+        Guard::tell_repeats(self, all)
     }
 
     fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {

@@ -102,6 +102,8 @@ impl Engine {
         }
         self.pump.drain().await;
         self.let_go(&agent, parting)?;
+        // Whatever was under way when its policy was taken away is over: nothing is counted any more.
+        lock(&self.enforcer).tell_repeats(true)?;
         self.pump.drain().await;
         self.strike(agent.slot);
         self.end_limits(&agent);

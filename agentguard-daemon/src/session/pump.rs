@@ -17,6 +17,9 @@ use crate::kernel::{Batch as Lines, Journal, Rings, time};
 /// Bytes of records after which a batch ends: then there is room in the rings again.
 const BATCH_BYTES: usize = 512 << 10;
 
+/// How often threads are asked what they repeat, while some do.
+const TELL: Duration = Duration::from_secs(1);
+
 /// How often a place for lines is looked for while there is none.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -61,6 +64,8 @@ pub struct Well {
     batch: Batch,
     /// Whether a batch is read, and its lines have no place yet.
     open: bool,
+    /// When threads were asked last what they repeat.
+    told: Instant,
 }
 
 impl Well {
@@ -78,6 +83,7 @@ impl Well {
             journal,
             batch: Batch::default(),
             open: false,
+            told: Instant::now(),
         }
     }
 
@@ -206,6 +212,12 @@ impl Well {
     fn drain(&mut self) {
         if let Ok(mut enforcer) = self.enforcer.try_lock() {
             settle(enforcer.as_mut());
+            if self.told.elapsed() >= TELL {
+                self.told = Instant::now();
+                if let Err(error) = enforcer.tell_repeats(false) {
+                    tracing::error!("what threads repeat could not be read: {error}");
+                }
+            }
         }
         locked(&self.recorder).counts().rings(self.rings.used());
         let mut read = 0;

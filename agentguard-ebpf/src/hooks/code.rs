@@ -3,6 +3,7 @@
 //! Choke points: `mmap_file` and `file_mprotect` with `PROT_EXEC`. Libraries that the agent cannot write
 //! are no programs of its own and stay free. What is permitted leaves no record: the file was opened.
 
+use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
 use super::locks;
@@ -86,6 +87,9 @@ fn judge(subject: Subject, file: u64, policy: Policy, scratch: *mut NameScratch)
             decision
         };
         let (decision, outcome) = emit::settle(&raw mut (*scratch).decision, decision);
+        if decision.is_unheard(QUIET) {
+            return 0;
+        }
         let header = &mut (*scratch).header;
         emit::fill(header, subject, Operation::Map, decision, outcome);
         header.access = access::EXEC;

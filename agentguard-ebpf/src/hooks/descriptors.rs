@@ -4,6 +4,7 @@
 //! `pidfd_getfd`) and `file_ioctl`.
 
 use agentguard_common::record::Destination;
+use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
@@ -134,6 +135,9 @@ fn socket(subject: Subject, socket: u64) -> i32 {
             with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name))
         }
     };
+    if decision.is_unheard(QUIET) {
+        return 0;
+    }
     let Some(scratch) = scratch::claim::<PathScratch>() else {
         // The decision stands; only its target is missing from the record.
         return emit::bare(subject, Operation::Receive, decision);

@@ -13,6 +13,7 @@ use core::ffi::c_void;
 use crate::budget;
 use crate::decide::{self, Decision, with_table};
 use crate::emit::{self, DENIED_ERRNO};
+use crate::fold;
 use crate::label::{
     Standing, Subject, current, enter, give, governs, load, membership, membership_of, peek,
     peek_label, standing, take,
@@ -169,6 +170,7 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     if label.is_null() {
         return 0;
     }
+    fold::close(task);
     let signal: u64 = peek(task as u64 + get(&off::OFF_TASK_SIGNAL) as u64, 0);
     let live: u32 = peek(signal + get(&off::OFF_SIGNAL_LIVE) as u64, 0);
     if live == 0 {

@@ -3,6 +3,7 @@
 //! unless its policy permits it, also for root.
 
 use agentguard_common::offsets::ABSENT;
+use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::{Lock, Operation, Reason};
 
 use super::names::{parts, send};
@@ -48,6 +49,9 @@ pub fn bare(subject: Subject, lock: Lock, detail: u64) -> i32 {
         None => Decision::failure(Reason::NoPolicy),
         Some(policy) => with_table!(policy, t => decide::lock(t, lock as u32)),
     };
+    if decision.is_unheard(QUIET) {
+        return 0;
+    }
     let outcome = emit::outcome(decision);
     emit::event(subject, Operation::Kernel, decision, lock as u32, detail);
     crate::bound::verdict(outcome.refused)
@@ -87,6 +91,10 @@ pub fn object(subject: Subject, lock: Lock, mount: u64, dentry: u64) -> i32 {
         Err(refused) => return refused,
     };
     let decision = with_table!(policy, t => decide::lock(t, lock as u32));
+    if decision.is_unheard(QUIET) {
+        scratch::release(scratch);
+        return 0;
+    }
     // SAFETY: this task owns the slot until it is released.
     let refused = unsafe {
         let (decision, outcome) = emit::settle(&raw mut (*scratch).decision, decision);

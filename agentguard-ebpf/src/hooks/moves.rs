@@ -161,7 +161,7 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
             }
         }
         let (decision, outcome) = emit::settle(kept, decision);
-        if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
+        if decision.is_unheard(flags::QUIET_OPENS) {
             return 0;
         }
         let header = &mut (*scratch).header;

@@ -186,7 +186,7 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
             }
         }
         let (decision, outcome) = emit::settle(kept, decision);
-        if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
+        if decision.is_unheard(flags::QUIET_OPENS) {
             return 0;
         }
         let header = &mut (*scratch).header;

@@ -98,6 +98,10 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let decision = identity::guard(subject, decision, identity_of(object), wanted);
         let decision = budget::charge(subject, decision, kind::OPENS);
         let outcome = emit::outcome(decision);
+        if decision.is_unheard(flags::QUIET_OPENS) {
+            emit::discard(chunk);
+            return Some(false);
+        }
         let facts = Facts {
             access: wanted,
             inode: object.inode,
@@ -108,7 +112,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         };
         let header = &mut (*chunk).header;
         emit::complete(header, subject, Operation::Open, decision, outcome, facts);
-        emit::deliver(chunk, len, outcome);
+        emit::deliver(chunk, len, decision, outcome);
         Some(outcome.refused)
     }
 }
@@ -229,7 +233,7 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         let [len, bits] = forget(&raw mut (*scratch).facts, [len, bits]);
         let (anonymous, for_exec) = (bits & 1 != 0, bits & 2 != 0);
         let (decision, outcome) = emit::settle(kept, decision);
-        if decision.is_allowed() && decision.flags & flags::QUIET_OPENS != 0 {
+        if decision.is_unheard(flags::QUIET_OPENS) {
             return 0;
         }
         emit::fill(header, subject, operation, decision, outcome);
@@ -248,7 +252,11 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         }
         let len = if len < 0 { 0 } else { len as u32 };
         header.target_len = len;
-        emit::send::<{ PATH_BUFFER as u32 - 1 }>(header, len, outcome);
+        if for_exec {
+            emit::send::<{ PATH_BUFFER as u32 - 1 }>(header, len, outcome);
+        } else {
+            emit::send_or_count::<{ PATH_BUFFER as u32 - 1 }>(header, len, decision, outcome);
+        }
         crate::bound::verdict(outcome.refused)
     }
 }

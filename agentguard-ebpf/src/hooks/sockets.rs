@@ -2,6 +2,7 @@
 //! and the record of a decision about it.
 
 use agentguard_common::record::Destination;
+use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::Operation;
 
 use crate::decide::Decision;
@@ -65,6 +66,9 @@ pub fn record(
     flags: u8,
 ) -> i32 {
     const LEN: u32 = size_of::<Destination>() as u32;
+    if decision.is_unheard(QUIET) {
+        return 0;
+    }
     let Some(scratch) = scratch::claim::<PathScratch>() else {
         // The decision stands; only its target is missing from the record.
         return emit::bare(subject, operation, decision);
@@ -78,7 +82,7 @@ pub fn record(
         header.name = name;
         *(&raw mut (*scratch).tail).cast::<Destination>() = *address;
         header.target_len = LEN;
-        emit::send::<64>(header, LEN, outcome);
+        emit::send_or_count::<64>(header, LEN, decision, outcome);
     }
     scratch::release(scratch);
     crate::bound::verdict(outcome.refused)

@@ -4,6 +4,7 @@
 //! is judged, and not what the caller wrote: links, relative names and other mounts have no say.
 
 use agentguard_common::record::{Destination, record_flags};
+use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
@@ -156,6 +157,9 @@ pub unsafe fn record(
     len: i64,
     sk: u64,
 ) -> bool {
+    if decision.is_unheard(QUIET) {
+        return false;
+    }
     let outcome = emit::outcome(decision);
     // SAFETY: the caller's promise.
     unsafe {

@@ -302,7 +302,7 @@ impl Replay {
             .map(|argv| argv.iter().map(|text| text.clone().into_owned()).collect());
         let difference = Difference {
             seq: record.seq,
-            count: 1,
+            count: record.acts(),
             op: record.op.clone().into_owned(),
             access: text(&record.access),
             target: text(&record.target).unwrap_or_default(),
@@ -325,7 +325,7 @@ impl Replay {
             difference.would_be.clone(),
         );
         if let Some(at) = self.seen.get(&key) {
-            self.outcome.differences[*at].count += 1;
+            self.outcome.differences[*at].count += record.acts();
             return;
         }
         self.seen.insert(key, self.outcome.differences.len());

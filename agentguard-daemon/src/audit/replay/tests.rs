@@ -159,7 +159,7 @@ fn compare(count: u64, mut actions: Generator, before: &Policy, others: &[Policy
 
 #[test]
 fn a_log_of_a_hundred_thousand_records_is_replayed() {
-    let mut actions = Generator::new(4);
+    let mut actions = Generator::new(7);
     let text = names::with_rules(&actions.policy(), names::SOME);
     let before = load(&text);
     // Another default, other names, and another policy altogether.

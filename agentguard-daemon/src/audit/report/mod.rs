@@ -72,9 +72,9 @@ impl Session {
             self.agent = agent.to_owned();
         }
         match record.verdict.as_deref() {
-            Some("allow") => self.allowed += 1,
-            Some("would-deny") => self.would_deny += 1,
-            Some(_) => self.refused += 1,
+            Some("allow") => self.allowed += record.acts(),
+            Some("would-deny") => self.would_deny += record.acts(),
+            Some(_) => self.refused += record.acts(),
             None => {}
         }
         if let Some(policy) = record.policy.as_deref()

@@ -19,7 +19,7 @@ pub fn action(record: &Record<'_>) -> String {
             )
         }
         ("traffic", ..) => traffic(record),
-        ("open" | "exec" | "connect" | "send", ..) => denial::deed(record),
+        ("open" | "exec" | "connect" | "send", ..) => denial::deed(record) + &denial::times(record),
         _ => match record.detail.as_deref().or(record.target.as_deref()) {
             Some(detail) => format!("{}: {detail}", record.op),
             None => record.op.to_string(),

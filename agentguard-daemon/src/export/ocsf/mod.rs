@@ -61,6 +61,11 @@ impl Mapper {
         event.insert("device".into(), self.device());
         event.insert("metadata".into(), metadata(&op, &time, &mut rest));
         control(&mut event, verdict.as_deref(), &mut rest);
+        if let (Some(count), Some(since)) = (rest.number("repeats"), rest.text("since")) {
+            event.insert("count".into(), count.into());
+            event.insert("start_time".into(), milliseconds(&since).into());
+            event.insert("end_time".into(), milliseconds(&time).into());
+        }
         if class.uid == FINDING {
             let finding = objects::finding(&op, &message, &event, &mut rest);
             event.insert("finding_info".into(), finding);

@@ -10,7 +10,7 @@ use crate::policy::command::{ArgumentPattern, CommandPattern};
 use crate::policy::diagnostic::PolicyError;
 use crate::policy::glob::{ByteSet, Glob, Token, is_abstract, is_floating};
 use crate::policy::limits::marks_of;
-use crate::policy::{Matcher, Policy, Rule};
+use crate::policy::{Audit, Matcher, Policy, Rule};
 
 /// Ways through the braces of one command pattern.
 const MAX_COMMAND_ENDS: usize = 4096;
@@ -41,18 +41,16 @@ impl Automata {
         };
         for (index, rule) in policy.rules.iter().enumerate() {
             let marks = marks_of(&policy.limits.budgets, &rule.id);
+            let level = |of: &dyn Fn(Audit) -> Label| rule.audit.map_or(0, of);
             match &rule.matcher {
                 Matcher::Path {
                     access,
                     patterns,
                     except,
                 } => {
-                    automata.paths(
-                        index,
-                        label::marked(label::of_path(rule.verdict, *access), marks),
-                        patterns,
-                        except,
-                    );
+                    let label = label::marked(label::of_path(rule.verdict, *access), marks)
+                        | level(&|audit| audit.of_path(*access));
+                    automata.paths(index, label, patterns, except);
                 }
                 Matcher::Command { patterns, except } => automata
                     .commands(index, rule.verdict, patterns, except)
@@ -65,7 +63,8 @@ impl Automata {
                     except,
                 } => {
                     let label = label::of_destination(rule.verdict, *listen);
-                    let label = label::marked(label, marks);
+                    let label =
+                        label::marked(label, marks) | level(&|audit| audit.of_destination(*listen));
                     automata.destinations(index, label, patterns, except);
                 }
             }

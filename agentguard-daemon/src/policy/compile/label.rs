@@ -1,15 +1,17 @@
-//! Arithmetic on labels: the verdicts that a state stands for, packed into twelve bits, and four marks of budgets.
+//! Arithmetic on labels: the verdicts that a state stands for, packed into twelve bits, four marks of budgets, and what is
+//! recorded.
 
 use agentguard_common::table::path_label::{CONNECT, EXEC, EXEC_BY_COMMAND, LISTEN, READ, WRITE};
-use agentguard_common::table::{MARKS, network_label};
+use agentguard_common::table::{MARKS, level, network_label};
 use agentguard_common::verdict::{Verdict, access};
 
 /// Verdicts for reading, writing, executing, and for Unix-domain sockets connecting and listening (2 bits each), and
-/// "a command rule may speak of it"; then marks for budgets.
-pub type Label = u16;
+/// "a command rule may speak of it"; then marks for budgets, and levels of recording.
+pub type Label = u32;
 
-const MARKED: Label = MARKS as Label;
-const MAY_WAIT: Label = EXEC_BY_COMMAND as Label;
+/// What is the same of several rules as of each: bits that are put together. The rest of what permits.
+const SAID: Label = MARKS | level::PATHS;
+const MAY_WAIT: Label = EXEC_BY_COMMAND;
 const READING: Label = 3 << READ;
 const WRITING: Label = 3 << WRITE;
 const EXECUTING: Label = 3 << EXEC;
@@ -24,11 +26,11 @@ pub const BY_COMMAND: Label = MAY_WAIT;
 /// The strictest of two labels, for each access by itself.
 ///
 /// Where executing is denied, nothing waits for arguments: that bit is then set in both, so that a
-/// label that denies everything absorbs all others. For the same reason it has all marks.
+/// label that denies everything absorbs all others. For the same reason it has all marks and levels.
 pub fn join(a: Label, b: Label) -> Label {
     let strictest = [READING, WRITING, EXECUTING, CONNECTING, LISTENING]
         .into_iter()
-        .fold((a | b) & (MAY_WAIT | MARKED), |all, field| {
+        .fold((a | b) & (MAY_WAIT | SAID), |all, field| {
             all | (a & field).max(b & field)
         });
     let waits = if strictest & EXECUTING >= DENIES {
@@ -36,10 +38,10 @@ pub fn join(a: Label, b: Label) -> Label {
     } else {
         0
     };
-    strictest | waits | if denies_all(strictest) { MARKED } else { 0 }
+    strictest | waits | if denies_all(strictest) { SAID } else { 0 }
 }
 
-/// Whether nothing is permitted, and so nothing counted.
+/// Whether nothing is permitted, and so nothing counted, and everything recorded.
 fn denies_all(label: Label) -> bool {
     [READING, WRITING, EXECUTING, CONNECTING, LISTENING]
         .into_iter()
@@ -54,7 +56,7 @@ pub fn absorbs(a: Label, b: Label) -> bool {
 /// The label as the kernel reads it.
 pub fn published(label: Label) -> Label {
     let label = if denies_all(label) {
-        label & !MARKED
+        label & !SAID
     } else {
         label
     };
@@ -67,7 +69,7 @@ pub fn published(label: Label) -> Label {
 
 /// The label with marks of budgets.
 pub fn marked(label: Label, marks: u32) -> Label {
-    label | marks as Label & MARKED
+    label | marks & MARKS
 }
 
 /// The label of a path rule.

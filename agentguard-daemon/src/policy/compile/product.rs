@@ -3,15 +3,15 @@
 
 use std::collections::HashMap;
 
-use agentguard_common::table::MARKS;
 use agentguard_common::table::path_label::{CONNECT, EXEC_BY_COMMAND, LISTEN};
+use agentguard_common::table::{MARKS, level};
 
 use super::label::Label;
 use super::subset::Dfa;
 
 /// Both labels as one, the way the kernel joins them: the strictest for each access.
 fn joined(a: Label, b: Label) -> Label {
-    let bit = (EXEC_BY_COMMAND | MARKS) as Label;
+    let bit = EXEC_BY_COMMAND | MARKS | level::PATHS;
     [3, 0xc, 0x30, 3 << CONNECT, 3 << LISTEN]
         .into_iter()
         .fold((a | b) & bit, |all, field| all | (a & field).max(b & field))

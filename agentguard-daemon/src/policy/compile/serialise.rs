@@ -11,7 +11,7 @@ use zerocopy::IntoBytes as _;
 use super::classes::Classes;
 use super::label;
 use super::subset::Dfa;
-use crate::policy::{Audit, Matcher, Mode, Policy};
+use crate::policy::{Matcher, Mode, Policy, RepeatedActs};
 
 /// Writes the table. Classes: paths, commands, destinations. Automata: anchored, floating, command, network.
 pub fn serialise(
@@ -56,7 +56,7 @@ pub fn serialise(
         len: bytes.len() as u32,
         generation,
         flags: header_flags(policy) | walk,
-        path_default: u32::from(label::published(path_default)),
+        path_default: label::published(path_default),
         network_default: (defaults.network as u32) << network_label::CONNECT
             | (defaults.listen as u32) << network_label::LISTEN
             | (defaults.unix as u32) << network_label::UNIX_CONNECT,
@@ -88,22 +88,23 @@ fn header_flags(policy: &Policy) -> u32 {
         .any(|rule| matches!(rule.matcher, Matcher::Command { .. }));
     [
         (policy.mode == Mode::Shadow, flags::SHADOW),
-        (policy.audit == Audit::Denied, flags::QUIET_OPENS),
+        (policy.repeats == RepeatedActs::Fold, flags::FOLD),
         (commands, flags::HAS_COMMANDS),
         (policy.has_name_rules(), flags::HAS_NAMES),
     ]
     .into_iter()
     .filter(|(set, _)| *set)
-    .fold(policy.limits.kinds() << flags::BUDGETS, |all, (_, flag)| {
-        all | flag
-    })
+    .fold(
+        policy.limits.kinds() << flags::BUDGETS | policy.audit.flags(),
+        |all, (_, flag)| all | flag,
+    )
 }
 
 fn append(bytes: &mut Vec<u8>, dfa: &Dfa) -> Automaton {
     let start = bytes.len();
     let row = 4 * (1 + dfa.classes);
     for (state, label) in dfa.labels.iter().enumerate() {
-        bytes.extend(u32::from(*label).to_le_bytes());
+        bytes.extend(label.to_le_bytes());
         for to in &dfa.next[state * dfa.classes..(state + 1) * dfa.classes] {
             bytes.extend(((start + *to as usize * row) as u32).to_le_bytes());
         }

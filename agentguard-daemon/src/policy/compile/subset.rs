@@ -106,23 +106,20 @@ pub fn determinise(nfa: &Nfa, classes: &Classes, limits: Limits) -> Outcome {
     }
 }
 
-/// Bits of a label in a key; the rest of the word is the group.
-const GROUP: u32 = Label::BITS;
-
-/// A draft in the form that is compared: sticky and now, number of groups, groups, positions.
+/// A draft in the form that is compared: sticky, now, number of groups, each group with its label, positions.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key(Rc<[u32]>);
 
+/// Words before the groups.
+const HEAD: usize = 3;
+
 impl Key {
     fn of(draft: &Draft) -> Self {
-        let head = [
-            u32::from(draft.sticky) | u32::from(draft.now) << 16,
-            draft.grouped.len() as u32,
-        ];
+        let head = [draft.sticky, draft.now, draft.grouped.len() as u32];
         let grouped = draft
             .grouped
             .iter()
-            .map(|(group, label)| group << GROUP | u32::from(*label));
+            .flat_map(|(group, label)| [*group, *label]);
         Self(
             head.into_iter()
                 .chain(grouped)
@@ -131,19 +128,18 @@ impl Key {
         )
     }
 
+    /// Where the positions begin.
+    fn open(&self) -> usize {
+        HEAD + 2 * self.0[2] as usize
+    }
+
     fn matched(&self) -> (Label, Vec<(u32, Label)>) {
-        let groups = &self.0[2..2 + self.0[1] as usize];
-        (
-            (self.0[0] & 0xffff) as Label,
-            groups
-                .iter()
-                .map(|word| (word >> GROUP, (word & ((1 << GROUP) - 1)) as Label))
-                .collect(),
-        )
+        let groups = self.0[HEAD..self.open()].chunks_exact(2);
+        (self.0[0], groups.map(|pair| (pair[0], pair[1])).collect())
     }
 
     fn positions(&self) -> &[NodeId] {
-        &self.0[2 + self.0[1] as usize..]
+        &self.0[self.open()..]
     }
 }
 
@@ -184,7 +180,7 @@ struct Builder<'a> {
     labels: Vec<Label>,
     visits: Vec<u32>,
     /// The states with nothing open, by their label.
-    settled: Vec<Option<u32>>,
+    settled: HashMap<Label, u32>,
     held: usize,
 }
 
@@ -210,7 +206,7 @@ impl<'a> Builder<'a> {
             keys: Vec::new(),
             labels: Vec::new(),
             visits: vec![0; nfa.nodes.len()],
-            settled: vec![None; 1 << GROUP],
+            settled: HashMap::new(),
             held: 0,
         }
     }
@@ -240,14 +236,14 @@ impl<'a> Builder<'a> {
     }
 
     fn settled(&mut self, sticky: Label) -> u32 {
-        if let Some(state) = self.settled[usize::from(sticky)] {
+        if let Some(&state) = self.settled.get(&sticky) {
             return state;
         }
         let state = self.intern(Draft {
             sticky,
             ..Draft::default()
         });
-        self.settled[usize::from(sticky)] = Some(state);
+        self.settled.insert(sticky, state);
         state
     }
 

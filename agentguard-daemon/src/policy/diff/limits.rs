@@ -1,8 +1,8 @@
 //! Budgets, schedules and models: what user space holds, compared by what they say and not by their ids.
 
 use super::Found;
-use crate::policy::Policy;
 use crate::policy::limits::{Budget, Hours, Limits, Schedule, UnknownPrice};
+use crate::policy::{Policy, RepeatedActs};
 
 const ABSENT: &str = "none";
 
@@ -62,7 +62,10 @@ impl Found<'_> {
             [models(&a), models(&b)],
             widens,
         );
-        let audit = |policy: &Policy| format!("{:?}", policy.audit()).to_lowercase();
+        let audit = |policy: &Policy| match policy.repeats() {
+            RepeatedActs::Each => policy.audit().name().to_owned(),
+            RepeatedActs::Fold => format!("{}, repeats folded", policy.audit().name()),
+        };
         self.tell_setting(
             "audit",
             "what is recorded",

@@ -53,6 +53,9 @@ impl Random {
 /// Bytes that literals are made of; few, so that patterns collide.
 const BYTES: &[u8] = b"aaabbbcx._-\n \xff\xc3*[{$~?";
 
+/// What may be recorded.
+const LEVELS: &[&str] = &["all", "decisions", "denied"];
+
 /// A part of a pattern.
 #[derive(Clone, Debug)]
 enum Piece {
@@ -116,17 +119,21 @@ impl Generator {
         self.commands.clear();
         self.targets.clear();
         self.names.clear();
-        let mut text = String::from("version: 1\nfiles:\n");
+        let mut text = String::from("version: 1\n");
+        if self.random.chance(50) {
+            let _ = writeln!(text, "audit: {}", self.random.pick(LEVELS));
+        }
+        text.push_str("files:\n");
         for section in ["read", "write", "read_write"] {
             let _ = writeln!(text, "  {section}:");
             if section != "read_write" {
                 self.default(&mut text);
             }
-            self.lists(&mut text, Self::path_rule);
+            self.lists(&mut text, Self::path_rule, true);
         }
         text.push_str("exec:\n");
         self.default(&mut text);
-        self.lists(&mut text, Self::exec_rule);
+        self.lists(&mut text, Self::exec_rule, false);
         text.push_str("network:\n");
         self.default(&mut text);
         if self.random.chance(50) {
@@ -136,7 +143,7 @@ impl Generator {
             text.push_str("    unix:\n");
             self.nested(&mut text, Self::socket_rule);
         }
-        self.lists(&mut text, Self::network_rule);
+        self.lists(&mut text, Self::network_rule, true);
         text.push_str("    listen:\n");
         self.nested(&mut text, |this| {
             if this.random.chance(30) {
@@ -178,13 +185,19 @@ impl Generator {
         }
     }
 
-    fn lists(&mut self, text: &mut String, rule: fn(&mut Self) -> String) {
+    /// Rules; with `levels`, some of those that permit say whether that is recorded.
+    fn lists(&mut self, text: &mut String, rule: fn(&mut Self) -> String, levels: bool) {
         for list in ["allow", "ask", "deny"] {
             let many = if self.random.chance(3) { 8 } else { 3 };
             let count = self.random.below(many);
             let _ = writeln!(text, "    {list}:{}", if count == 0 { " []" } else { "" });
             for _ in 0..count {
-                let _ = writeln!(text, "      - {}", rule(self));
+                let mut rule = rule(self);
+                if levels && list != "deny" && rule.ends_with('}') && self.random.chance(30) {
+                    rule.pop();
+                    let _ = write!(rule, ", audit: {}}}", self.random.pick(LEVELS));
+                }
+                let _ = writeln!(text, "      - {rule}");
             }
         }
     }
@@ -193,7 +206,7 @@ impl Generator {
     fn nested(&mut self, text: &mut String, rule: fn(&mut Self) -> String) {
         let mut inner = String::new();
         self.default(&mut inner);
-        self.lists(&mut inner, rule);
+        self.lists(&mut inner, rule, true);
         for line in inner.lines() {
             let _ = writeln!(text, "  {line}");
         }

@@ -14,6 +14,7 @@ use agentguard_common::verdict::{Reason, Verdict};
 
 use super::Policy;
 use super::limits::marks_of;
+use super::recording::Audit;
 use super::rule::{Matcher, Rule, RuleRef};
 
 /// Whether the short form of a rule speaks of a name and not of an address.
@@ -38,7 +39,8 @@ pub struct Grant {
     pub high: u16,
     /// Protocol number; `None` for all that policies can permit.
     pub protocol: Option<u8>,
-    /// Bits of [`agentguard_common::table::MARKS`]: budgets that count by the rules behind it.
+    /// Bits of [`agentguard_common::table::MARKS`]: budgets that count by the rules behind it. In the lowest bits what these
+    /// say of recording: [`agentguard_common::table::level`].
     pub marks: u16,
 }
 
@@ -105,7 +107,8 @@ impl Policy {
                 best = Some(rule);
             }
             if rule.verdict == Verdict::Allow {
-                let marks = marks_of(&self.limits.budgets, &rule.id) as u16;
+                let level = rule.audit.map_or(0, Audit::of_name);
+                let marks = marks_of(&self.limits.budgets, &rule.id) as u16 | level;
                 grants.extend(
                     grants_of(rule, name)
                         .into_iter()

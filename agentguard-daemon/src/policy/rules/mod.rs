@@ -9,6 +9,7 @@ use crate::policy::diagnostic::{PatternError, PolicyError, Source, Span};
 use crate::policy::examples;
 use crate::policy::glob::{Glob, Subject};
 use crate::policy::lower::is_name_byte;
+use crate::policy::recording::Audit;
 use crate::policy::rule::{Matcher, Rule, RuleExample};
 use crate::policy::schema::{
     At, Document, Exec, ExecRule, FileRules, Item, Items, OneOrMany, PathRule, RuleTests,
@@ -16,11 +17,13 @@ use crate::policy::schema::{
 use crate::policy::vars::Vars;
 
 /// What the three kinds of rules have in common.
+#[derive(Clone, Copy)]
 struct Head<'a> {
     section: &'a str,
     number: usize,
     verdict: Verdict,
     span: Span,
+    audit: Option<At<Audit>>,
 }
 
 /// The rules of one file on their way.
@@ -88,6 +91,7 @@ impl Lowering<'_> {
                     span,
                 }]),
                 id: None,
+                audit: None,
                 reason: None,
                 except: None,
                 tests: None,
@@ -101,7 +105,11 @@ impl Lowering<'_> {
                 patterns: this.globs(&rule.path, subject)?,
                 except: this.globs_opt(rule.except.as_ref(), subject)?,
             };
-            this.push(head, &rule.path, rule.id, rule.reason, rule.tests, matcher)
+            let head = Head {
+                audit: rule.audit,
+                ..*head
+            };
+            this.push(&head, &rule.path, rule.id, rule.reason, rule.tests, matcher)
         })
     }
 
@@ -173,6 +181,7 @@ impl Lowering<'_> {
                     number: number + 1,
                     verdict,
                     span: item.span,
+                    audit: None,
                 };
                 rule(self, &head, item)?;
             }
@@ -194,6 +203,15 @@ impl Lowering<'_> {
                 head.span,
                 "the rule has no pattern",
                 "write at least one pattern, or remove the rule",
+            ));
+        }
+        if let Some(audit) = head.audit
+            && head.verdict == Verdict::Deny
+        {
+            return Err(self.error(
+                audit.span,
+                "a refusal is always recorded",
+                "remove `audit`: it says whether what a rule permits is recorded",
             ));
         }
         let span = id.as_ref().map_or(head.span, |id| id.span);
@@ -228,6 +246,7 @@ impl Lowering<'_> {
             id,
             reason,
             verdict: head.verdict,
+            audit: head.audit.map(|audit| audit.value),
             matcher,
             text: text
                 .0

@@ -251,7 +251,11 @@ impl Lowering<'_> {
         matcher: Matcher,
     ) -> Result<(), PolicyError> {
         let (id, reason, tests) = (rule.id.clone(), rule.reason.clone(), rule.tests.clone());
-        self.push(head, text, id, reason, tests, matcher)
+        let head = Head {
+            audit: rule.audit,
+            ..*head
+        };
+        self.push(&head, text, id, reason, tests, matcher)
     }
 }
 

@@ -40,7 +40,8 @@ async fn detach_leaves_nothing_in_the_kernel() {
             "uninstall",
             "count-no-more",
             "forget-traffic",
-            "protect"
+            "protect",
+            "tell-repeats",
         ]
     );
     assert!(bench.engine.list().is_empty());
@@ -213,7 +214,8 @@ async fn the_end_kills_and_takes_no_label_away() {
             "uninstall",
             "count-no-more",
             "forget-traffic",
-            "protect"
+            "protect",
+            "tell-repeats",
         ]
     );
     assert_eq!(bench.ops()[2..], ["kill", "agent-detach"]);

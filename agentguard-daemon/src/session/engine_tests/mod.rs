@@ -31,6 +31,8 @@ use crate::kernel::{Counted, KernelError, NameBook, Opening, Ports, Protection, 
 /// What a kernel would hold.
 #[derive(Debug, Default)]
 struct Kernel {
+    /// Whether all repeats were asked for.
+    told_all: bool,
     /// Generation of the table of each agent.
     tables: BTreeMap<u32, u32>,
     cgroups: BTreeMap<u64, Membership>,
@@ -192,6 +194,10 @@ impl Enforcer for Memory {
 
     fn unsettled(&self) -> Result<u64, KernelError> {
         Ok(0)
+    }
+
+    fn tell_repeats(&mut self, all: bool) -> Result<(), KernelError> {
+        self.call("tell-repeats", |kernel| kernel.told_all |= all)
     }
 
     fn label_of(&self, pidfd: BorrowedFd<'_>) -> Result<Option<Label>, KernelError> {
