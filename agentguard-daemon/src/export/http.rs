@@ -19,6 +19,7 @@ use super::config::{Encoding, Endpoint, OtlpConfig, TlsConfig};
 use super::otlp::{self, Encoder};
 use super::{Item, Trouble, host_name, tls};
 use crate::gateway::causes;
+use crate::resolver::host::Lookup;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,7 +37,7 @@ pub const JSON: &str = "application/json";
 pub type Answer = (hyper::http::response::Parts, Bytes);
 
 /// A client for one receiver.
-pub type Caller = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type Caller = Client<HttpsConnector<HttpConnector<Lookup>>, Full<Bytes>>;
 
 /// Sends to one receiver.
 #[derive(Debug)]
@@ -170,7 +171,7 @@ pub fn connect(
         })?,
         None => HeaderMap::new(),
     };
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(Lookup);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(Duration::from_secs(10)));
