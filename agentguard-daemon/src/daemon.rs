@@ -20,7 +20,7 @@ use crate::audit::LogOptions;
 use crate::export::{Place, SinkConfig, SinkName, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::Pins;
-use crate::metrics::Listener;
+use crate::metrics::{Listener, MetricsExport, Pusher};
 use crate::policy::own::SOCKET;
 use crate::policy::{PolicyError, Source, yaml};
 use crate::resolver::{Server, Servers};
@@ -29,7 +29,7 @@ use crate::session::{Engine, EngineOptions, Leave, SessionError};
 /// How long the kernel may take for one program, in microseconds.
 const MORE_TIME: u32 = 120_000_000;
 /// Where the format of the configuration is described.
-const FORMAT: &str = "the packaged `agentguard.yaml`, and docs/export.md for `sinks`,";
+const FORMAT: &str = "the packaged `agentguard.yaml`, docs/export.md for `sinks`, and docs/metrics.md for `metrics_export`,";
 
 /// The daemon's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -57,6 +57,8 @@ pub struct Config {
     pub sinks: BTreeMap<SinkName, SinkConfig>,
     /// Where metrics are served over TCP, besides the control socket.
     pub metrics: Option<SocketAddr>,
+    /// To whom metrics are pushed.
+    pub metrics_export: Option<MetricsExport>,
 }
 
 impl Default for Config {
@@ -73,6 +75,7 @@ impl Default for Config {
             resolvers: Vec::new(),
             sinks: BTreeMap::new(),
             metrics: None,
+            metrics_export: None,
         }
     }
 }
@@ -109,6 +112,14 @@ impl Config {
                 PolicyError::general(
                     format!("the sink `{name}` of {}: {what}", path.display()),
                     "docs/export.md describes the settings of sinks",
+                )
+            })?;
+        }
+        if let Some(export) = &config.metrics_export {
+            export.check().map_err(|what| {
+                PolicyError::general(
+                    format!("`metrics_export` of {}: {what}", path.display()),
+                    "docs/metrics.md describes its settings",
                 )
             })?;
         }
@@ -175,6 +186,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
         .map_err(failed("open to all", &socket))?;
     let server = tokio::spawn(crate::api::serve(listener, engine.clone()));
     let _metrics = serve_metrics(config, &engine).await;
+    let pusher = push_metrics(config, &engine);
     crate::kernel::trim_memory();
     notify(&[
         NotifyState::Ready,
@@ -193,8 +205,24 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     server.abort();
     let _ = fs::remove_file(&socket);
     engine.stop(config.on_stop).await;
-    sinks.stop().await;
+    // Both have little time, and take it together.
+    let pushed = async {
+        if let Some(pusher) = pusher {
+            pusher.stop().await;
+        }
+    };
+    tokio::join!(sinks.stop(), pushed);
     Ok(())
+}
+
+/// Metrics to a receiver, if that is wanted.
+fn push_metrics(config: &Config, engine: &std::sync::Arc<Engine>) -> Option<Pusher> {
+    let MetricsExport::Otlp(push) = config.metrics_export.as_ref()?;
+    Some(Pusher::start(
+        push,
+        engine.metrics_source(),
+        engine.pushes(),
+    ))
 }
 
 /// Metrics over TCP, if they are wanted. Where that fails the daemon enforces all the same: whoever scrapes sees it.
@@ -386,6 +414,48 @@ mod tests {
         }
         let half = "sinks:\n  a:\n    syslog: { to: 'tls://x', tls: { key: /k } }\n";
         assert!(parse(half).unwrap_err().to_string().contains("go together"));
+    }
+
+    #[test]
+    fn a_receiver_of_metrics_is_read_and_nothing_goes_in_the_clear_to_another_host() {
+        let config = parse(
+            "metrics: 127.0.0.1:9477\nmetrics_export:\n  otlp:\n    endpoint: https://otel.example.com:4318/v1/metrics\n    encoding: json\n    headers: /etc/agentguard/keys/collector\n    tls: { ca: /ca.pem }\n    interval: 30s\n",
+        );
+        let config = config.unwrap();
+        assert!(config.metrics.is_some());
+        let Some(MetricsExport::Otlp(push)) = config.metrics_export else {
+            panic!("it is there");
+        };
+        assert_eq!(push.interval.0, std::time::Duration::from_secs(30));
+        let here = "metrics_export: { otlp: { endpoint: 'http://127.0.0.1:4318/v1/metrics' } }";
+        assert!(parse(here).is_ok());
+        let otlp = "metrics_export:\n  otlp:\n    endpoint: https://x/v1/metrics\n";
+        for (text, line, column, says) in [
+            (
+                "metrics_export:\n  otlp:\n    endpoint: http://192.0.2.1:4318/v1/metrics\n"
+                    .to_owned(),
+                3,
+                15,
+                "in the clear",
+            ),
+            (format!("{otlp}    interval: 0s\n"), 4, 15, "0s"),
+            (format!("{otlp}    interval: 2d\n"), 4, 15, "too long"),
+            (format!("{otlp}    intervall: 1s\n"), 4, 5, "intervall"),
+            ("metrics_export:\n  otlp: {}\n".to_owned(), 2, 9, "endpoint"),
+            ("metrics_export:\n  statsd: {}\n".to_owned(), 2, 3, "statsd"),
+        ] {
+            let error = parse(&text).unwrap_err();
+            let place = Some(("agentguard.yaml".to_owned(), line, column));
+            assert_eq!(error.place(), place, "{error}");
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        let half = format!("{otlp}    tls: {{ key: /k }}\n");
+        assert!(
+            parse(&half)
+                .unwrap_err()
+                .to_string()
+                .contains("go together")
+        );
     }
 
     #[test]

@@ -96,7 +96,15 @@ fn the_configuration_that_is_packaged_can_be_used_with_all_that_it_shows() {
         Config::parse(path, &packaged).expect("it is one"),
         Config::default()
     );
-    // What is commented out from `sinks:` on.
+    // What is commented out of each section.
+    let (_, shown) = packaged
+        .split_once("\n# metrics_export:\n")
+        .expect("metrics");
+    let shown = shown.lines().take_while(|line| line.starts_with("#   "));
+    let shown: Vec<&str> = shown.map(|line| line.trim_start_matches("# ")).collect();
+    let text = format!("metrics_export:\n  {}", shown.join("\n  "));
+    let config = Config::parse(path, &text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    assert!(config.metrics_export.is_some());
     let (_, shown) = packaged.split_once("\n# sinks:\n").expect("sinks");
     let shown: Vec<&str> = shown
         .lines()
@@ -105,14 +113,20 @@ fn the_configuration_that_is_packaged_can_be_used_with_all_that_it_shows() {
     let shown = shown.join("\n");
     let config = Config::parse(path, &format!("sinks:\n{shown}")).expect("it is one, too");
     assert_eq!(config.sinks.len(), 3);
-    let manual = document("docs/export.md");
-    let blocks = manual
-        .split("```")
-        .filter_map(|block| block.strip_prefix("text\n"));
-    let blocks: Vec<_> = blocks.filter(|block| block.starts_with("sinks:")).collect();
-    assert!(!blocks.is_empty());
-    for block in blocks {
-        Config::parse(path, block).unwrap_or_else(|error| panic!("{error}: {block}"));
+    for (name, section) in [
+        ("docs/export.md", "sinks:"),
+        ("docs/metrics.md", "metrics_export:"),
+    ] {
+        let manual = document(name);
+        let blocks = manual
+            .split("```")
+            .filter_map(|block| block.split_once('\n'));
+        let blocks = blocks.map(|(_, block)| block);
+        let blocks: Vec<_> = blocks.filter(|it| it.starts_with(section)).collect();
+        assert!(!blocks.is_empty(), "{name}");
+        for block in blocks {
+            Config::parse(path, block).unwrap_or_else(|error| panic!("{error}: {block}"));
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::quiet;
 use crate::dist::{copy, write};
-use crate::place;
+use crate::{elf, place};
 
 /// Files that an upgrade does not replace where the operator has changed them.
 const CONFFILES: &[&str] = &["etc/agentguard/agentguard.yaml"];
@@ -164,6 +164,10 @@ fn md5sums(data: &Path, files: &[(String, Vec<u8>)]) -> Result<String> {
 
 /// The libraries that the program asks for, with the newest version of their symbols.
 fn depends(binary: &[u8]) -> String {
+    // The C library is in it, and speaks of versions all the same.
+    if matches!(elf::is_linked(binary), Ok(false)) {
+        return String::new();
+    }
     let has = |text: &[u8]| binary.windows(text.len()).any(|at| at == text);
     let newest = binary
         .split(|byte| *byte == 0)
@@ -178,7 +182,6 @@ fn depends(binary: &[u8]) -> String {
             let numbers: Vec<String> = version.iter().map(u32::to_string).collect();
             format!("libc6 (>= {})", numbers.join("."))
         }
-        // Linked statically.
         None => String::new(),
     };
     if has(b"libgcc_s.so.1\0") {

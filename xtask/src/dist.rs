@@ -1,5 +1,6 @@
-//! `cargo xtask dist`: the release as one archive and as a Debian package, with checksums, all below cargo's target folder. Below its one
-//! folder it is laid out as a system is, so that it can be unpacked there.
+//! `cargo xtask dist`: the release as one archive and as a Debian package, with checksums, all below cargo's target folder.
+//! Below its one folder it is laid out as a system is, so that it can be unpacked there. It must never pack a release
+//! that needs a library of the machine that built it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,12 +11,12 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{quiet, run};
 use crate::product::cargo;
-use crate::{place, setup};
+use crate::{elf, place, setup};
 
-/// Pack the release as an archive and a Debian package: program, policies, unit, completions and manual pages.
+/// Pack the release as an archive and a Debian package: program (linked statically), policies, unit, completions and manual pages.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Pack this program, and build none.
+    /// Pack this program, and build none. It has to be linked statically.
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
 }
@@ -40,20 +41,24 @@ fn program(options: &Options) -> Result<PathBuf> {
         build_only: true,
         no_workshop: true,
     })?;
-    run(cargo().args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "agentguard-daemon",
-    ]))
+    // A target that is named keeps the flag from what runs here, in the build.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let flags = format!("target.{target}.rustflags=['-C', 'target-feature=+crt-static']");
+    run(cargo()
+        .args(["build", "--release", "--locked"])
+        .args(["--package", "agentguard-daemon", "--bin", "agentguard"])
+        .args(["--target", &target, "--config", &flags]))
     .context("failed to build the release")?;
-    Ok(place::target().join("release/agentguard"))
+    Ok(place::target().join(target).join("release/agentguard"))
 }
 
 /// Builds and packs it.
 pub fn main(options: &Options) -> Result<i32> {
     let binary = program(options)?;
+    // One program is to run on every distribution, and in a container that holds nothing else.
+    let bytes =
+        fs::read(&binary).with_context(|| format!("failed to read {}", binary.display()))?;
+    elf::stands_alone(&bytes).with_context(|| format!("{} cannot be packed", binary.display()))?;
     let version = env!("CARGO_PKG_VERSION");
     let name = format!("agentguard-{version}-{}-linux", std::env::consts::ARCH);
     let dist = place::target().join("dist");
@@ -99,7 +104,7 @@ pub fn main(options: &Options) -> Result<i32> {
     Ok(0)
 }
 
-/// Packages of these versions, made of the program that is there; no archive.
+/// Packages of these versions, made of the program that is there, however it is linked; no archive.
 pub fn packages(binary: &Path, folder: &Path, versions: &[&str]) -> Result<Vec<PathBuf>> {
     let root = folder.join("root");
     if root.exists() {

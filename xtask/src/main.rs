@@ -8,6 +8,7 @@ mod deb;
 mod debian;
 mod demo;
 mod dist;
+mod elf;
 mod fuzz;
 mod guest;
 mod kernels;

@@ -1,7 +1,7 @@
 //! As whom an agent's command runs: under sudo, as the user who called it.
 //!
-//! The user database is read from its files, not through NSS, which a static program does not have.
-//! An identity that cannot be found out is an error: a command never runs as root by accident.
+//! The user database is read from its files, not through NSS, which a static program does not have: no user of a
+//! directory elsewhere is known by name. An identity that cannot be found out is an error: a command never runs as root by accident.
 
 use std::path::{Path, PathBuf};
 
@@ -75,11 +75,7 @@ impl Identity {
 
     /// An identity from the texts of `passwd` and `group`.
     fn look_up(uid: u32, gid: u32, passwd: &str, group: &str) -> Self {
-        let entry = passwd.lines().find_map(|line| {
-            let fields: Vec<_> = line.split(':').collect();
-            let found = fields.len() >= 6 && fields[2].parse() == Ok(uid);
-            found.then(|| (fields[0].to_owned(), PathBuf::from(fields[5])))
-        });
+        let entry = entry(uid, passwd);
         let known = entry.is_some();
         let (name, home) = entry.unwrap_or_else(|| (uid.to_string(), PathBuf::from("/")));
         let mut groups = vec![gid];
@@ -102,6 +98,27 @@ impl Identity {
             home,
         }
     }
+}
+
+/// Name and home of a user, in the text of `passwd`.
+fn entry(uid: u32, passwd: &str) -> Option<(String, PathBuf)> {
+    passwd.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        let found = fields.len() >= 6 && fields[2].parse() == Ok(uid);
+        found.then(|| (fields[0].to_owned(), PathBuf::from(fields[5])))
+    })
+}
+
+/// Name and home of a user; none of one whom `/etc/passwd` does not have.
+pub fn user(uid: u32) -> Option<(String, PathBuf)> {
+    entry(uid, &std::fs::read_to_string("/etc/passwd").ok()?)
+}
+
+/// The home of whoever calls: what `HOME` says, else the database.
+pub fn own_home() -> Option<PathBuf> {
+    let told = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    let own = || user(nix::unistd::getuid().as_raw()).map(|(_, home)| home);
+    told.map(PathBuf::from).or_else(own)
 }
 
 fn number(variable: &'static str) -> Result<Option<u32>, IdentityError> {

@@ -7,5 +7,5 @@ pub mod identity;
 mod registry;
 
 pub use cgroup::{Cgroup, CgroupError, Hierarchy};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, own_home, user};
 pub use registry::{Agent, Name, NameError, Registry, RegistryError};

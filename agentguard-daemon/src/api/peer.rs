@@ -116,10 +116,8 @@ impl Peer {
     /// Who it is, for the record: the user, who logged in as that, and the process.
     pub fn who(&self) -> String {
         let name = |uid: u32| {
-            nix::unistd::User::from_uid(uid.into())
-                .ok()
-                .flatten()
-                .map_or_else(|| format!("uid {uid}"), |user| user.name)
+            let user = crate::agent::user(uid);
+            user.map_or_else(|| format!("uid {uid}"), |(name, _)| name)
         };
         let mut who = name(self.uid);
         // Not set (-1) where nobody logged in: a service, a container.

@@ -34,7 +34,7 @@ pub struct DaemonArgs {
     /// A folder of policies; can be given more than once.
     #[arg(long, value_name = "DIR")]
     policies: Vec<PathBuf>,
-    /// Serve metrics over TCP too, at an address of 127.0.0.0/8; they are always at the control socket.
+    /// Serve metrics over TCP too, at an address of 127.0.0.0/8; they are always at the control socket. Pushing them by OTLP is `metrics_export` in the configuration.
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
 }

@@ -189,6 +189,16 @@ pub struct TlsConfig {
     pub key: Option<PathBuf>,
 }
 
+impl TlsConfig {
+    /// What is wrong with it as a whole, if anything.
+    pub fn check(&self) -> Result<(), String> {
+        if self.certificate.is_some() != self.key.is_some() {
+            return Err("`certificate` and `key` go together".to_owned());
+        }
+        Ok(())
+    }
+}
+
 /// Where a receiver of syslog is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -274,7 +284,7 @@ impl TryFrom<String> for Endpoint {
     fn try_from(text: String) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{}` is no address: write `https://HOST:4318/v1/logs`",
+                "`{}` is no address: write the whole of it, `https://HOST:4318/v1/logs` or `…/v1/metrics`",
                 text.escape_debug()
             )
         };
@@ -290,7 +300,7 @@ impl TryFrom<String> for Endpoint {
             Some("https") if !bare.is_empty() => Ok(Self(uri)),
             Some("http") if is_here(bare) => Ok(Self(uri)),
             Some("http") => Err(format!(
-                "`{text}` would send the log in the clear: `http` is for this host only (127.0.0.1, ::1, localhost); use `https://`"
+                "`{text}` would be sent to in the clear: `http` is for this host only (127.0.0.1, ::1, localhost); use `https://`"
             )),
             _ => Err(wrong()),
         }
@@ -331,10 +341,7 @@ impl SinkConfig {
             Self::Otlp(otlp) => &otlp.tls,
             Self::Journald(_) => return Ok(()),
         };
-        if tls.certificate.is_some() != tls.key.is_some() {
-            return Err("`certificate` and `key` go together".to_owned());
-        }
-        Ok(())
+        tls.check()
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A datagram is done with when the kernel has taken it. Nobody says whether the receiver has read it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use tokio::net::{UdpSocket, UnixDatagram};
 
 use super::config::{SyslogAddress, SyslogConfig};
@@ -90,17 +92,16 @@ async fn connect(to: &SyslogAddress) -> std::io::Result<Open> {
         SyslogAddress::Udp(host, port)
         | SyslogAddress::Tcp(host, port)
         | SyslogAddress::Tls(host, port) => {
-            let mut addresses = tokio::net::lookup_host((&**host, *port)).await?;
+            let addresses = crate::resolver::host::addresses(host).await?;
             let address = addresses
-                .next()
+                .first()
                 .ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-            let any = if address.is_ipv4() {
-                "127.0.0.1:0"
-            } else {
-                "[::1]:0"
+            let any: IpAddr = match address {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             };
-            let socket = UdpSocket::bind(any).await?;
-            socket.connect(address).await?;
+            let socket = UdpSocket::bind((any, 0)).await?;
+            socket.connect((*address, *port)).await?;
             Ok(Open::Udp(socket))
         }
     }

@@ -1,5 +1,6 @@
 //! OTLP over HTTP: a batch is one request, and its answer says what became of it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -14,10 +15,11 @@ use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use prost::Message as _;
 use rustls::pki_types::ServerName;
 
-use super::config::{Encoding, OtlpConfig};
+use super::config::{Encoding, Endpoint, OtlpConfig, TlsConfig};
 use super::otlp::{self, Encoder};
 use super::{Item, Trouble, host_name, tls};
 use crate::gateway::causes;
+use crate::resolver::host::Lookup;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,7 +28,16 @@ const ANSWER_MAX: usize = 1 << 20;
 /// Longest wait that a receiver can ask for.
 const WAIT_MAX: Duration = Duration::from_hours(1);
 
-type Caller = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+/// Content that is binary.
+pub const PROTOBUF: &str = "application/x-protobuf";
+/// Content that is JSON.
+pub const JSON: &str = "application/json";
+
+/// The head of an answer, and its body.
+pub type Answer = (hyper::http::response::Parts, Bytes);
+
+/// A client for one receiver.
+pub type Caller = Client<HttpsConnector<HttpConnector<Lookup>>, Full<Bytes>>;
 
 /// Sends to one receiver.
 #[derive(Debug)]
@@ -75,41 +86,22 @@ impl Http {
         let lines = items.iter().map(|item| &*item.line);
         let request = self.encoder.request(lines, otlp::now());
         let (kind, body) = match self.config.encoding {
-            Encoding::Protobuf => ("application/x-protobuf", request.encode_to_vec()),
+            Encoding::Protobuf => (PROTOBUF, request.encode_to_vec()),
             Encoding::Json => (
-                "application/json",
+                JSON,
                 serde_json::to_vec(&request)
                     .map_err(|error| Trouble::passing(error.to_string()))?,
             ),
         };
+        let config = &self.config;
         if self.caller.is_none() {
-            self.caller = Some(self.connect().map_err(Trouble::before)?);
+            let way = connect(&config.endpoint, config.headers.as_deref(), &config.tls);
+            self.caller = Some(way.map_err(Trouble::before)?);
         }
-        let Some((caller, headers)) = &self.caller else {
+        let Some(way) = &self.caller else {
             return Err(Trouble::passing("no client"));
         };
-        let mut request = Request::post(self.config.endpoint.0.clone())
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| Trouble::passing(error.to_string()))?;
-        request.headers_mut().extend(headers.clone());
-        request
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        let answer = tokio::time::timeout(PATIENCE, async {
-            let answer = caller.request(request).await.map_err(|error| Trouble {
-                unsent: error.is_connect(),
-                ..Trouble::passing(causes(&error))
-            })?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, ANSWER_MAX).collect().await;
-            let body = body.map_err(|error| Trouble::passing(error.to_string()))?;
-            Ok::<_, Trouble>((head, body.to_bytes()))
-        });
-        let Ok(answer) = answer.await else {
-            let seconds = PATIENCE.as_secs();
-            return Err(Trouble::passing(format!("no answer within {seconds} s")));
-        };
-        let (head, body) = answer?;
+        let (head, body) = ask(way, &config.endpoint, kind, body).await?;
         if head.status.is_success() {
             return Ok(self.accepted(&body));
         }
@@ -131,46 +123,80 @@ impl Http {
             "the receiver has thrown {rejected} records away: {why}"
         ))
     }
+}
 
-    fn connect(&self) -> Result<(Caller, HeaderMap), String> {
-        let headers = match &self.config.headers {
-            Some(path) => headers(&tls::secret(path)?).ok_or_else(|| {
-                format!(
-                    "{} holds no headers: one `Name: value` a line",
-                    path.display()
-                )
-            })?,
-            None => HeaderMap::new(),
-        };
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(Duration::from_secs(10)));
-        let client = if self.config.endpoint.0.scheme_str() == Some("http") {
-            // Nothing is trusted, and nothing needs to be.
-            rustls::ClientConfig::builder_with_provider(
-                rustls::crypto::ring::default_provider().into(),
+/// Sends a request, and waits for all of the answer.
+pub async fn ask(
+    (caller, headers): &(Caller, HeaderMap),
+    endpoint: &Endpoint,
+    kind: &'static str,
+    body: Vec<u8>,
+) -> Result<Answer, Trouble> {
+    let mut request = Request::post(endpoint.0.clone())
+        .body(Full::new(Bytes::from(body)))
+        .map_err(|error| Trouble::passing(error.to_string()))?;
+    request.headers_mut().extend(headers.clone());
+    request
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    let answer = tokio::time::timeout(PATIENCE, async {
+        let answer = caller.request(request).await.map_err(|error| Trouble {
+            unsent: error.is_connect(),
+            ..Trouble::passing(causes(&error))
+        })?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, ANSWER_MAX).collect().await;
+        let body = body.map_err(|error| Trouble::passing(error.to_string()))?;
+        Ok::<_, Trouble>((head, body.to_bytes()))
+    });
+    let Ok(answer) = answer.await else {
+        let seconds = PATIENCE.as_secs();
+        return Err(Trouble::passing(format!("no answer within {seconds} s")));
+    };
+    answer
+}
+
+/// A client, and the headers that it sends, with the files as they are now.
+pub fn connect(
+    endpoint: &Endpoint,
+    file: Option<&Path>,
+    tls: &TlsConfig,
+) -> Result<(Caller, HeaderMap), String> {
+    let headers = match file {
+        Some(path) => headers(&tls::secret(path)?).ok_or_else(|| {
+            format!(
+                "{} holds no headers: one `Name: value` a line",
+                path.display()
             )
+        })?,
+        None => HeaderMap::new(),
+    };
+    let mut tcp = HttpConnector::new_with_resolver(Lookup);
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(Duration::from_secs(10)));
+    let client = if endpoint.0.scheme_str() == Some("http") {
+        // Nothing is trusted, and nothing needs to be.
+        rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth()
-        } else {
-            std::sync::Arc::unwrap_or_clone(tls::client(&self.config.tls)?)
-        };
-        let mut builder = HttpsConnectorBuilder::new()
-            .with_tls_config(client)
-            .https_or_http();
-        if let Some(name) = &self.config.tls.server_name {
-            let name = ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
-            builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
-        }
-        let connector = builder.enable_http1().wrap_connector(tcp);
-        Ok((
-            Client::builder(TokioExecutor::new()).build(connector),
-            headers,
-        ))
+    } else {
+        std::sync::Arc::unwrap_or_clone(tls::client(tls)?)
+    };
+    let mut builder = HttpsConnectorBuilder::new()
+        .with_tls_config(client)
+        .https_or_http();
+    if let Some(name) = &tls.server_name {
+        let name = ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
+    let connector = builder.enable_http1().wrap_connector(tcp);
+    Ok((
+        Client::builder(TokioExecutor::new()).build(connector),
+        headers,
+    ))
 }
 
 /// The headers in a file. Each is marked so that nothing shows it.
@@ -195,7 +221,7 @@ fn headers(text: &[u8]) -> Option<HeaderMap> {
 }
 
 /// What an answer other than success means. What the receiver says in words is not repeated: it may quote us.
-fn refusal(status: StatusCode, headers: &HeaderMap, count: usize) -> Trouble {
+pub fn refusal(status: StatusCode, headers: &HeaderMap, count: usize) -> Trouble {
     let wait = headers
         .get(RETRY_AFTER)
         .and_then(|value| value.to_str().ok())

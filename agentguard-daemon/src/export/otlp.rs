@@ -36,18 +36,9 @@ impl Encoder {
         lines: impl Iterator<Item = &'a [u8]>,
         now: u64,
     ) -> ExportLogsServiceRequest {
-        let attributes = [
-            ("service.name", "agentguard"),
-            ("service.version", env!("CARGO_PKG_VERSION")),
-            ("host.name", &self.host),
-        ];
-        let attributes = attributes.map(|(key, value)| pair(key, text(value)));
         ExportLogsServiceRequest {
             resource_logs: vec![ResourceLogs {
-                resource: Some(Resource {
-                    attributes: attributes.to_vec(),
-                    ..Resource::default()
-                }),
+                resource: Some(resource(&self.host)),
                 scope_logs: vec![ScopeLogs {
                     scope: Some(InstrumentationScope {
                         name: SCOPE.to_owned(),
@@ -79,6 +70,20 @@ impl Encoder {
             event_name: format!("agentguard.{op}"),
             ..LogRecord::default()
         }
+    }
+}
+
+/// Who sends, from the host with this name.
+pub fn resource(host: &str) -> Resource {
+    let attributes = [
+        ("service.name", "agentguard"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("host.name", host),
+    ];
+    let attributes = attributes.map(|(key, value)| pair(key, text(value)));
+    Resource {
+        attributes: attributes.to_vec(),
+        ..Resource::default()
     }
 }
 
@@ -130,7 +135,8 @@ fn key(op: &str, name: &str) -> std::borrow::Cow<'static, str> {
     known.into()
 }
 
-fn pair(key: &str, value: AnyValue) -> KeyValue {
+/// An attribute.
+pub fn pair(key: &str, value: AnyValue) -> KeyValue {
     KeyValue {
         key: key.to_owned(),
         value: Some(value),
@@ -138,7 +144,8 @@ fn pair(key: &str, value: AnyValue) -> KeyValue {
     }
 }
 
-fn text(text: &str) -> AnyValue {
+/// A text as a value.
+pub fn text(text: &str) -> AnyValue {
     AnyValue {
         value: Some(Any::StringValue(text.to_owned())),
     }

@@ -274,7 +274,7 @@ async fn connect(config: &SyslogConfig) -> io::Result<Open> {
         SyslogAddress::Tcp(host, port) | SyslogAddress::Udp(host, port) => (host, *port, false),
         SyslogAddress::Unix(_) => return Err(ErrorKind::Unsupported.into()),
     };
-    let connected = timeout(PATIENCE, TcpStream::connect((&**host, port))).await?;
+    let connected = timeout(PATIENCE, crate::resolver::host::connect(host, port)).await?;
     let tcp = connected.map_err(|error| {
         io::Error::new(
             error.kind(),

@@ -13,13 +13,15 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::resolver::host::Lookup;
+
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_mins(1);
 
 /// The client.
-pub type Upstream = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+pub type Upstream = Client<HttpsConnector<HttpConnector<Lookup>>, Full<Bytes>>;
 
 /// Makes the client, and tells whether it trusts anybody: without certificates every connection by TLS fails. `ca` is a
 /// file with further ones.
@@ -47,7 +49,7 @@ pub fn client(ca: Option<&Path>) -> Result<(Upstream, bool), String> {
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(Lookup);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT));

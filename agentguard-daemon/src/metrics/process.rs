@@ -5,6 +5,8 @@
     reason = "a time of 285 years has its ticks"
 )]
 
+use std::time::{Duration, SystemTime};
+
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Process {
@@ -14,9 +16,17 @@ pub struct Process {
     pub processor: f64,
     /// Open descriptors.
     pub descriptors: usize,
+    /// How long after the machine's boot it was started.
+    pub began: Duration,
 }
 
 impl Process {
+    /// When the machine was started; the beginning of time where that cannot be read.
+    pub fn booted() -> SystemTime {
+        let seconds = procfs::boot_time_secs().unwrap_or(0);
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
     /// This process; none where it cannot be read.
     pub fn own() -> Option<Self> {
         let process = procfs::process::Process::myself().ok()?;
@@ -25,6 +35,7 @@ impl Process {
         Some(Self {
             memory: stat.rss * procfs::page_size(),
             processor: ticks as f64 / procfs::ticks_per_second() as f64,
+            began: Duration::from_secs(stat.starttime / procfs::ticks_per_second()),
             descriptors: process.fd_count().ok()?,
         })
     }
@@ -37,6 +48,8 @@ mod tests {
     #[test]
     fn this_process_is_known() {
         let own = Process::own().unwrap();
+        let began = Process::booted() + own.began;
+        assert!(began < SystemTime::now() && began + Duration::from_hours(1) > SystemTime::now());
         assert!(own.memory > 1 << 20 && own.descriptors > 2 && own.processor >= 0.0);
     }
 }

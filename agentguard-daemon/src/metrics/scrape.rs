@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::mem::discriminant;
+use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -46,22 +47,28 @@ impl From<f64> for Amount {
     }
 }
 
+/// One series now.
 #[derive(Clone, Debug)]
-struct Series {
-    labels: Vec<(&'static str, String)>,
-    amount: Amount,
+pub(super) struct Series {
+    pub labels: Vec<(&'static str, String)>,
+    pub amount: Amount,
+    /// Since when it is counted; none for since the daemon started.
+    pub since: Option<SystemTime>,
 }
 
+/// A metric with its series.
 #[derive(Clone, Debug)]
-struct Family {
-    metric: &'static Metric,
-    series: Vec<Series>,
+pub(super) struct Family {
+    pub metric: &'static Metric,
+    pub series: Vec<Series>,
 }
 
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Scrape {
-    families: Vec<Family>,
+    /// When the daemon started; the beginning of time where that is not known.
+    pub(super) since: SystemTime,
+    pub(super) families: Vec<Family>,
 }
 
 impl Default for Scrape {
@@ -71,16 +78,39 @@ impl Default for Scrape {
             series: Vec::new(),
         };
         Self {
+            since: SystemTime::UNIX_EPOCH,
             families: ALL.iter().map(family).collect(),
         }
     }
 }
 
 impl Scrape {
+    /// Nothing yet, counted since this time.
+    pub fn since(time: SystemTime) -> Self {
+        Self {
+            since: time,
+            ..Self::default()
+        }
+    }
+
     /// Adds a series; `labels` are the values of the metric's labels, in their order.
     pub fn put(&mut self, metric: &Metric, labels: &[&str], amount: impl Into<Amount>) {
+        self.add(metric, labels, amount.into(), None);
+    }
+
+    /// The same, of what is counted since another time than the daemon's start: where it began, or before that.
+    pub fn put_since(
+        &mut self,
+        metric: &Metric,
+        labels: &[&str],
+        amount: impl Into<Amount>,
+        since: SystemTime,
+    ) {
+        self.add(metric, labels, amount.into(), Some(since));
+    }
+
+    fn add(&mut self, metric: &Metric, labels: &[&str], amount: Amount, since: Option<SystemTime>) {
         debug_assert_eq!(labels.len(), metric.labels.len(), "{}", metric.name);
-        let amount = amount.into();
         let is_many = discriminant(&amount) == discriminant(&Amount::Many(Histogram::new(&[])));
         debug_assert_eq!(is_many, metric.kind == Kind::Histogram, "{}", metric.name);
         let Some(family) = self.families.iter_mut().find(|it| it.metric == metric) else {
@@ -88,7 +118,11 @@ impl Scrape {
         };
         let values = labels.iter().map(|value| (*value).to_owned());
         let labels = family.metric.labels.iter().copied().zip(values).collect();
-        family.series.push(Series { labels, amount });
+        family.series.push(Series {
+            labels,
+            amount,
+            since,
+        });
     }
 
     /// The text, in the format `OpenMetrics`.

@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::CONTENT_TYPE as OPEN_METRICS;
+use super::{CONTENT_TYPE as OPEN_METRICS, Scrape};
 use crate::kernel::{OtherEnd, other_end};
 
 /// Conversations at a time; others wait.
@@ -64,8 +64,13 @@ pub fn checked(address: SocketAddr) -> Result<SocketAddr, MetricsError> {
 pub trait Source: Send + Sync + 'static {
     /// Whether whoever is at the other end of a connection is certainly not governed.
     fn may_read(&self, other: OtherEnd) -> bool;
-    /// The text.
-    fn text(&self) -> Result<String, String>;
+    /// All metrics now.
+    fn scrape(&self) -> Result<Scrape, String>;
+
+    /// The same as text.
+    fn text(&self) -> Result<String, String> {
+        self.scrape()?.text().map_err(|error| error.to_string())
+    }
 }
 
 /// The listener, as long as it is not dropped.

@@ -22,8 +22,8 @@ impl Source for Book {
         is_ours && !self.governed.load(Ordering::Relaxed)
     }
 
-    fn text(&self) -> Result<String, String> {
-        Ok("# EOF\n".to_owned())
+    fn scrape(&self) -> Result<Scrape, String> {
+        Ok(Scrape::default())
     }
 }
 

@@ -7,6 +7,7 @@ mod cache;
 mod conclude;
 mod core;
 mod gate;
+pub mod host;
 mod kind;
 mod limits;
 mod listen;

@@ -24,7 +24,7 @@ use crate::event::escape::escape;
 use crate::export::{SinkState, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
-use crate::metrics::Growth;
+use crate::metrics::{Growth, Process, Pushes};
 use crate::policy::{Mode, Policy};
 use crate::resolver::Resolver;
 
@@ -85,8 +85,12 @@ pub struct Engine {
     pub(super) sinks: OnceLock<Arc<Sinks>>,
     /// What agents exchanged, over all their sessions.
     pub(super) growth: Mutex<Growth>,
+    /// What became of pushes of metrics.
+    pub(super) pushes: Arc<Pushes>,
     /// Told when an agent came, or has another policy.
     pub(super) agents: tokio::sync::watch::Sender<()>,
+    /// When the machine was; what the kernel counts is not older.
+    pub(super) booted: SystemTime,
     pub(super) started: SystemTime,
     pub(super) began: Instant,
 }
@@ -273,6 +277,8 @@ impl Engine {
             sinks: OnceLock::new(),
             growth: Mutex::default(),
             agents: tokio::sync::watch::Sender::new(()),
+            pushes: Arc::default(),
+            booted: Process::booted(),
             started: SystemTime::now(),
             began: Instant::now(),
         }

@@ -19,7 +19,7 @@ use super::{AgentInfo, SessionError, canary};
 use crate::agent::{Cgroup, cgroup::FOLDER};
 use crate::audit::{LogWork, Totals};
 use crate::kernel::OtherEnd;
-use crate::metrics::{Amount, Counts, Made, Process, Scrape, Source, list};
+use crate::metrics::{Amount, Counts, Made, Process, Pushes, Scrape, Source, list};
 use crate::policy::limits::{MICROS, PICO, Quantity};
 
 /// Names of the classes of records, by number.
@@ -39,13 +39,13 @@ struct Recorded {
 impl Engine {
     /// All metrics now.
     pub fn metrics(&self) -> Result<Scrape, SessionError> {
-        let mut scrape = Scrape::default();
+        let mut scrape = Scrape::since(self.started);
         self.put_daemon(&mut scrape);
         let agents = self.list();
         put_agents(&mut scrape, &agents);
         let recorded = self.recorded();
         put_counts(&mut scrape, &recorded.counts);
-        put_records(&mut scrape, &recorded);
+        self.put_records(&mut scrape, &recorded);
         put_log(&mut scrape, &recorded);
         self.put_budgets(&mut scrape)?;
         for (agent, counts) in self.all_traffic()? {
@@ -54,11 +54,20 @@ impl Engine {
                 ("out", counts.bytes_out, counts.packets_out),
             ];
             for (direction, bytes, packets) in both {
-                scrape.put(&list::TRAFFIC_BYTES, &[&agent, direction], bytes);
-                scrape.put(&list::TRAFFIC_PACKETS, &[&agent, direction], packets);
+                let labels = [&*agent, direction];
+                scrape.put_since(&list::TRAFFIC_BYTES, &labels, bytes, self.booted);
+                scrape.put_since(&list::TRAFFIC_PACKETS, &labels, packets, self.booted);
             }
         }
+        for (outcome, count) in self.pushes.by_outcome() {
+            scrape.put(&list::PUSHES, &[outcome], count);
+        }
         Ok(scrape)
+    }
+
+    /// Where pushes of metrics are counted.
+    pub fn pushes(&self) -> Arc<Pushes> {
+        self.pushes.clone()
     }
 
     /// How long this engine has been there.
@@ -93,9 +102,29 @@ impl Engine {
         scrape.put(&list::UPTIME, &[], uptime);
         if let Some(own) = Process::own() {
             scrape.put(&list::MEMORY, &[], own.memory);
-            scrape.put(&list::PROCESSOR, &[], own.processor);
+            let began = self.booted + own.began;
+            scrape.put_since(&list::PROCESSOR, &[], own.processor, began);
             scrape.put(&list::DESCRIPTORS, &[], own.descriptors);
         }
+    }
+
+    fn put_records(&self, scrape: &mut Scrape, recorded: &Recorded) {
+        let Recorded { counts, totals, .. } = recorded;
+        scrape.put(&list::KERNEL_RECORDS, &[], totals.records);
+        scrape.put(&list::MALFORMED, &[], totals.malformed);
+        scrape.put(&list::DISAGREEMENTS, &[], totals.alarms);
+        scrape.put(&list::ALARMS, &[], counts.alarms);
+        for (name, class) in CLASSES {
+            let class = class as usize;
+            let size = [ALLOWED_RING, DENIED_RING][class];
+            let lost = recorded.accounted[class];
+            scrape.put_since(&list::LOST, &[name], lost, self.booted);
+            scrape.put(&list::RING_SIZE, &[name], size);
+            scrape.put(&list::RING_USED, &[name], counts.ring_used[class]);
+            scrape.put(&list::RING_PEAK, &[name], counts.ring_peak[class]);
+        }
+        scrape.put(&list::LOST, &["log"], recorded.work.lost);
+        scrape.put(&list::BATCH, &[], Amount::Many(counts.batches.clone()));
     }
 
     fn put_budgets(&self, scrape: &mut Scrape) -> Result<(), SessionError> {
@@ -222,24 +251,6 @@ fn put_calls(scrape: &mut Scrape, agent: &str, provider: &str, made: &Made) {
     scrape.put(&list::GATEWAY_COST, &[agent, provider], cost);
 }
 
-fn put_records(scrape: &mut Scrape, recorded: &Recorded) {
-    let Recorded { counts, totals, .. } = recorded;
-    scrape.put(&list::KERNEL_RECORDS, &[], totals.records);
-    scrape.put(&list::MALFORMED, &[], totals.malformed);
-    scrape.put(&list::DISAGREEMENTS, &[], totals.alarms);
-    scrape.put(&list::ALARMS, &[], counts.alarms);
-    for (name, class) in CLASSES {
-        let class = class as usize;
-        let size = [ALLOWED_RING, DENIED_RING][class];
-        scrape.put(&list::LOST, &[name], recorded.accounted[class]);
-        scrape.put(&list::RING_SIZE, &[name], size);
-        scrape.put(&list::RING_USED, &[name], counts.ring_used[class]);
-        scrape.put(&list::RING_PEAK, &[name], counts.ring_peak[class]);
-    }
-    scrape.put(&list::LOST, &["log"], recorded.work.lost);
-    scrape.put(&list::BATCH, &[], Amount::Many(counts.batches.clone()));
-}
-
 fn put_log(scrape: &mut Scrape, recorded: &Recorded) {
     let Recorded { work, totals, .. } = recorded;
     scrape.put(&list::LOG_RECORDS, &[], work.records);
@@ -314,10 +325,9 @@ impl Source for EngineSource {
         !holders.is_empty() && holders.into_iter().all(|pid| engine.is_free(pid))
     }
 
-    fn text(&self) -> Result<String, String> {
+    fn scrape(&self) -> Result<Scrape, String> {
         let engine = self.0.upgrade().ok_or("the daemon is ending")?;
-        let scrape = engine.metrics().map_err(|error| error.line())?;
-        scrape.text().map_err(|error| error.to_string())
+        engine.metrics().map_err(|error| error.line())
     }
 }
 

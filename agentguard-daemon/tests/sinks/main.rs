@@ -1,7 +1,9 @@
-//! Sinks against receivers that behave, and that do not: what arrives is compared with the log, number by number.
+//! Sinks, and pushed metrics, against receivers that behave, and that do not: what arrives is compared with the log, number by number.
 
 mod bench;
 mod otlp;
+mod push;
+mod pushed;
 mod real;
 mod receiver;
 mod syslog;

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::bench::{Bench, once, until};
 
 /// A port that is free now.
-fn port() -> u16 {
+pub fn port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
 }
@@ -27,22 +27,22 @@ fn find(name: &str) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-fn skipped(why: &str) {
+pub fn skipped(why: &str) {
     eprintln!("skipped: {why}");
     eprintln!("0 real receivers were tried here, 1 skipped");
 }
 
 /// A program that ends with the test.
-struct Service(Child);
+pub struct Service(Child);
 
 impl Service {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let spawned = command.stdin(Stdio::null()).process_group(0).spawn();
         Self(spawned.expect("a program"))
     }
 
     /// As a service manager stops it.
-    fn stop(&mut self) {
+    pub fn stop(&mut self) {
         let pid = Pid::from_raw(self.0.id().try_into().expect("a process"));
         let _ = kill(pid, Signal::SIGTERM);
         self.0.wait().expect("the program ended");
@@ -164,7 +164,7 @@ async fn rsyslog_gets_every_record_over_tls_through_restarts_of_both_sides() {
 }
 
 /// A Python that can decode OTLP.
-fn python() -> Option<PathBuf> {
+pub fn python() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
         || std::env::home_dir().unwrap_or_default().join(".cache"),
         PathBuf::from,
@@ -172,7 +172,7 @@ fn python() -> Option<PathBuf> {
     let folder = cache.join("agentguard/otlp");
     let python = folder.join("bin/python");
     let works = |command: &mut Command| command.output().is_ok_and(|it| it.status.success());
-    let probe = "import opentelemetry.proto.collector.logs.v1.logs_service_pb2";
+    let probe = "import opentelemetry.proto.collector.logs.v1.logs_service_pb2; import opentelemetry.proto.collector.metrics.v1.metrics_service_pb2";
     let has = || works(Command::new(&python).args(["-c", probe]));
     let made = has()
         || works(Command::new("python3").args(["-m", "venv"]).arg(&folder))

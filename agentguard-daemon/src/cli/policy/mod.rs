@@ -177,7 +177,7 @@ impl Common {
                 folder.to_string_lossy().into_owned(),
             );
         }
-        if let Some(home) = std::env::home_dir() {
+        if let Some(home) = crate::agent::own_home() {
             // Rules see resolved paths. A home that cannot be resolved is nobody's here.
             let home = policy::places::nearest(&home).unwrap_or(home);
             vars.insert("home".to_owned(), home.to_string_lossy().into_owned());

@@ -6,7 +6,7 @@ use super::*;
 use crate::event::sample::Sample;
 use crate::gateway::Used;
 use crate::kernel::OtherEnd;
-use crate::metrics::list;
+use crate::metrics::{list, otlp};
 
 /// The value of a series, by how its line begins.
 fn value(text: &str, series: &str) -> Option<f64> {
@@ -76,7 +76,14 @@ async fn every_metric_of_the_list_is_told_and_no_other() {
     // The self-test has no series.
     let canary = format!("canary-{}", std::process::id());
     bench.engine.recorder().begin_session(9, &canary);
-    let text = text(&bench);
+    let scrape = bench.engine.metrics().unwrap();
+    // What is pushed is made of the same.
+    let request = otlp::request(&scrape, "host", std::time::SystemTime::now());
+    let pushed = &request.resource_metrics[0].scope_metrics[0].metrics;
+    let names: Vec<&str> = pushed.iter().map(|it| &*it.name).collect();
+    let all: Vec<&str> = list::ALL.iter().map(|it| it.name).collect();
+    assert_eq!(names, all);
+    let text = scrape.text().unwrap();
     assert!(!text.contains("canary"), "{text}");
     for metric in list::ALL {
         let series = text.lines().find(|line| {
