@@ -48,6 +48,7 @@ impl Engine {
         put_records(&mut scrape, &recorded);
         put_log(&mut scrape, &recorded);
         self.put_budgets(&mut scrape)?;
+        self.put_approvals(&mut scrape);
         for (agent, counts) in self.all_traffic()? {
             let both = [
                 ("in", counts.bytes_in, counts.packets_in),
@@ -95,6 +96,21 @@ impl Engine {
             scrape.put(&list::MEMORY, &[], own.memory);
             scrape.put(&list::PROCESSOR, &[], own.processor);
             scrape.put(&list::DESCRIPTORS, &[], own.descriptors);
+        }
+    }
+
+    fn put_approvals(&self, scrape: &mut Scrape) {
+        scrape.put(&list::WAITING, &[], self.waiting_count());
+        let webhook = self.webhook().unwrap_or_default();
+        for (outcome, count) in [
+            ("granted", webhook.granted),
+            ("denied", webhook.denied),
+            ("pending", webhook.pending),
+            ("failed", webhook.failed),
+            ("invalid", webhook.invalid),
+            ("late", webhook.late),
+        ] {
+            scrape.put(&list::WEBHOOK, &[outcome], count);
         }
     }
 
