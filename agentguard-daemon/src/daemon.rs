@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::approval::webhook::ApprovalsConfig;
 use crate::audit::LogOptions;
 use crate::export::{Place, SinkConfig, SinkName, Sinks};
 use crate::gateway::GatewayConfig;
@@ -24,12 +25,12 @@ use crate::metrics::{Listener, MetricsExport, Pusher};
 use crate::policy::own::SOCKET;
 use crate::policy::{PolicyError, Source, yaml};
 use crate::resolver::{Server, Servers};
-use crate::session::{Engine, EngineOptions, Leave, SessionError};
+use crate::session::{Engine, EngineOptions, Leave, Pace, SessionError};
 
 /// How long the kernel may take for one program, in microseconds.
 const MORE_TIME: u32 = 120_000_000;
 /// Where the format of the configuration is described.
-const FORMAT: &str = "the packaged `agentguard.yaml`, docs/export.md for `sinks`, and docs/metrics.md for `metrics_export`,";
+const FORMAT: &str = "the packaged `agentguard.yaml`, docs/export.md for `sinks`, docs/metrics.md for `metrics_export`, docs/approvals.md for `approvals`,";
 
 /// The daemon's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -55,6 +56,8 @@ pub struct Config {
     pub resolvers: Vec<Server>,
     /// To whom records are sent.
     pub sinks: BTreeMap<SinkName, SinkConfig>,
+    /// Who answers what rules ask, besides operators.
+    pub approvals: ApprovalsConfig,
     /// Where metrics are served over TCP, besides the control socket.
     pub metrics: Option<SocketAddr>,
     /// To whom metrics are pushed.
@@ -74,6 +77,7 @@ impl Default for Config {
             gateway: GatewayConfig::default(),
             resolvers: Vec::new(),
             sinks: BTreeMap::new(),
+            approvals: ApprovalsConfig::default(),
             metrics: None,
             metrics_export: None,
         }
@@ -83,13 +87,15 @@ impl Default for Config {
 impl Config {
     /// How the daemon's engine is started, on pins. Who only ends everything needs no self-test.
     pub fn engine(&self, self_test: bool) -> EngineOptions {
+        // Whoever reads the secret can answer.
+        let secret = self.approvals.webhook.iter().map(|it| it.secret.clone());
         EngineOptions {
             btf: self.btf.clone(),
             log: self.audit.clone(),
             keeping: self.audit_log.clone(),
             stage: Some(self.run_dir.join("audit.stage")),
             search: self.policies.clone(),
-            also_own: vec![self.run_dir.clone()],
+            also_own: secret.chain([self.run_dir.clone()]).collect(),
             state: self.state_dir.clone(),
             gateway: self.gateway.clone(),
             pins: Some(Pins::of_host()),
@@ -120,6 +126,14 @@ impl Config {
                 PolicyError::general(
                     format!("`metrics_export` of {}: {what}", path.display()),
                     "docs/metrics.md describes its settings",
+                )
+            })?;
+        }
+        if let Some(webhook) = &config.approvals.webhook {
+            webhook.check().map_err(|what| {
+                PolicyError::general(
+                    format!("the webhook of {}: {what}", path.display()),
+                    "docs/approvals.md describes the settings of the webhook",
                 )
             })?;
         }
@@ -177,6 +191,8 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     let place = Place::new(config.audit.clone(), config.state_dir.clone())
         .told_by(engine.recorder().log().durable());
     let sinks = engine.send_to(Sinks::start(&config.sinks, &place));
+    let webhook = config.approvals.webhook.as_ref();
+    let webhook = webhook.map(|webhook| engine.ask_webhook(webhook, Pace::default()));
 
     // The lock says that whoever made this socket is gone.
     let _ = fs::remove_file(&socket);
@@ -204,6 +220,9 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
     notify(&[NotifyState::Stopping]);
     server.abort();
     let _ = fs::remove_file(&socket);
+    if let Some(webhook) = webhook {
+        webhook.stop().await;
+    }
     engine.stop(config.on_stop).await;
     // Both have little time, and take it together.
     let pushed = async {

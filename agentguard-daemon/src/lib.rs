@@ -17,6 +17,7 @@ pub mod gateway;
 pub mod hex;
 pub mod kernel;
 pub mod metrics;
+pub mod outbound;
 pub mod policy;
 pub mod resolver;
 pub mod session;

@@ -113,9 +113,19 @@ fn the_configuration_that_is_packaged_can_be_used_with_all_that_it_shows() {
     let shown = shown.join("\n");
     let config = Config::parse(path, &format!("sinks:\n{shown}")).expect("it is one, too");
     assert_eq!(config.sinks.len(), 3);
+    let (_, shown) = packaged.split_once("\n# approvals:\n").expect("approvals");
+    let (shown, _) = shown.split_once("\n\n").expect("an end");
+    let shown: Vec<&str> = shown
+        .lines()
+        .filter_map(|line| line.strip_prefix("# "))
+        .collect();
+    let shown = format!("approvals:\n{}", shown.join("\n"));
+    let config = Config::parse(path, &shown).expect("it is one, too");
+    assert!(config.approvals.webhook.is_some());
     for (name, section) in [
         ("docs/export.md", "sinks:"),
         ("docs/metrics.md", "metrics_export:"),
+        ("docs/approvals.md", "approvals:"),
     ] {
         let manual = document(name);
         let blocks = manual

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use agentguard::api::wire::{Snapshot, Status, TrafficSum, Why};
+use agentguard::approval::{Approvals, Waiting};
 use agentguard::audit::{Record, Tally, Totals};
 use agentguard::session::{AgentInfo, Amounts};
 use http_body_util::Full;
@@ -60,6 +61,34 @@ fn snapshot() -> Snapshot {
             agent: "claude".to_owned(),
             amounts: Amounts::default(),
         }],
+        approvals: approvals(),
+    }
+}
+
+/// An act that waits, with what it would like to write to the terminal.
+fn approvals() -> Approvals {
+    let waiting = Waiting {
+        id: 7,
+        agent: "claude".to_owned(),
+        session: 4,
+        op: "exec".to_owned(),
+        target: "/usr/bin/cargo".to_owned(),
+        to: None,
+        access: Some("exec".to_owned()),
+        argv: Some(["cargo", "publish", EVIL].map(str::to_owned).to_vec()),
+        exe: None,
+        pid: 1,
+        uid: 0,
+        rule: Some("publish".to_owned()),
+        reason: None,
+        first: String::new(),
+        last: String::new(),
+        tries: 1,
+        denied_by: None,
+    };
+    Approvals {
+        waiting: vec![waiting],
+        ..Approvals::default()
     }
 }
 
@@ -85,6 +114,9 @@ fn answer(request: &Request<Incoming>, told: &Sender<String>) -> Vec<u8> {
     let path = request.uri().path();
     if request.method() == hyper::Method::POST {
         let _ = told.send(path.to_owned());
+        if path.ends_with("/deny") {
+            return serde_json::to_vec(&approvals().waiting[0]).unwrap();
+        }
         return b"null".to_vec();
     }
     match path {
@@ -219,6 +251,34 @@ fn an_agent_is_seen_and_killed_and_its_names_forge_nothing() {
         "{text:?}"
     );
     assert!(text.contains("\u{1b}[38;5;"), "{text:?}");
+}
+
+#[test]
+fn an_act_that_waits_is_answered_and_its_arguments_forge_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, heard) = daemon(folder.path());
+    let mut seen = Seen::start(&socket, true);
+    seen.wait_for("ssh-keys");
+    seen.press("a");
+    seen.wait_for("publish");
+    seen.press("1");
+    seen.wait_for("y permits");
+    assert!(
+        heard.try_recv().is_err(),
+        "nothing is permitted before the answer"
+    );
+    seen.press("y");
+    assert_eq!(heard.recv().unwrap(), "/v1/approvals/7/grant");
+    seen.press("n");
+    assert_eq!(heard.recv().unwrap(), "/v1/approvals/7/deny");
+    seen.wait_for("denied");
+    seen.press("q");
+    let (status, text) = seen.end();
+    assert_eq!(status, 0);
+    assert!(
+        !text.contains("\u{1b}]0;") && !text.contains('\u{7}'),
+        "{text:?}"
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use hyper::{Method, Request, StatusCode};
 use super::server::{Answer, Refusal, body, json, may_change, may_look, parameter};
 use super::wire::ApprovalRequest;
 use super::{Access, Peer};
+use crate::approval::Waiting;
 use crate::session::Engine;
 
 /// Answers below `/approvals`.
@@ -32,8 +33,10 @@ pub(super) async fn route(
         (&Method::POST, [id, "grant"]) => {
             may_change(access)?;
             let id = number(id)?;
-            let ApprovalRequest { scope } = body(request).await?;
-            let granted = engine.approve(id, scope, &peer.who()).await?;
+            let ApprovalRequest { scope, key } = body(request).await?;
+            let is_meant = |waiting: &Waiting| key.as_ref().is_none_or(|key| *key == waiting.key());
+            let by = peer.who();
+            let granted = engine.approve_if(id, is_meant, scope, &by).await?;
             Ok(json(StatusCode::OK, &granted))
         }
         (&Method::POST, [id, "deny"]) => {

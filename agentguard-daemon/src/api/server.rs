@@ -364,6 +364,7 @@ fn snapshot(engine: &Engine) -> Result<Snapshot, SessionError> {
         agents: engine.list(),
         budgets: engine.budgets(None)?,
         traffic: sums.collect(),
+        approvals: engine.approvals(None)?,
     })
 }
 

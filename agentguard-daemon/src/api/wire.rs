@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::approval::Scope;
+use crate::approval::{Approvals, Scope};
 use crate::audit::{Record, Totals};
 use crate::budget::AccountStatus;
 use crate::session::{AgentInfo, Amounts, PolicyRequest};
@@ -71,6 +71,9 @@ pub struct Snapshot {
     pub budgets: Vec<AccountStatus>,
     /// What agents exchanged with everybody.
     pub traffic: Vec<TrafficSum>,
+    /// What waits for an operator, and what is granted.
+    #[serde(default)]
+    pub approvals: Approvals,
 }
 
 /// What one agent exchanged with everybody.
@@ -109,6 +112,9 @@ pub struct GrantRequest {
 pub struct ApprovalRequest {
     /// How far it goes.
     pub scope: Scope,
+    /// The key of the act that whoever grants has seen under the number; another one is not granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// `POST /v1/budgets/reset`: one account, the clock, or else everything.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentguard_common::approval::{Grant, MAX_GRANTS};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::object::Item;
 use super::status::{Approvals, Granted, Scope, Waiting};
@@ -66,11 +67,20 @@ struct Pages {
 
 /// See the module. Clones are the same book.
 #[derive(Clone, Debug, Default)]
-pub struct Book(Arc<Mutex<Pages>>);
+pub struct Book {
+    pages: Arc<Mutex<Pages>>,
+    /// Told when something begins to wait.
+    news: Arc<watch::Sender<()>>,
+}
 
 impl Book {
     fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Is told when something begins to wait.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// Notes an act that was refused because a rule asks about it; the number that it waits under. `None` where too
@@ -100,6 +110,8 @@ impl Book {
         };
         pages.index.insert(key, id);
         pages.questions.insert(id, question);
+        drop(pages);
+        self.news.send_replace(());
         Some(id)
     }
 
@@ -107,6 +119,14 @@ impl Book {
     pub fn waiting(&self, id: u64) -> Option<Waiting> {
         let pages = self.pages();
         Some(pages.questions.get(&id)?.waiting.clone())
+    }
+
+    /// Number and session of all that waits, without what was denied.
+    pub fn open(&self) -> Vec<(u64, u32)> {
+        let pages = self.pages();
+        let questions = pages.questions.values().map(|question| &question.waiting);
+        let open = questions.filter(|waiting| waiting.denied_by.is_none());
+        open.map(|waiting| (waiting.id, waiting.session)).collect()
     }
 
     /// What granting it would be, with a number of its own. Nothing is granted yet.
@@ -241,6 +261,7 @@ impl Book {
             waiting: waiting.filter(of).cloned().collect(),
             granted,
             dropped: pages.dropped,
+            webhook: None,
         }
     }
 }

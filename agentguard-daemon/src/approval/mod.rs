@@ -8,7 +8,8 @@ mod object;
 mod status;
 #[cfg(test)]
 mod tests;
+pub mod webhook;
 
 pub use book::{Book, Granting, MOST_WAITING};
 pub use object::{Item, items_of};
-pub use status::{Approvals, Granted, Scope, Waiting};
+pub use status::{Approvals, Granted, Scope, Waiting, WebhookState, seconds};

@@ -205,3 +205,50 @@ fn who_says_no_is_remembered() {
     book.ask(1, path("/x"), waiting(2)).unwrap();
     assert_eq!(book.waiting(id).unwrap().denied_by.as_deref(), Some("root"));
 }
+
+#[test]
+fn deeds_name_both_ends() {
+    let moved = Waiting {
+        op: "rename".to_owned(),
+        target: "/a".to_owned(),
+        to: Some("/b".to_owned()),
+        ..waiting(1)
+    };
+    assert_eq!(moved.deed(), "rename /a to /b");
+}
+
+#[test]
+fn no_two_acts_have_one_key_and_trying_again_makes_no_other() {
+    let act = Waiting {
+        id: 7,
+        argv: Some(vec!["a".to_owned(), "b".to_owned()]),
+        ..waiting(2)
+    };
+    let again = Waiting {
+        tries: 9,
+        last: "later".to_owned(),
+        pid: 4,
+        ..act.clone()
+    };
+    assert_eq!(act.key(), again.key());
+    let change = |change: fn(&mut Waiting)| {
+        let mut other = act.clone();
+        change(&mut other);
+        other.key()
+    };
+    let keys = [
+        act.key(),
+        change(|it| it.id = 8),
+        change(|it| it.agent = "codex".to_owned()),
+        change(|it| it.session = 3),
+        change(|it| it.first = "another day".to_owned()),
+        change(|it| it.op = "exec".to_owned()),
+        change(|it| it.target = "/y".to_owned()),
+        change(|it| it.to = Some("/z".to_owned())),
+        change(|it| it.access = Some("write".to_owned())),
+        change(|it| it.argv = Some(vec!["a b".to_owned()])),
+        change(|it| it.argv = None),
+    ];
+    let once: std::collections::HashSet<&String> = keys.iter().collect();
+    assert_eq!(once.len(), keys.len());
+}

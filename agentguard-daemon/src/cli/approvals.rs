@@ -11,14 +11,13 @@ use super::exit::Exit;
 use super::report::CliError;
 use crate::api::Client;
 use crate::api::wire::ApprovalRequest;
-use crate::approval::{Approvals, Granted, Scope, Waiting};
+use crate::approval::{Approvals, Granted, Scope, Waiting, seconds};
 use crate::event::escape::printable;
-use crate::policy::limits::{MICROS, parse_duration};
 
 /// Arguments of `approvals`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  agentguard approvals list\n  sudo agentguard approvals grant 7                 (once)\n  sudo agentguard approvals grant 7 --for 15m\n  sudo agentguard approvals grant 7 --session\n  sudo agentguard approvals deny 8\n\nWhat a rule with `ask` speaks of is refused and waits here. A grant is for exactly that: the same agent, the same\nobject, the same arguments. The agent tries again, and goes ahead."
+    after_help = "Examples:\n  agentguard approvals list\n  sudo agentguard approvals grant 7                 (once)\n  sudo agentguard approvals grant 7 --for 15m\n  sudo agentguard approvals grant 7 --session\n  sudo agentguard approvals deny 8\n\nWhat a rule with `ask` speaks of is refused and waits here. A grant is for exactly that: the same agent, the same\nobject, the same arguments. The agent tries again, and goes ahead.\n`agentguard top` shows the same live (key a), and a webhook can answer too: docs/approvals.md."
 )]
 pub struct ApprovalsArgs {
     #[command(subcommand)]
@@ -86,14 +85,6 @@ struct IdArgs {
     socket: SocketArgs,
 }
 
-fn seconds(text: &str) -> Result<u64, String> {
-    match parse_duration(text) {
-        Ok(micros) if micros >= MICROS => Ok(micros / MICROS),
-        Ok(_) => Err("the shortest time is one second".to_owned()),
-        Err(error) => Err(error.message),
-    }
-}
-
 /// Runs the command.
 pub fn run(args: ApprovalsArgs) -> Result<ExitCode, CliError> {
     match args.command {
@@ -104,7 +95,8 @@ pub fn run(args: ApprovalsArgs) -> Result<ExitCode, CliError> {
                 None if args.session => Scope::Session,
                 None => Scope::Once,
             };
-            let granted: Granted = ask(&args.which, "grant", &ApprovalRequest { scope })?;
+            let granted: Granted =
+                ask(&args.which, "grant", &ApprovalRequest { scope, key: None })?;
             let done = format!("granted {}", scope.text());
             say(&args.which, &granted, &granted.what, &done)?;
         }
@@ -141,7 +133,7 @@ fn say(
     if which.json {
         return super::print_json(value);
     }
-    super::print(&format!("{}: {}: {done}\n", what.agent, deed(what)))
+    super::print(&format!("{}: {}: {done}\n", what.agent, what.deed()))
 }
 
 fn list(args: &ListArgs) -> Result<(), CliError> {
@@ -165,21 +157,6 @@ fn list(args: &ListArgs) -> Result<(), CliError> {
     super::print(&in_words(&approvals))
 }
 
-/// What was tried: `run /usr/bin/git push`, `write /etc/hosts`. For people; every byte of it is printable.
-pub fn deed(what: &Waiting) -> String {
-    let target = printable(&what.target);
-    match (what.op.as_str(), &what.argv, &what.access, &what.to) {
-        ("exec", Some(argv), ..) => {
-            let arguments = argv.iter().skip(1).map(|it| printable(it));
-            arguments.fold(format!("run {target}"), |text, it| format!("{text} {it}"))
-        }
-        ("open", _, Some(access), _) => format!("{access} {target}"),
-        ("connect", ..) => format!("connect to {target}"),
-        (op, _, _, Some(to)) => format!("{op} {target} to {}", printable(to)),
-        (op, ..) => format!("{op} {target}"),
-    }
-}
-
 fn in_words(approvals: &Approvals) -> String {
     let mut text = String::new();
     if approvals.waiting.is_empty() && approvals.granted.is_empty() {
@@ -195,7 +172,7 @@ fn in_words(approvals: &Approvals) -> String {
             table.add_row([
                 waiting.id.to_string(),
                 waiting.agent.clone(),
-                deed(waiting),
+                waiting.deed(),
                 rule,
                 waiting.tries.to_string(),
                 short(&waiting.last),
@@ -220,7 +197,7 @@ fn in_words(approvals: &Approvals) -> String {
             table.add_row([
                 granted.what.id.to_string(),
                 granted.what.agent.clone(),
-                deed(&granted.what),
+                granted.what.deed(),
                 if granted.over {
                     format!("{scope} (over)")
                 } else {
@@ -232,6 +209,17 @@ fn in_words(approvals: &Approvals) -> String {
             ]);
         }
         let _ = writeln!(text, "{table}");
+    }
+    if let Some(trouble) = approvals
+        .webhook
+        .as_ref()
+        .and_then(|it| it.trouble.as_ref())
+    {
+        let _ = writeln!(
+            text,
+            "The webhook gives no answers: {}.",
+            printable(trouble)
+        );
     }
     if approvals.dropped > 0 {
         let _ = writeln!(
@@ -254,6 +242,7 @@ fn short(time: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::approval::WebhookState;
 
     fn waiting() -> Waiting {
         Waiting {
@@ -292,25 +281,22 @@ mod tests {
             waiting: vec![waiting()],
             granted: vec![granted],
             dropped: 2,
+            webhook: Some(WebhookState {
+                trouble: Some("no\u{1b} answer".to_owned()),
+                ..WebhookState::default()
+            }),
         });
         assert!(text.contains("run /usr/bin/git push a\\x1bb"), "{text}");
         assert!(text.contains("2026-01-01T00:00:05Z"), "{text}");
         assert!(text.contains("approvals grant ID"), "{text}");
         assert!(text.contains("once (over)"), "{text}");
         assert!(text.contains("2 more were refused"), "{text}");
+        assert!(text.contains("no answers: no\\x1b answer."), "{text}");
         assert!(in_words(&Approvals::default()).starts_with("Nothing waits"));
     }
 
     #[test]
-    fn deeds_name_both_ends() {
-        let moved = Waiting {
-            op: "rename".to_owned(),
-            target: "/a".to_owned(),
-            to: Some("/b".to_owned()),
-            argv: None,
-            ..waiting()
-        };
-        assert_eq!(deed(&moved), "rename /a to /b");
+    fn times_are_told_and_at_least_a_second() {
         assert_eq!(seconds("1m30s"), Ok(90));
         assert!(seconds("0s").is_err() && seconds("soon").is_err());
     }

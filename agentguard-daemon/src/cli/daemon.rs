@@ -16,7 +16,7 @@ const CONFIG: &str = "/etc/agentguard/agentguard.yaml";
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  sudo systemctl start agentguard     (as installed)\n  sudo agentguard daemon              (in this terminal)\n\nSIGHUP reads all policies again. SIGTERM ends it: enforcement is pinned and goes on, and the next daemon takes it over, unless the configuration says `on_stop: freeze`, `kill` or `release`. `agentguard uninstall` ends enforcement."
+    after_help = "Examples:\n  sudo systemctl start agentguard     (as installed)\n  sudo agentguard daemon              (in this terminal)\n\nSIGHUP reads all policies again. SIGTERM ends it: enforcement is pinned and goes on, and the next daemon takes it over, unless the configuration says `on_stop: freeze`, `kill` or `release`. `agentguard uninstall` ends enforcement.\n\nThe packaged agentguard.yaml shows every section of the configuration: `sinks` (docs/export.md), `approvals` with the\nwebhook (docs/approvals.md), `metrics` (docs/metrics.md)."
 )]
 pub struct DaemonArgs {
     /// Configuration [default: /etc/agentguard/agentguard.yaml, if it exists]

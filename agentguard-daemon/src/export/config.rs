@@ -3,13 +3,13 @@
 //! It never holds a secret: keys, passwords and headers are in files that only root may read, and are read when they
 //! are used.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use hyper::Uri;
 use serde::Deserialize;
 
 use super::{Form, ocsf};
+use crate::outbound::{Endpoint, TlsConfig, is_here};
 
 /// Longest name of a sink.
 const NAME_MAX: usize = 32;
@@ -171,34 +171,6 @@ impl JournaldConfig {
     }
 }
 
-/// Whom to trust, and who we are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// Certificates (PEM) that are trusted, instead of the system's.
-    #[serde(default)]
-    pub ca: Option<PathBuf>,
-    /// The name that the receiver's certificate must have, where it is not that of the address.
-    #[serde(default)]
-    pub server_name: Option<String>,
-    /// Our own certificate (PEM), with those above it.
-    #[serde(default)]
-    pub certificate: Option<PathBuf>,
-    /// Its key (PEM), readable by root only.
-    #[serde(default)]
-    pub key: Option<PathBuf>,
-}
-
-impl TlsConfig {
-    /// What is wrong with it as a whole, if anything.
-    pub fn check(&self) -> Result<(), String> {
-        if self.certificate.is_some() != self.key.is_some() {
-            return Err("`certificate` and `key` go together".to_owned());
-        }
-        Ok(())
-    }
-}
-
 /// Where a receiver of syslog is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -273,45 +245,6 @@ impl TryFrom<String> for SyslogAddress {
     }
 }
 
-/// Where a receiver of OTLP is.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Endpoint(pub Uri);
-
-impl TryFrom<String> for Endpoint {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "`{}` is no address: write the whole of it, `https://HOST:4318/v1/logs` or `…/v1/metrics`",
-                text.escape_debug()
-            )
-        };
-        let uri: Uri = text.parse().map_err(|_| wrong())?;
-        let host = uri.host().unwrap_or_default();
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        if text.contains('@') {
-            return Err(
-                "an address holds no user and no password: use `headers`, a file".to_owned(),
-            );
-        }
-        match uri.scheme_str() {
-            Some("https") if !bare.is_empty() => Ok(Self(uri)),
-            Some("http") if is_here(bare) => Ok(Self(uri)),
-            Some("http") => Err(format!(
-                "`{text}` would be sent to in the clear: `http` is for this host only (127.0.0.1, ::1, localhost); use `https://`"
-            )),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-/// Whether a name means this host whatever anybody's name server says.
-fn is_here(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
 impl SinkConfig {
     /// Where it begins.
     pub fn begin(&self) -> Begin {
@@ -352,7 +285,6 @@ mod tests {
     #[test]
     fn nothing_goes_in_the_clear_to_another_host() {
         let address = |text: &str| SyslogAddress::try_from(text.to_owned());
-        let endpoint = |text: &str| Endpoint::try_from(text.to_owned());
         for good in [
             "tls://logs.example.com:6514",
             "tls://[2001:db8::1]:6514",
@@ -378,17 +310,6 @@ mod tests {
         ] {
             assert!(address(bad).is_err(), "{bad}");
         }
-        assert!(endpoint("https://otel.example.com/v1/logs").is_ok());
-        assert!(endpoint("http://127.0.0.1:4318/v1/logs").is_ok());
-        for bad in [
-            "http://otel.example.com/v1/logs",
-            "otel.example.com",
-            "https://a:b@c.example/",
-        ] {
-            assert!(endpoint(bad).is_err(), "{bad}");
-        }
-        let hidden = endpoint("https://user:hunter2@c.example/").unwrap_err();
-        assert!(!hidden.contains("hunter2"), "{hidden}");
     }
 
     #[test]

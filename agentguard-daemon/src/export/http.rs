@@ -3,23 +3,17 @@
 use std::path::Path;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Request, StatusCode};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use prost::Message as _;
-use rustls::pki_types::ServerName;
 
-use super::config::{Encoding, Endpoint, OtlpConfig, TlsConfig};
+use super::config::{Encoding, OtlpConfig};
 use super::otlp::{self, Encoder};
-use super::{Item, Trouble, host_name, tls};
-use crate::gateway::causes;
-use crate::resolver::host::Lookup;
+use super::{Item, Trouble, host_name};
+use crate::outbound::{self, Caller, Endpoint, TlsConfig};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,9 +29,6 @@ pub const JSON: &str = "application/json";
 
 /// The head of an answer, and its body.
 pub type Answer = (hyper::http::response::Parts, Bytes);
-
-/// A client for one receiver.
-pub type Caller = Client<HttpsConnector<HttpConnector<Lookup>>, Full<Bytes>>;
 
 /// Sends to one receiver.
 #[derive(Debug)]
@@ -139,21 +130,11 @@ pub async fn ask(
     request
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    let answer = tokio::time::timeout(PATIENCE, async {
-        let answer = caller.request(request).await.map_err(|error| Trouble {
-            unsent: error.is_connect(),
-            ..Trouble::passing(causes(&error))
-        })?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, ANSWER_MAX).collect().await;
-        let body = body.map_err(|error| Trouble::passing(error.to_string()))?;
-        Ok::<_, Trouble>((head, body.to_bytes()))
-    });
-    let Ok(answer) = answer.await else {
-        let seconds = PATIENCE.as_secs();
-        return Err(Trouble::passing(format!("no answer within {seconds} s")));
-    };
-    answer
+    let answer = outbound::call(caller, request, PATIENCE, ANSWER_MAX).await;
+    answer.map_err(|failed| Trouble {
+        unsent: failed.unsent,
+        ..Trouble::passing(failed.what)
+    })
 }
 
 /// A client, and the headers that it sends, with the files as they are now.
@@ -163,7 +144,7 @@ pub fn connect(
     tls: &TlsConfig,
 ) -> Result<(Caller, HeaderMap), String> {
     let headers = match file {
-        Some(path) => headers(&tls::secret(path)?).ok_or_else(|| {
+        Some(path) => headers(&outbound::secret(path)?).ok_or_else(|| {
             format!(
                 "{} holds no headers: one `Name: value` a line",
                 path.display()
@@ -171,32 +152,7 @@ pub fn connect(
         })?,
         None => HeaderMap::new(),
     };
-    let mut tcp = HttpConnector::new_with_resolver(Lookup);
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(Duration::from_secs(10)));
-    let client = if endpoint.0.scheme_str() == Some("http") {
-        // Nothing is trusted, and nothing needs to be.
-        rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth()
-    } else {
-        std::sync::Arc::unwrap_or_clone(tls::client(tls)?)
-    };
-    let mut builder = HttpsConnectorBuilder::new()
-        .with_tls_config(client)
-        .https_or_http();
-    if let Some(name) = &tls.server_name {
-        let name = ServerName::try_from(name.clone()).map_err(|error| error.to_string())?;
-        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
-    }
-    let connector = builder.enable_http1().wrap_connector(tcp);
-    Ok((
-        Client::builder(TokioExecutor::new()).build(connector),
-        headers,
-    ))
+    Ok((outbound::caller(endpoint, tls)?, headers))
 }
 
 /// The headers in a file. Each is marked so that nothing shows it.

@@ -18,7 +18,6 @@ pub mod sink;
 pub mod state;
 pub mod stream;
 pub mod syslog;
-mod tls;
 
 pub use config::{SinkConfig, SinkName};
 pub use feed::Item;

@@ -14,6 +14,7 @@ use super::feed::Feed;
 use super::sink::{GRACE, Place};
 use super::state::{Doing, Shared, SinkState};
 use super::{Item, Trouble};
+use crate::outbound::pause;
 
 /// Most records of a batch.
 const BATCH: usize = 512;
@@ -367,7 +368,12 @@ impl Runner {
         let wait = if trouble.too_large {
             Duration::ZERO
         } else {
-            self.wait().max(trouble.wait.unwrap_or_default())
+            pause(
+                self.failures,
+                self.place.first_wait,
+                self.place.longest_wait,
+            )
+            .max(trouble.wait.unwrap_or_default())
         };
         {
             let mut state = self.state.lock();
@@ -393,24 +399,6 @@ impl Runner {
         };
         self.tell(&what, false);
         self.rest(wait).await
-    }
-
-    /// Twice as long after each failure, and never the same for two sinks.
-    fn wait(&self) -> Duration {
-        let doublings = self.failures.saturating_sub(1).min(16);
-        let whole = self
-            .place
-            .first_wait
-            .saturating_mul(1 << doublings)
-            .min(self.place.longest_wait);
-        let mut random = [0_u8; 2];
-        // Without randomness it is the whole time, which is as good for one sink.
-        let part = match rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        {
-            Ok(2) => f64::from(u16::from_ne_bytes(random)) / 65_536.0,
-            _ => 1.0,
-        };
-        whole.mul_f64(0.5 + part / 2.0)
     }
 
     fn recovered(&mut self) {

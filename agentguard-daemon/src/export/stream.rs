@@ -26,8 +26,9 @@ use tokio_rustls::TlsConnector;
 
 use super::config::{SyslogAddress, SyslogConfig};
 use super::syslog::{self, Formatter};
-use super::{Item, Trouble, host_name, tls};
+use super::{Item, Trouble, host_name};
 use crate::kernel::unacknowledged;
+use crate::outbound;
 
 /// How long a connection may take to be made, and a receiver to close its side.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -291,7 +292,7 @@ async fn connect(config: &SyslogConfig) -> io::Result<Open> {
         written: written.clone(),
     };
     let wire: Box<dyn Wire> = if secure {
-        let client = tls::client(&config.tls).map_err(io::Error::other)?;
+        let client = outbound::client(&config.tls).map_err(io::Error::other)?;
         let name = config.tls.server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
         let handshake = TlsConnector::from(client).connect(name, counted);

@@ -25,9 +25,9 @@ use super::problem::Problem;
 use super::provider::{Api, Endpoint};
 use super::serve::{Caller, Provider, Shared};
 use super::stream::{Events, Watch, contains};
-use super::upstream::causes;
 use super::usage::Tracker;
 use crate::budget::{Amounts, Refusal, Reservation, Why};
+use crate::outbound::causes;
 use crate::policy::limits::{AtLimit, Budget, Quantity, UnknownPrice};
 
 /// An answer to an agent.

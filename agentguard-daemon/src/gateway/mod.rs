@@ -24,7 +24,6 @@ pub use prices::{Prices, SHIPPED as SHIPPED_PRICES};
 pub use provider::Api;
 pub use record::Used;
 pub use serve::{Caller, Gateway, GatewayError, Host};
-pub(crate) use upstream::causes;
 
 /// What agents get instead of a key.
 pub const PLACEHOLDER: &str = "agentguard-no-key-needed";

@@ -64,17 +64,3 @@ pub fn client(ca: Option<&Path>) -> Result<(Upstream, bool), String> {
         .build(connector);
     Ok((upstream, trusts))
 }
-
-/// An error with all of its causes, as providers' names and certificates are in the inner ones.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let inner = error.to_string();
-        if !text.contains(&inner) {
-            text = format!("{text}: {inner}");
-        }
-        next = error.source();
-    }
-    text
-}

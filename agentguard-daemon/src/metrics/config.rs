@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::export::config::{Encoding, Endpoint, TlsConfig};
+use crate::export::config::Encoding;
+use crate::outbound::{Endpoint, TlsConfig};
 use crate::policy::limits::{MICROS, Quantity, parse_amount};
 
 /// The section `metrics_export`.

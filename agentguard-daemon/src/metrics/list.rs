@@ -164,6 +164,10 @@ metrics! {
         "Tokens that calls took: input, of them cached, and output";
     GATEWAY_COST: Counter "agentguard_gateway_cost_usd_total" "{USD}" ["agent", "provider"]
         "What calls cost, in US dollars, where models have a price";
+    WAITING: Gauge "agentguard_approvals_waiting" "{act}" []
+        "Acts that wait for an operator's answer, without those that were denied";
+    WEBHOOK: Counter "agentguard_webhook_questions_total" "{question}" ["outcome"]
+        "Questions to the webhook of approvals: granted, denied, pending, failed (no answer), invalid (an answer that does not count), late (the act did not wait any more)";
     QUESTIONS: Counter "agentguard_resolver_questions_total" "{question}" ["agent", "verdict", "reply"]
         "Questions for names, by verdict and by what the agent was told (NOERROR, NXDOMAIN, REFUSED, …)";
 

@@ -17,8 +17,9 @@ use super::config::PushConfig;
 use super::{Source, otlp};
 use crate::event::escape::printable;
 use crate::export::config::Encoding;
-use crate::export::http::{self, Caller};
+use crate::export::http;
 use crate::export::{Trouble, host_name};
+use crate::outbound::Caller;
 
 /// How often failures are told.
 const TELL: Duration = Duration::from_mins(5);
@@ -247,7 +248,7 @@ mod tests {
                 endpoint: endpoint.try_into().unwrap(),
                 encoding: Encoding::Json,
                 headers: None,
-                tls: crate::export::config::TlsConfig::default(),
+                tls: crate::outbound::TlsConfig::default(),
                 interval: Interval::default(),
             },
             host: "host".to_owned(),

@@ -124,6 +124,7 @@ impl Engine {
             None => None,
         };
         let mut approvals = self.desk.book().show(session);
+        approvals.webhook = self.webhook();
         for granted in &mut approvals.granted {
             if let Some(granting) = self.desk.book().of_approval(granted.what.id) {
                 self.look_at(&granting, granted);
@@ -156,9 +157,20 @@ impl Engine {
 
     /// Grants what waits under a number.
     pub async fn approve(&self, id: u64, scope: Scope, by: &str) -> Result<Granted, SessionError> {
+        self.approve_if(id, |_| true, scope, by).await
+    }
+
+    /// Grants what waits under a number if it is what the one who answers has seen there.
+    pub async fn approve_if(
+        &self,
+        id: u64,
+        is_meant: impl Fn(&Waiting) -> bool + Send,
+        scope: Scope,
+        by: &str,
+    ) -> Result<Granted, SessionError> {
         // Nobody ends the session meanwhile, or grants the same.
         let _alone = self.one_at_a_time.lock().await;
-        let waiting = self.waiting(id)?;
+        let waiting = self.meant(id, is_meant)?;
         let agent = self.agent_that_asked(&waiting)?;
         self.sweep();
         let now = jiff::Timestamp::now();
@@ -249,8 +261,18 @@ impl Engine {
 
     /// An operator says no: it is not listed as new again in this session.
     pub async fn refuse(&self, id: u64, by: &str) -> Result<Waiting, SessionError> {
+        self.refuse_if(id, |_| true, by).await
+    }
+
+    /// Says no to what waits under a number if it is what the one who answers has seen there.
+    pub async fn refuse_if(
+        &self,
+        id: u64,
+        is_meant: impl Fn(&Waiting) -> bool + Send,
+        by: &str,
+    ) -> Result<Waiting, SessionError> {
         let _alone = self.one_at_a_time.lock().await;
-        let waiting = self.waiting(id)?;
+        let waiting = self.meant(id, is_meant)?;
         self.desk.book().deny(id, by);
         self.note_approval(&waiting, &format!("denied by {by}"));
         Ok(waiting)
@@ -283,6 +305,16 @@ impl Engine {
                 "nothing waits under {id}; `agentguard approvals list` shows what does"
             ))
         })
+    }
+
+    fn meant(&self, id: u64, is_meant: impl Fn(&Waiting) -> bool) -> Result<Waiting, SessionError> {
+        let waiting = self.waiting(id)?;
+        if is_meant(&waiting) {
+            return Ok(waiting);
+        }
+        Err(SessionError::Approval(format!(
+            "what waits under {id} is not what was answered: look again with `agentguard approvals list`"
+        )))
     }
 
     fn note_approval(&self, what: &Waiting, detail: &str) {

@@ -16,7 +16,7 @@ use super::scout::Scout;
 use super::store::{self, Generation, Saved, SavedAgent, Store};
 use super::{
     AgentInfo, Enforcer, EngineOptions, Guardian, Leave, PolicyRequest, Pump, SessionError,
-    Watcher, canary,
+    Watcher, Webhook, canary,
 };
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
 use crate::audit::{Left, Log, LogError, Record, Recorder, key::Key, record::op};
@@ -83,6 +83,8 @@ pub struct Engine {
     pub(super) resolver: OnceLock<Resolver>,
     /// Who gets the records, where a daemon sends them.
     pub(super) sinks: OnceLock<Arc<Sinks>>,
+    /// Who is asked about what waits, besides operators.
+    pub(super) webhook: OnceLock<Arc<Webhook>>,
     /// What agents exchanged, over all their sessions.
     pub(super) growth: Mutex<Growth>,
     /// What became of pushes of metrics.
@@ -275,6 +277,7 @@ impl Engine {
             desk,
             resolver: OnceLock::new(),
             sinks: OnceLock::new(),
+            webhook: OnceLock::new(),
             growth: Mutex::default(),
             agents: tokio::sync::watch::Sender::new(()),
             pushes: Arc::default(),

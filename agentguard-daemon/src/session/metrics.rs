@@ -48,6 +48,7 @@ impl Engine {
         self.put_records(&mut scrape, &recorded);
         put_log(&mut scrape, &recorded);
         self.put_budgets(&mut scrape)?;
+        self.put_approvals(&mut scrape);
         for (agent, counts) in self.all_traffic()? {
             let both = [
                 ("in", counts.bytes_in, counts.packets_in),
@@ -125,6 +126,21 @@ impl Engine {
         }
         scrape.put(&list::LOST, &["log"], recorded.work.lost);
         scrape.put(&list::BATCH, &[], Amount::Many(counts.batches.clone()));
+    }
+
+    fn put_approvals(&self, scrape: &mut Scrape) {
+        scrape.put(&list::WAITING, &[], self.waiting_count());
+        let webhook = self.webhook().unwrap_or_default();
+        for (outcome, count) in [
+            ("granted", webhook.granted),
+            ("denied", webhook.denied),
+            ("pending", webhook.pending),
+            ("failed", webhook.failed),
+            ("invalid", webhook.invalid),
+            ("late", webhook.late),
+        ] {
+            scrape.put(&list::WEBHOOK, &[outcome], count);
+        }
     }
 
     fn put_budgets(&self, scrape: &mut Scrape) -> Result<(), SessionError> {

@@ -31,6 +31,7 @@ mod swap;
 mod timekeeper;
 mod traffic;
 mod watch;
+mod webhook;
 
 pub use canary::probe as canary_child;
 pub use enforcer::Enforcer;
@@ -44,3 +45,4 @@ pub use restore::{agents_in, saved_agents};
 pub use store::{SavedAgent, boot, clear as clear_state};
 pub use traffic::{AgentTraffic, Amounts, Destination};
 pub use watch::Watcher;
+pub use webhook::{Pace, Webhook};

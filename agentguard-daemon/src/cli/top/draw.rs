@@ -6,6 +6,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Table, TableState};
 
+use super::draw_approvals::draw_approvals;
 use super::keys::KEYS;
 use super::row::{AgentRow, BudgetRow, RecordRow, bytes, rate};
 use super::state::{Filter, Over, Pane, State};
@@ -19,7 +20,7 @@ const BUDGETS: usize = 6;
 
 /// What stands out, and how.
 #[derive(Clone, Copy)]
-struct Theme {
+pub(super) struct Theme {
     colour: bool,
 }
 
@@ -32,15 +33,15 @@ impl Theme {
         }
     }
 
-    fn bad(self) -> Style {
+    pub(super) fn bad(self) -> Style {
         self.of(Color::Red).add_modifier(Modifier::BOLD)
     }
 
-    fn warning(self) -> Style {
+    pub(super) fn warning(self) -> Style {
         self.of(Color::Yellow)
     }
 
-    fn title() -> Style {
+    pub(super) fn title() -> Style {
         Style::new().add_modifier(Modifier::BOLD)
     }
 }
@@ -76,6 +77,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &State) {
     draw_chosen(frame, state, theme, about);
     match state.pane {
         Pane::Records => draw_records(frame, state, theme, lower),
+        Pane::Approvals => draw_approvals(frame, state, theme, lower),
     }
     frame.render_widget(Paragraph::new(footline(state, theme)), foot);
     if state.over == Over::Help {
@@ -104,6 +106,11 @@ fn headline(state: &State, theme: Theme) -> Line<'static> {
         if count > 0 {
             parts.push(Span::styled(format!("  {count} {what}"), theme.bad()));
         }
+    }
+    let waiting = state.waiting();
+    if waiting > 0 {
+        let what = format!("  {waiting} for an answer (a)");
+        parts.push(Span::styled(what, theme.warning()));
     }
     if state.paused {
         parts.push(Span::styled(
@@ -290,11 +297,20 @@ fn footline(state: &State, theme: Theme) -> Line<'static> {
         let question = format!("kill every process of {name}? y kills, any other key does not");
         return Line::styled(question, theme.bad().add_modifier(Modifier::REVERSED));
     }
+    if let Over::Grant(question) = &state.over {
+        let style = theme.bad().add_modifier(Modifier::REVERSED);
+        return Line::styled(question.text(), style);
+    }
     if let Some(message) = &state.message {
         return Line::styled(message.clone(), theme.warning());
     }
+    if state.pane == Pane::Approvals {
+        return Line::raw(
+            "? help  1 once  2 for a time  3 for the session  n deny  r revoke  a records  q quit",
+        );
+    }
     Line::raw(
-        "? help  f freeze  t thaw  K kill  d denials/all  o this agent  s sort  p pause  q quit",
+        "? help  f freeze  t thaw  K kill  d denials/all  o this agent  a approvals  s sort  p pause  q quit",
     )
 }
 

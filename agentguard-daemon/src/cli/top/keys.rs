@@ -12,6 +12,9 @@ pub enum Key {
     End,
     Escape,
     Enter,
+    Backspace,
+    /// Ctrl-C.
+    Interrupt,
 }
 
 /// What it does.
@@ -28,6 +31,12 @@ pub enum Act {
     Only,
     Pause,
     Sort,
+    Approvals,
+    Once,
+    ForTime,
+    ForSession,
+    Deny,
+    Revoke,
     Help,
     Quit,
 }
@@ -38,25 +47,25 @@ pub const KEYS: &[(&[Key], Act, &str, &str)] = &[
         &[Key::Up, Key::Letter('k')],
         Act::Up,
         "↑ k",
-        "the agent above",
+        "the agent above, or the act",
     ),
     (
         &[Key::Down, Key::Letter('j')],
         Act::Down,
         "↓ j",
-        "the agent below",
+        "the agent below, or the act",
     ),
     (
         &[Key::Home, Key::Letter('g')],
         Act::First,
         "Home g",
-        "the first agent",
+        "the first one",
     ),
     (
         &[Key::End, Key::Letter('G')],
         Act::Last,
         "End G",
-        "the last agent",
+        "the last one",
     ),
     (
         &[Key::Letter('f')],
@@ -96,12 +105,53 @@ pub const KEYS: &[(&[Key], Act, &str, &str)] = &[
         "stand still, or go on",
     ),
     (
+        &[Key::Letter('a')],
+        Act::Approvals,
+        "a",
+        "what waits for an answer, or records again",
+    ),
+    (
+        &[Key::Letter('1')],
+        Act::Once,
+        "1",
+        "there: permit the act once, after a question",
+    ),
+    (
+        &[Key::Letter('2')],
+        Act::ForTime,
+        "2",
+        "there: permit it for a time that you write",
+    ),
+    (
+        &[Key::Letter('3')],
+        Act::ForSession,
+        "3",
+        "there: permit it until the session ends",
+    ),
+    (
+        &[Key::Letter('n')],
+        Act::Deny,
+        "n",
+        "there: deny it; it stays refused",
+    ),
+    (
+        &[Key::Letter('r')],
+        Act::Revoke,
+        "r",
+        "there: take a grant back; the rule asks again",
+    ),
+    (
         &[Key::Letter('?'), Key::Letter('h')],
         Act::Help,
         "? h",
         "this list",
     ),
-    (&[Key::Letter('q'), Key::Escape], Act::Quit, "q Esc", "quit"),
+    (
+        &[Key::Letter('q'), Key::Escape, Key::Interrupt],
+        Act::Quit,
+        "q Esc",
+        "quit",
+    ),
 ];
 
 impl Act {
@@ -112,7 +162,7 @@ impl Act {
     }
 }
 
-/// The key of an event of the terminal. Ctrl-C is `q`.
+/// The key of an event of the terminal.
 pub fn key_of(event: &Event) -> Option<Key> {
     let Event::Key(key) = event else {
         return None;
@@ -121,7 +171,7 @@ pub fn key_of(event: &Event) -> Option<Key> {
         return None;
     }
     if key.modifiers.contains(KeyModifiers::CONTROL) {
-        return (key.code == KeyCode::Char('c')).then_some(Key::Letter('q'));
+        return (key.code == KeyCode::Char('c')).then_some(Key::Interrupt);
     }
     Some(match key.code {
         KeyCode::Char(letter) => Key::Letter(letter),
@@ -131,6 +181,7 @@ pub fn key_of(event: &Event) -> Option<Key> {
         KeyCode::End => Key::End,
         KeyCode::Esc => Key::Escape,
         KeyCode::Enter => Key::Enter,
+        KeyCode::Backspace => Key::Backspace,
         _ => return None,
     })
 }

@@ -11,10 +11,11 @@ use tokio::task::JoinHandle;
 use super::keys::{Key, key_of};
 use super::row::{RecordRow, text};
 use super::screen::Screen;
-use super::state::{Filter, Order, State};
+use super::state::{Filter, Order, Reply, Say, State};
 use super::{draw, look};
-use crate::api::wire::{Snapshot, Why};
+use crate::api::wire::{ApprovalRequest, Snapshot, Why};
 use crate::api::{Client, ClientError};
+use crate::approval::{Granted, Waiting};
 use crate::cli::exit::Exit;
 use crate::cli::report::CliError;
 
@@ -90,6 +91,9 @@ pub async fn run(socket: &Path, every: Duration, mut state: State) -> Result<(),
                     }
                     Some(Order::Act(act, name)) => {
                         tokio::spawn(do_it(socket.to_owned(), act, name, sender.clone()));
+                    }
+                    Some(Order::Answer(reply)) => {
+                        tokio::spawn(answer(socket.to_owned(), reply, sender.clone()));
                     }
                     None => {}
                 }
@@ -234,6 +238,44 @@ async fn do_it(socket: PathBuf, act: &'static str, name: String, news: mpsc::Sen
     let what = match done.await {
         Ok(()) => format!("{act} of {name}: done"),
         Err(error) => text(&format!("{act} of {name}: {error}")),
+    };
+    // Whoever pressed the key may have quit.
+    let _ = news.send(News::Done(what)).await;
+}
+
+/// Says what an operator says, and looks what waits then.
+async fn answer(socket: PathBuf, reply: Reply, news: mpsc::Sender<News>) {
+    let Reply { id, what, deed } = reply;
+    let done = async {
+        let mut client = Client::connect(&socket).await?;
+        let path = |act: &str| format!("/approvals/{id}/{act}");
+        let done = match what {
+            Say::Grant(scope, key) => {
+                let key = Some(key);
+                let request = ApprovalRequest { scope, key };
+                let path = path("grant");
+                let asked = client.ask_with::<Granted>(Method::POST, &path, &request);
+                asked.await?;
+                format!("granted {}", scope.text())
+            }
+            Say::Deny => {
+                client.ask::<Waiting>(Method::POST, &path("deny")).await?;
+                "denied".to_owned()
+            }
+            Say::Revoke => {
+                client.ask::<Granted>(Method::POST, &path("revoke")).await?;
+                "taken back".to_owned()
+            }
+        };
+        // What is shown is what is true now, however long the next look is away.
+        if let Ok(snapshot) = look(&mut client).await {
+            let _ = news.send(News::Look(Box::new(snapshot))).await;
+        }
+        Ok::<_, ClientError>(done)
+    };
+    let what = match done.await {
+        Ok(done) => text(&format!("{deed}: {done}")),
+        Err(error) => text(&format!("{id}: {error}")),
     };
     // Whoever pressed the key may have quit.
     let _ = news.send(News::Done(what)).await;

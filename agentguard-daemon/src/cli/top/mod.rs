@@ -1,6 +1,7 @@
 //! `agentguard top`: agents as they work, live.
 //!
-//! `state.rs` is what is known and chosen, `keys.rs` what keys do, `draw.rs` how it looks, `live.rs` where it comes
+//! `state.rs` is what is known and chosen, `approvals.rs` the same of what waits for an answer, `keys.rs` what keys do,
+//! `draw.rs` and `draw_approvals.rs` how it looks, `live.rs` where it comes
 //! from, `screen.rs` the terminal. What agents choose is made printable before it is kept, so none of it can reach
 //! the terminal as anything but text.
 
@@ -9,7 +10,9 @@
     reason = "rates and amounts are shown in a few digits"
 )]
 
+mod approvals;
 mod draw;
+mod draw_approvals;
 mod keys;
 mod live;
 mod once;
@@ -18,6 +21,8 @@ mod screen;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_approvals;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -35,7 +40,7 @@ use crate::api::wire::Snapshot;
 /// Arguments of `top`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  sudo agentguard top\n  sudo agentguard top --sort traffic --every 5\n  agentguard top --once               (one look, as text)\n  agentguard top --once --json | jq '.agents[].tally'\n\nKeys: ? lists them. Freezing, thawing and killing need root; members of the group `agentguard` may look."
+    after_help = "Examples:\n  sudo agentguard top\n  sudo agentguard top --sort traffic --every 5\n  agentguard top --once               (one look, as text)\n  agentguard top --once --json | jq '.agents[].tally'\n\nKeys: ? lists them; a shows what waits for an answer, and 1, 2, 3, n, r answer it (docs/approvals.md). Freezing, thawing,\nkilling and answering need root; members of the group `agentguard` may look."
 )]
 pub struct TopArgs {
     /// Print one look and end.

@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::approvals::{Line, Question, lines_of};
 use super::keys::{Act, Key};
 use super::row::{AgentRow, BudgetRow, Rates, RecordRow, text};
 use crate::api::wire::Snapshot;
+use crate::approval::Scope;
 use crate::audit::Totals;
 use crate::session::Amounts;
 
@@ -89,10 +91,30 @@ pub enum Filter {
 pub enum Order {
     /// `freeze`, `thaw` or `kill` for an agent.
     Act(&'static str, String),
+    /// Answer what waits under a number, or take a grant back.
+    Answer(Reply),
     /// Listen to these records from now on.
     Listen(Filter),
     /// Come to an end.
     Quit,
+}
+
+/// What an operator says about an act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub id: u64,
+    pub what: Say,
+    /// The act, for people.
+    pub deed: String,
+}
+
+/// See [`Reply`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Yes, to the act with this key.
+    Grant(Scope, String),
+    Deny,
+    Revoke,
 }
 
 /// What is drawn over everything else.
@@ -105,6 +127,8 @@ pub enum Over {
     Help,
     /// Whether to kill this agent.
     Kill(String),
+    /// Whether to permit an act.
+    Grant(Box<Question>),
 }
 
 /// The lower part of the screen. What else there is to show beside records becomes a pane of its own here, with a key
@@ -114,6 +138,8 @@ pub enum Pane {
     /// The last records.
     #[default]
     Records,
+    /// What waits for an answer.
+    Approvals,
 }
 
 /// See the module.
@@ -139,6 +165,10 @@ pub struct State {
     held: VecDeque<RecordRow>,
     /// The agent that is chosen, by name.
     pub chosen: Option<String>,
+    /// What waits, what was denied and what is granted.
+    pub lines: Vec<Line>,
+    /// The number of the act that is chosen.
+    pub act: Option<u64>,
     /// What went wrong, or was done.
     pub message: Option<String>,
     before: Option<Snapshot>,
@@ -194,6 +224,7 @@ impl State {
         if !self.chosen.as_ref().is_some_and(is_there) {
             self.chosen = self.agents.first().map(|it| it.name.clone());
         }
+        self.lines = lines_of(&now.approvals);
         self.totals = now.status.totals;
         self.version = text(&now.status.version);
         self.pid = now.status.pid;
@@ -240,6 +271,7 @@ impl State {
                 self.message = Some(format!("{name} was not killed"));
                 return None;
             }
+            Over::Grant(question) => return self.press_answer(*question, key),
             // Any key closes it.
             Over::Help => return None,
             Over::Nothing => {}
@@ -249,10 +281,21 @@ impl State {
         match Act::of(key)? {
             Act::Quit => return Some(Order::Quit),
             Act::Help => self.over = Over::Help,
-            Act::Up => self.choose(-1),
-            Act::Down => self.choose(1),
-            Act::First => self.choose(isize::MIN),
-            Act::Last => self.choose(isize::MAX),
+            Act::Up => self.go(-1),
+            Act::Down => self.go(1),
+            Act::First => self.go(isize::MIN),
+            Act::Last => self.go(isize::MAX),
+            Act::Approvals => {
+                self.pane = match self.pane {
+                    Pane::Records => Pane::Approvals,
+                    Pane::Approvals => Pane::Records,
+                };
+            }
+            Act::Once => self.ask(Question::once),
+            Act::ForTime => self.ask(Question::for_time),
+            Act::ForSession => self.ask(Question::for_session),
+            Act::Deny => return self.say(Line::waits, Say::Deny, "does not wait"),
+            Act::Revoke => return self.say(Line::is_granted, Say::Revoke, "is not granted"),
             Act::Freeze => return name.map(|name| Order::Act("freeze", name)),
             Act::Thaw => return name.map(|name| Order::Act("thaw", name)),
             Act::Kill => self.over = name.map_or(Over::Nothing, Over::Kill),
@@ -282,12 +325,79 @@ impl State {
         }
     }
 
-    fn choose(&mut self, by: isize) {
-        let last = self.agents.len().saturating_sub(1);
+    /// Chooses another agent, or another act.
+    fn go(&mut self, by: isize) {
+        let to =
+            |at: usize, count: usize| at.saturating_add_signed(by).min(count.saturating_sub(1));
+        if self.pane == Pane::Approvals {
+            let at = to(self.at(), self.lines.len());
+            self.act = self.lines.get(at).map(|it| it.id);
+            return;
+        }
         let chosen = self.chosen.as_ref();
         let at = self.agents.iter().position(|it| Some(&it.name) == chosen);
-        let at = at.unwrap_or(0).saturating_add_signed(by).min(last);
+        let at = to(at.unwrap_or(0), self.agents.len());
         self.chosen = self.agents.get(at).map(|it| it.name.clone());
+    }
+
+    /// The place of the act that is chosen; the first where it is not there any more.
+    pub fn at(&self) -> usize {
+        let mut lines = self.lines.iter();
+        lines.position(|it| Some(it.id) == self.act).unwrap_or(0)
+    }
+
+    /// The act that is chosen, where acts are shown.
+    pub fn line(&self) -> Option<&Line> {
+        self.lines
+            .get(self.at())
+            .filter(|_| self.pane == Pane::Approvals)
+    }
+
+    /// How many wait for an answer.
+    pub fn waiting(&self) -> usize {
+        self.lines.iter().filter(|it| it.waits()).count()
+    }
+
+    /// Before anything is permitted there is a question.
+    fn ask(&mut self, question: fn(Line) -> Question) {
+        let Some(line) = self.line().cloned() else {
+            return;
+        };
+        if line.is_granted() {
+            self.message = Some(format!("{} is granted already; r takes it back", line.id));
+        } else {
+            self.over = Over::Grant(Box::new(question(line)));
+        }
+    }
+
+    fn say(&mut self, may: fn(&Line) -> bool, what: Say, is_not: &str) -> Option<Order> {
+        let line = self.line()?;
+        if !may(line) {
+            self.message = Some(format!("{} {is_not}", line.id));
+            return None;
+        }
+        Some(Order::Answer(Reply {
+            id: line.id,
+            what,
+            deed: line.deed.clone(),
+        }))
+    }
+
+    /// A key, while it is asked whether an act is to be permitted.
+    fn press_answer(&mut self, mut question: Question, key: Key) -> Option<Order> {
+        match question.press(key) {
+            Some(true) => {
+                let Question { line, scope, .. } = question;
+                return Some(Order::Answer(Reply {
+                    id: line.id,
+                    what: Say::Grant(scope, line.key),
+                    deed: line.deed,
+                }));
+            }
+            Some(false) => self.message = Some(format!("{} was not permitted", question.line.id)),
+            None => self.over = Over::Grant(Box::new(question)),
+        }
+        None
     }
 }
 

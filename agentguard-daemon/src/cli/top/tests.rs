@@ -10,6 +10,7 @@ use super::once;
 use super::row::{RecordRow, bytes, rate};
 use super::state::{Filter, Order, Over, Sort, State};
 use crate::api::wire::{Snapshot, Status, TrafficSum};
+use crate::approval::Approvals;
 use crate::audit::{Record, Tally, Totals};
 use crate::budget::{AccountStatus, BudgetStatus};
 use crate::session::{AgentInfo, Amounts, Nearest};
@@ -61,7 +62,7 @@ fn budget(id: &str, spent: u64, reserved: u64) -> BudgetStatus {
     }
 }
 
-fn snapshot(at: u64, times: u64) -> Snapshot {
+pub fn snapshot(at: u64, times: u64) -> Snapshot {
     let account = AccountStatus {
         agent: "claude".to_owned(),
         account: "claude".to_owned(),
@@ -97,6 +98,7 @@ fn snapshot(at: u64, times: u64) -> Snapshot {
                 ..Amounts::default()
             },
         }],
+        approvals: Approvals::default(),
     }
 }
 
@@ -124,13 +126,13 @@ fn state(colour: bool) -> State {
     state
 }
 
-fn drawn(state: &State, width: u16, height: u16) -> Terminal<TestBackend> {
+pub fn drawn(state: &State, width: u16, height: u16) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| draw(frame, state)).unwrap();
     terminal
 }
 
-fn text(state: &State, width: u16, height: u16) -> String {
+pub fn text(state: &State, width: u16, height: u16) -> String {
     drawn(state, width, height).backend().to_string()
 }
 
@@ -160,7 +162,7 @@ fn a_small_terminal_shows_what_there_is_room_for() {
 fn help_lists_every_key() {
     let mut state = state(false);
     assert_eq!(state.press(Key::Letter('?')), None);
-    let text = text(&state, 90, 24);
+    let text = text(&state, 90, 30);
     for (.., what) in KEYS {
         assert!(text.contains(what), "{what}\n{text}");
     }

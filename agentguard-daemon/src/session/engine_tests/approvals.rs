@@ -7,13 +7,13 @@ use super::*;
 use crate::approval::Scope;
 use crate::event::sample::Sample;
 
-const ASKS: &str = "\
+pub(super) const ASKS: &str = "\
 version: 1
 files: {read: {default: allow, ask: [{id: look, path: \"/asked/**\"}]}}
 ";
 
 /// What the kernel records of a read that a rule asks about.
-fn ask(bench: &Bench, session: u32, path: &str) {
+pub(super) fn ask(bench: &Bench, session: u32, path: &str) {
     let asked = Sample::new(Operation::Open, Verdict::Ask, Reason::Rule, path.as_bytes());
     let asked = asked.with(|it| {
         (it.agent, it.session, it.generation) = (1, session, 1);
@@ -24,12 +24,12 @@ fn ask(bench: &Bench, session: u32, path: &str) {
     recorder.settle();
 }
 
-fn waiting(bench: &Bench) -> Vec<u64> {
+pub(super) fn waiting(bench: &Bench) -> Vec<u64> {
     let approvals = bench.engine.approvals(Some("a")).unwrap();
     approvals.waiting.iter().map(|it| it.id).collect()
 }
 
-fn numbers(bench: &Bench) -> Vec<u32> {
+pub(super) fn numbers(bench: &Bench) -> Vec<u32> {
     bench.kernel(|kernel| kernel.approved.iter().map(|it| it.1.number).collect())
 }
 

@@ -8,6 +8,7 @@ mod objects;
 mod restore;
 mod sinks;
 mod traffic;
+mod webhook;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,18 +1,46 @@
-//! TLS for sinks: whom we trust, and who we are. Files are read anew for each connection, so that they can be
+//! TLS: whom we trust, and who we are. Files are read anew for each connection, so that they can be
 //! replaced while the daemon runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
 
-use super::config::TlsConfig;
 use crate::disk;
 
 /// Largest file of a secret.
 const MAX: u64 = 1 << 20;
+
+/// Whom to trust, and who we are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// Certificates (PEM) that are trusted, instead of the system's.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    /// The name that the receiver's certificate must have, where it is not that of the address.
+    #[serde(default)]
+    pub server_name: Option<String>,
+    /// Our own certificate (PEM), with those above it.
+    #[serde(default)]
+    pub certificate: Option<PathBuf>,
+    /// Its key (PEM), readable by root only.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// What is wrong with it as a whole, if anything.
+    pub fn check(&self) -> Result<(), String> {
+        if self.certificate.is_some() != self.key.is_some() {
+            return Err("`certificate` and `key` go together".to_owned());
+        }
+        Ok(())
+    }
+}
 
 /// The settings of a connection.
 pub fn client(config: &TlsConfig) -> Result<Arc<ClientConfig>, String> {
