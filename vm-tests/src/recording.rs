@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::attempt::{Attempt, PATIENCE, perform};
 use crate::fixture;
-use crate::guard::{Agent, Inside, agentguard_ok, write_policy};
+use crate::guard::{AUDIT, Agent, Daemon, Inside, agentguard_ok, write_policy};
 use crate::row::Actor;
 use crate::scenario::SECRET;
 use crate::trail::{Trail, Wanted};
@@ -70,7 +70,7 @@ for _ in range(5):
     except PermissionError: pass
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(30): udp.sendto(b"x", ("127.0.0.1", 9))
-open("/t/ws/done", "w").close()
+open(f"/t/ws/done-{os.getpid()}", "w").close()
 time.sleep(100000)
 "#;
 
@@ -180,11 +180,32 @@ pub fn repeats(trail: &mut Trail) -> Result<()> {
         "{tried} acts have {records} records: hardly any was counted"
     );
     println!("      {tried} acts in {records} records");
-    let listed = agentguard_ok(&["audit", "stats", "--agent", "repeats", "--json"])?;
+    let own = trail.since(mark)?;
+    let own = own.iter().find(|record| record["agent"] == "repeats");
+    let session = own.context("no record")?["session"].to_string();
+    let stats = agentguard_ok(&["audit", "stats", "--session", &session, "--json"])?;
+    let stats: Value = serde_json::from_str(&stats)?;
+    let refused = stats["refused"].as_array().context("no refusals")?;
+    let wanted = totals.get("/t/secret/key ");
     ensure!(
-        listed.contains(&format!("{}", totals["/t/secret/key "])),
-        "the refusals are not counted: {listed}"
+        refused.iter().any(|it| {
+            it["what"] == "read /t/secret/key" && it["count"].as_u64() == wanted.copied()
+        }),
+        "{wanted:?} refusals are counted as {refused:?}"
     );
+    Ok(())
+}
+
+/// Waits until a process has done everything, and sleeps.
+fn is_done(inside: &Inside) -> Result<()> {
+    let started = Instant::now();
+    while !Path::new(&format!("/t/ws/done-{}", inside.0.id())).exists() {
+        ensure!(
+            started.elapsed() < SOON,
+            "the program did not come to its end"
+        );
+        thread::sleep(Duration::from_millis(2));
+    }
     Ok(())
 }
 
@@ -193,7 +214,7 @@ pub fn told(trail: &mut Trail) -> Result<()> {
     fixture::make(&files())?;
     write_policy("told", FOLDED)?;
     for ending in ["quiet", "killed", "detached"] {
-        fixture::shell(&["rm -f ws/done ws/go".to_owned()])?;
+        fixture::shell(&["rm -f ws/go".to_owned()])?;
         let agent = Agent::attach("told", "told")?;
         let mark = trail.mark()?;
         let mut inside =
@@ -210,14 +231,7 @@ pub fn told(trail: &mut Trail) -> Result<()> {
             );
             Ok(())
         };
-        let started = Instant::now();
-        while !Path::new("/t/ws/done").exists() {
-            ensure!(
-                started.elapsed() < SOON,
-                "the program did not come to its end"
-            );
-            thread::sleep(Duration::from_millis(2));
-        }
+        is_done(&inside)?;
         match ending {
             "quiet" => wait(trail)?,
             "killed" => {
@@ -232,6 +246,37 @@ pub fn told(trail: &mut Trail) -> Result<()> {
         drop(inside);
         drop(agent);
     }
+    Ok(())
+}
+
+/// What a thread repeats while no daemon runs is told to the next one, whether the thread lives on or has ended.
+pub fn survives() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let mut trail = Trail::at(AUDIT);
+    fixture::make(&files())?;
+    write_policy("survives", FOLDED)?;
+    let agent = Agent::attach("survives", "survives")?;
+    let mark = trail.mark()?;
+    let mut lives = Inside::start(&agent, Command::new("/usr/bin/python3").args(["-c", STAYS]))?;
+    let mut ends = Inside::start(&agent, Command::new("/usr/bin/python3").args(["-c", STAYS]))?;
+    daemon.kill()?;
+    fixture::shell(&["> ws/go".to_owned()])?;
+    for inside in [&lives, &ends] {
+        is_done(inside)?;
+    }
+    ends.0.kill()?;
+    ends.0.wait()?;
+    let daemon = Daemon::start()?;
+    for (target, count) in [("/t/ws/f1", 100), (SECRET, 100), ("127.0.0.1:9", 60)] {
+        let records = wait_for_acts(&mut trail, mark, "survives", (target, false), count)?;
+        ensure!(
+            records * 5 < count,
+            "{count} acts on {target} have {records} records"
+        );
+    }
+    lives.0.kill()?;
+    drop(agent);
+    drop(daemon);
     Ok(())
 }
 

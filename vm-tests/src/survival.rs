@@ -81,6 +81,10 @@ pub const SCENARIOS: &[Scenario] = &[
         crate::approvals::restart,
     ),
     (
+        "survival: repeats that were counted while no daemon ran",
+        crate::recording::survives,
+    ),
+    (
         "survival: uninstall leaves nothing, and asks first",
         uninstall,
     ),
