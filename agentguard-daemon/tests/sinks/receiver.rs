@@ -1,9 +1,10 @@
 //! A receiver of syslog over TLS, which can be told how to behave.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket};
@@ -45,9 +46,19 @@ pub fn numbers(got: &Got) -> Vec<u64> {
 impl Receiver {
     /// Listens at an address; port 0 is any.
     pub fn listen(folder: &Path, address: SocketAddr, got: &Got, manners: Manners) -> Self {
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("reused");
-        socket.bind(address).expect("the port");
+        let until = Instant::now() + Duration::from_secs(10);
+        let socket = loop {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.set_reuseaddr(true).expect("reused");
+            match socket.bind(address) {
+                Ok(()) => break socket,
+                // A process that another test starts has all descriptors until it is another program.
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("the port: {error}"),
+            }
+        };
         let listener = socket.listen(16).expect("listening");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = watch::channel(false);
