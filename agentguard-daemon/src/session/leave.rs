@@ -103,7 +103,14 @@ impl Engine {
         self.pump.drain().await;
         self.let_go(&agent, parting)?;
         // Whatever was under way when its policy was taken away is over: nothing is counted any more.
-        lock(&self.enforcer).tell_repeats(true)?;
+        let told = lock(&self.enforcer).tell_repeats(true);
+        if let Err(error) = told {
+            // It is let go all the same, and must not stay listed as governed.
+            self.alarm(
+                &agent,
+                &format!("what it repeated could not be told: {error}"),
+            );
+        }
         self.pump.drain().await;
         self.strike(agent.slot);
         self.end_limits(&agent);

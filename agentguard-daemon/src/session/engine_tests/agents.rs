@@ -17,6 +17,16 @@ async fn the_policy_is_in_force_before_anybody_is_labelled() {
 }
 
 #[tokio::test]
+async fn who_is_let_go_is_not_listed_where_its_repeats_cannot_be_told() {
+    let bench = Bench::new();
+    bench.attach("a", "/one").await.unwrap();
+    bench.kernel(|kernel| kernel.fails = Some("tell-repeats"));
+    bench.engine.detach("a").await.unwrap();
+    assert!(bench.engine.list().is_empty());
+    assert!(bench.ops().iter().any(|op| op == "alarm"));
+}
+
+#[tokio::test]
 async fn detach_leaves_nothing_in_the_kernel() {
     let bench = Bench::new();
     bench.attach("a", "/one").await.unwrap();
