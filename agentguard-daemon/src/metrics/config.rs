@@ -8,8 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::export::config::Encoding;
-use crate::outbound::{Endpoint, TlsConfig};
-use crate::policy::limits::{MICROS, Quantity, parse_amount};
+use crate::outbound::{Endpoint, Span, TlsConfig};
 
 /// The section `metrics_export`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -48,32 +47,11 @@ pub struct PushConfig {
 }
 
 /// A time between two pushes: a second to a day.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Interval(pub Duration);
+pub type Interval = Span<{ 24 * 3600 }>;
 
 impl Default for Interval {
     fn default() -> Self {
         Self(Duration::from_mins(1))
-    }
-}
-
-impl TryFrom<String> for Interval {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let micros = parse_amount(Quantity::WallTime, &text)?;
-        let longest = Duration::from_hours(24);
-        let interval = Duration::from_micros(micros);
-        // What is shorter than a second is no stretch of time already.
-        if interval > longest {
-            return Err(format!(
-                "`{}` is too long: a second to a day, `1s` to `24h`",
-                text.escape_debug()
-            ));
-        }
-        debug_assert!(micros >= MICROS);
-        Ok(Self(interval))
     }
 }
 

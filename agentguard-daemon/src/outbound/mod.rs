@@ -6,9 +6,11 @@
 mod address;
 mod call;
 mod pause;
+mod span;
 mod tls;
 
 pub use address::{Endpoint, is_here};
 pub use call::{Caller, Unanswered, call, caller, causes};
 pub use pause::pause;
+pub use span::Span;
 pub use tls::{TlsConfig, client, secret};

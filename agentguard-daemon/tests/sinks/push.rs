@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use agentguard::daemon::Config;
 use agentguard::kernel::OtherEnd;
 use agentguard::metrics::{
-    Amount, Histogram, Interval, Kind, MetricsExport, PushConfig, Pusher, Pushes, Scrape, Source,
-    list,
+    Amount, Histogram, Kind, MetricsExport, PushConfig, Pusher, Pushes, Scrape, Source, list,
 };
+use agentguard::outbound::Span;
 use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsPartialSuccess, ExportMetricsServiceRequest, ExportMetricsServiceResponse,
 };
@@ -98,7 +98,7 @@ pub fn config(text: &str, interval: u64) -> PushConfig {
     let Some(MetricsExport::Otlp(mut push)) = config.metrics_export else {
         panic!("no section");
     };
-    push.interval = Interval(Duration::from_millis(interval));
+    push.interval = Span(Duration::from_millis(interval));
     push
 }
 

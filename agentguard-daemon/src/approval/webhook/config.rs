@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::outbound::{Endpoint, TlsConfig};
-use crate::policy::limits::parse_duration;
+use crate::outbound::{Endpoint, Span, TlsConfig};
+
+/// The longest of its times, in seconds.
+const HOUR: u64 = 3600;
 
 /// Who answers besides operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -29,18 +31,18 @@ pub struct WebhookConfig {
     pub tls: TlsConfig,
     /// How long an answer may take.
     #[serde(default = "WebhookConfig::timeout")]
-    pub timeout: Span,
+    pub timeout: Span<HOUR>,
     /// How long after a `pending` it is asked again.
     #[serde(default = "WebhookConfig::poll")]
-    pub poll: Span,
+    pub poll: Span<HOUR>,
 }
 
 impl WebhookConfig {
-    const fn timeout() -> Span {
+    const fn timeout() -> Span<HOUR> {
         Span(Duration::from_secs(10))
     }
 
-    const fn poll() -> Span {
+    const fn poll() -> Span<HOUR> {
         Span(Duration::from_secs(5))
     }
 
@@ -50,24 +52,5 @@ impl WebhookConfig {
             return Err("`secret` is a file, with its whole path".to_owned());
         }
         self.tls.check()
-    }
-}
-
-/// A stretch of time, between a second and an hour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Span(pub Duration);
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let micros = parse_duration(&text).map_err(|error| error.message)?;
-        let time = Duration::from_micros(micros);
-        if (Duration::from_secs(1)..=Duration::from_hours(1)).contains(&time) {
-            Ok(Self(time))
-        } else {
-            Err(format!("`{text}` is not between a second and an hour"))
-        }
     }
 }

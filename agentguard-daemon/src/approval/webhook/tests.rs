@@ -3,9 +3,9 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::config::Span;
 use super::*;
 use crate::approval::{Scope, Waiting};
+use crate::outbound::Span;
 
 fn secret(text: &str) -> (tempfile::TempDir, Result<Secret, String>) {
     let folder = tempfile::tempdir().unwrap();
@@ -190,6 +190,10 @@ fn times_of_the_configuration_have_bounds() {
         ("61m", false),
         ("x", false),
     ] {
-        assert_eq!(Span::try_from(text.to_owned()).is_ok(), good, "{text}");
+        assert_eq!(
+            Span::<3600>::try_from(text.to_owned()).is_ok(),
+            good,
+            "{text}"
+        );
     }
 }
