@@ -127,13 +127,21 @@ pub fn main(options: &Options) -> Result<i32> {
         build_only: options.host_only,
         no_workshop: false,
     })?;
-    let mut outcomes = Vec::new();
     let whole = options.kernel.is_none() && options.filter.is_none() && !options.guests_only;
+    let mut outcomes = Vec::new();
+    let (kernels, binaries): (Vec<Kernel>, PathBuf);
+    let mut jobs = Vec::new();
+    let filter = options.filter.as_deref().unwrap_or_default();
     if whole {
-        host(&mut outcomes);
+        outcomes.push(step("format", || single(&["fmt", "--all", "--check"])));
+        // Compilers wait for one another, and guests wait for time to pass: side by side both cost less.
+        jobs.push(Job {
+            weight: u32::MAX,
+            run: Box::new(host),
+        });
     }
     if !options.host_only {
-        let kernels: Vec<Kernel> = match &options.kernel {
+        kernels = match &options.kernel {
             Some(name) => vec![kernels::find(name)?],
             None => MATRIX
                 .iter()
@@ -142,42 +150,43 @@ pub fn main(options: &Options) -> Result<i32> {
         };
         // Also when it fails the host's results are shown.
         let started = Instant::now();
-        let filter = options.filter.as_deref().unwrap_or_default();
-        let binaries = if whole {
+        let built = if whole {
             product::build_with_tests()
         } else {
             product::build()
         };
-        match binaries {
-            Ok(binaries) => {
-                let mut jobs = Vec::new();
+        match built {
+            Ok(built) => {
+                binaries = built;
                 if !apart::speaks_of(filter) {
                     jobs.extend(guests(&kernels, filter, &binaries));
                 }
                 jobs.extend(apart::guests(&kernels, filter, &binaries));
-                outcomes.extend(side_by_side(jobs));
             }
             Err(error) => outcomes.push(Outcome::of("release build", started, Err(error))),
         }
     }
+    outcomes.extend(side_by_side(jobs));
     Ok(report(&outcomes))
 }
 
-fn host(outcomes: &mut Vec<Outcome>) {
-    let mut step = |name: &str, work: &dyn Fn() -> Result<Counts>| {
-        println!("\n== {name}");
-        let started = Instant::now();
-        outcomes.push(Outcome::of(name, started, work()));
-    };
-    let single = |arguments: &[&str]| {
-        run(cargo().args(arguments))?;
-        Ok(Counts {
-            passed: 1,
-            ..Counts::default()
-        })
-    };
-    step("format", &|| single(&["fmt", "--all", "--check"]));
-    step("lints", &|| {
+fn step(name: &str, work: impl FnOnce() -> Result<Counts>) -> Outcome {
+    println!("\n== {name}");
+    let started = Instant::now();
+    Outcome::of(name, started, work())
+}
+
+fn single(arguments: &[&str]) -> Result<Counts> {
+    run(cargo().args(arguments))?;
+    Ok(Counts {
+        passed: 1,
+        ..Counts::default()
+    })
+}
+
+/// What needs no guest.
+fn host() -> Vec<Outcome> {
+    let lints = || {
         single(&[
             "clippy",
             "--quiet",
@@ -189,9 +198,8 @@ fn host(outcomes: &mut Vec<Outcome>) {
             "-D",
             "warnings",
         ])
-    });
-    step("host tests", &cargo_tests);
-    step("licences, advisories", &|| {
+    };
+    let licences = || {
         if answer("cargo-deny", &["--version"]).is_none() {
             return Ok(Counts {
                 skipped: 1,
@@ -201,7 +209,12 @@ fn host(outcomes: &mut Vec<Outcome>) {
         }
         // The advisory database needs a network of its own; licences and sources do not.
         single(&["deny", "--offline", "check", "licenses", "bans", "sources"])
-    });
+    };
+    vec![
+        step("lints", lints),
+        step("host tests", cargo_tests),
+        step("licences, advisories", licences),
+    ]
 }
 
 fn cargo_tests() -> Result<Counts> {
