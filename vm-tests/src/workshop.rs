@@ -166,6 +166,36 @@ const JOBS: &[Job] = &[
         asked: &[],
         skip: None,
     },
+    Job {
+        name: "what NODE_OPTIONS carries into node",
+        script: include_str!("../workshop/carrier.sh"),
+        proofs: &[
+            "test \"$(grep -c '^carried$' said.txt)\" = 2",
+            "test \"$(grep -c '^read: EPERM$' said.txt)\" = 2",
+            "test \"$(grep -c '^append: EPERM$' said.txt)\" = 2",
+            "test \"$(grep -c '^start: EPERM$' said.txt)\" = 2",
+            "test \"$(wc -l <said.txt)\" = 8 && ! test -s ~/.bashrc",
+        ],
+        ran: &["/usr/bin/node"],
+        asked: &[
+            Asked {
+                by: "ssh-keys",
+                target: "/home/agent/.ssh/id_rsa",
+                why: "a key",
+            },
+            Asked {
+                by: "run-later",
+                target: "/home/agent/.bashrc",
+                why: "a shell reads it later",
+            },
+            Asked {
+                by: "other-identity",
+                target: "/usr/bin/sudo",
+                why: "another identity",
+            },
+        ],
+        skip: None,
+    },
 ];
 
 /// Runs the jobs whose name contains `filter`.
