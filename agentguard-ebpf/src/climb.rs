@@ -11,8 +11,8 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel};
 
 use crate::bound::at_most;
 use crate::label::peek;
-use crate::maps::{Climb, NameScratch, PATH_BUFFER};
-use crate::offsets::{self as off, get};
+use crate::maps::{Climb, ENTRY, NameScratch, PATH_BUFFER};
+use crate::offsets::{self as off, field, get};
 
 /// Components and mounts on one way; a path of 4,095 bytes has at most 2,048 components.
 const STEPS: u32 = 2304;
@@ -39,7 +39,7 @@ struct Context {
 /// `from` is at most one path.
 ///
 /// # Safety
-/// The caller owns the slot.
+/// The caller owns the slot; `task` must be a `struct task_struct` that the verifier knows.
 #[inline(never)]
 pub unsafe fn climb(
     scratch: *mut NameScratch,
@@ -51,12 +51,16 @@ pub unsafe fn climb(
     // SAFETY: the caller owns the slot; offsets are bounded before use.
     unsafe {
         let climb = &raw mut (*scratch).climb;
-        let fs: u64 = peek(task as u64 + get(&off::OFF_TASK_FS) as u64, 0);
-        let root = fs + get(&off::OFF_FS_ROOT) as u64;
+        let fs = field!(task, OFF_TASK_FS, u64) as *const u8;
+        if fs.is_null() {
+            return ENOENT;
+        }
+        let root = fs.add(get(&off::OFF_FS_ROOT));
         (*climb).dentry = dentry;
         (*climb).mount = mount;
-        (*climb).root_dentry = peek(root + get(&off::OFF_PATH_DENTRY) as u64, 0);
-        (*climb).root_mount = peek(root + get(&off::OFF_PATH_MNT) as u64, 0);
+        (*climb).root_dentry = field!(root, OFF_PATH_DENTRY, u64);
+        (*climb).root_mount = field!(root, OFF_PATH_MNT, u64);
+        (*climb).mount_root = root_of(mount);
         (*climb).at = PATH_BUFFER as u64;
         (*climb).end = 0;
         let mut context = Context {
@@ -94,6 +98,26 @@ pub unsafe fn climb(
     }
 }
 
+/// The entry at the root of a mount.
+#[inline(always)]
+fn root_of(mount: u64) -> u64 {
+    peek(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0)
+}
+
+/// A field of the entry, from what was read of it at once where that reaches so far. The loader has set the offset, so
+/// that only one of the ways is there.
+#[inline(always)]
+fn part<T: Copy>(climb: &Climb, offset: usize, zero: T) -> T {
+    if offset + size_of::<T>() <= ENTRY {
+        // SAFETY: bounded just above; the kernel aligns its fields, and `entry` as a word.
+        unsafe {
+            core::ptr::read_volatile((&raw const climb.entry).cast::<u8>().add(offset).cast())
+        }
+    } else {
+        peek(climb.dentry + offset as u64, zero)
+    }
+}
+
 /// One entry, or one mount, further up. Returns 1 to stop.
 unsafe extern "C" fn step(_i: u64, context: *mut Context) -> u64 {
     // SAFETY: the helper hands back the pointer that it was given; the caller owns what it points to.
@@ -103,7 +127,7 @@ unsafe extern "C" fn step(_i: u64, context: *mut Context) -> u64 {
         climb.end = ARRIVED;
         return 1;
     }
-    if dentry == peek::<u64>(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0) {
+    if dentry == climb.mount_root {
         // The root of a mount: go on where it is mounted.
         let whole = mount - get(&off::OFF_MOUNT_MNT) as u64;
         let parent: u64 = peek(whole + get(&off::OFF_MOUNT_PARENT) as u64, 0);
@@ -113,14 +137,27 @@ unsafe extern "C" fn step(_i: u64, context: *mut Context) -> u64 {
         }
         climb.dentry = peek(whole + get(&off::OFF_MOUNT_MOUNTPOINT) as u64, 0);
         climb.mount = parent + get(&off::OFF_MOUNT_MNT) as u64;
+        climb.mount_root = root_of(climb.mount);
         return 0;
     }
-    let sequence = dentry + get(&off::OFF_DENTRY_SEQ) as u64;
-    let before: u32 = peek(sequence, 1);
-    let parent: u64 = peek(dentry + get(&off::OFF_DENTRY_PARENT) as u64, 0);
-    let name = dentry + get(&off::OFF_DENTRY_NAME) as u64;
-    let len: u32 = peek(name + get(&off::OFF_QSTR_LEN) as u64, 0);
-    let bytes: u64 = peek(name + get(&off::OFF_QSTR_NAME) as u64, 0);
+    let to = (&raw mut climb.entry).cast();
+    // SAFETY: a buffer of this length; the helper checks the address.
+    if unsafe { bpf_probe_read_kernel(to, ENTRY as u32, dentry as *const _) } != 0 {
+        climb.end = RACED;
+        return 1;
+    }
+    let sequence = get(&off::OFF_DENTRY_SEQ);
+    let above = get(&off::OFF_DENTRY_PARENT);
+    let name = get(&off::OFF_DENTRY_NAME);
+    // The helper copies words from the first to the last: what stands before the others was read before them.
+    let before: u32 = if sequence < above && sequence < name {
+        part(climb, sequence, 1)
+    } else {
+        peek(dentry + sequence as u64, 1)
+    };
+    let parent: u64 = part(climb, above, 0);
+    let len: u32 = part(climb, name + get(&off::OFF_QSTR_LEN), 0);
+    let bytes: u64 = part(climb, name + get(&off::OFF_QSTR_NAME), 0);
     if parent == 0 || parent == dentry {
         climb.end = UNREACHABLE;
         return 1;
@@ -138,7 +175,7 @@ unsafe extern "C" fn step(_i: u64, context: *mut Context) -> u64 {
         *to = b'/';
         bpf_probe_read_kernel(to.add(1).cast(), len, bytes as *const _) != 0
     };
-    if fault || before & 1 != 0 || before != peek::<u32>(sequence, 1) {
+    if fault || before & 1 != 0 || before != peek::<u32>(dentry + sequence as u64, 1) {
         climb.end = RACED;
         return 1;
     }

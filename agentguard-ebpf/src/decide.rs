@@ -10,7 +10,7 @@ use agentguard_common::table::{
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
 
-use crate::bound::{BOTH, NARROW, ONE, Table, forget};
+use crate::bound::{BOTH, ONE, Table, forget};
 use crate::maps::{PATH_BUFFER, POLICIES_LARGE, POLICIES_SMALL, SHORT_PATH, Script, Walk};
 use crate::opened::opened;
 
@@ -302,16 +302,58 @@ pub fn file<const BYTES: usize>(
 /// The same for a label that is known already.
 #[inline(always)]
 pub fn file_labelled<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
-    const _: () = assert!(path_label::READ == 0 && path_label::WRITE == access::WRITE as u32);
+    file_judged(table, label, wanted, |decision, shift| {
+        decision.heard(label >> (shift + level::ABOVE), flags::QUIET_OPENS)
+    })
+}
+
+/// The same where the policy records opens, and [`is_hushed`] is asked whether its rules do.
+#[inline(always)]
+pub fn file_aloud<const BYTES: usize>(table: Table<BYTES>, label: u32, wanted: u32) -> Decision {
+    file_judged(table, label, wanted, |decision, _| decision)
+}
+
+/// Whether rules say, and none of them otherwise, that what is allowed with this label is not to be recorded: most say
+/// nothing, and that is one test.
+#[inline(always)]
+pub const fn is_hushed(label: u32, wanted: u32) -> bool {
+    const QUIET: (u32, u32) = (
+        level::QUIET << (path_label::READ + level::ABOVE),
+        level::QUIET << (path_label::WRITE + level::ABOVE),
+    );
+    if label & (QUIET.0 | QUIET.1) == 0 {
+        return false;
+    }
+    // The upper bit of a level that is there: somebody wants a record.
+    let quiet = label & !(label >> 1);
+    let both = match wanted {
+        ONLY_READ => QUIET.0,
+        ONLY_WRITE => QUIET.1,
+        _ => QUIET.0 | QUIET.1,
+    };
+    quiet & both == both
+}
+
+const ONLY_READ: u32 = access::READ as u32;
+const ONLY_WRITE: u32 = access::WRITE as u32;
+
+#[inline(always)]
+fn file_judged<const BYTES: usize>(
+    table: Table<BYTES>,
+    label: u32,
+    wanted: u32,
+    heard: impl Fn(Decision, u32) -> Decision,
+) -> Decision {
+    const _: () = assert!(path_label::READ == 0 && path_label::WRITE == ONLY_WRITE);
     let decision = begin(table).marked(label);
     let default = table.field(offset_of!(TableHeader, path_default));
     let of = |shift| {
-        settle(decision, opinion(label, shift), opinion(default, shift))
-            .heard(label >> (shift + level::ABOVE), flags::QUIET_OPENS)
+        let settled = settle(decision, opinion(label, shift), opinion(default, shift));
+        heard(settled, shift)
     };
-    if wanted == access::READ as u32 || wanted == access::WRITE as u32 {
+    if wanted == ONLY_READ || wanted == ONLY_WRITE {
         // The bit of one access is where its verdict begins.
-        return of(wanted & access::WRITE as u32);
+        return of(wanted & ONLY_WRITE);
     }
     // Both, or an open for neither (access mode 3), which the kernel permits for ioctl: the stricter.
     let (read, write) = (of(path_label::READ), of(path_label::WRITE));

@@ -9,7 +9,7 @@ use crate::approval;
 use crate::decide::Decision;
 use crate::label::{Subject, peek};
 use crate::maps::{OBJECT_FILTER, OBJECTS};
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 
 /// Inode and device of an entry; zeroes where there is none yet.
 #[derive(Clone, Copy)]
@@ -33,6 +33,31 @@ pub fn of(dentry: u64) -> Identity {
         inode: peek(inode + get(&off::OFF_INODE_INO) as u64, 0),
         device: peek(sb + get(&off::OFF_SB_DEV) as u64, 0),
     }
+}
+
+/// The same for an entry that the verifier knows by its type: loads, and no calls.
+///
+/// # Safety
+/// `dentry` must be a `struct dentry` that the verifier knows.
+#[inline(always)]
+pub unsafe fn of_typed(dentry: *const u8) -> Identity {
+    let mut identity = Identity {
+        inode: 0,
+        device: 0,
+    };
+    // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
+    unsafe {
+        let inode = field!(dentry, OFF_DENTRY_INODE, u64) as *const u8;
+        if inode.is_null() {
+            return identity;
+        }
+        identity.inode = field!(inode, OFF_INODE_INO, u64);
+        let sb = field!(dentry, OFF_DENTRY_SB, u64) as *const u8;
+        if !sb.is_null() {
+            identity.device = field!(sb, OFF_SB_DEV, u32);
+        }
+    }
+    identity
 }
 
 /// What an agent may not do to an object, as access bits. Most objects are nobody's: one load and a test.

@@ -167,11 +167,18 @@ pub struct Climb {
     pub mount: u64,
     pub root_dentry: u64,
     pub root_mount: u64,
+    /// The entry at the root of `mount`.
+    pub mount_root: u64,
     /// Where the path begins in `build`.
     pub at: u64,
     /// 0 on the way, else how it ended.
     pub end: u64,
+    /// The beginning of the entry.
+    pub entry: [u8; ENTRY],
 }
+
+/// Bytes of a `struct dentry` that are read at once: its sequence count, its parent and its name.
+pub const ENTRY: usize = 48;
 
 /// A script that command rules may speak of, between the first and the second check of its exec. The
 /// second sees the interpreter's command line, in which the script's own arguments are the last ones.

@@ -39,7 +39,15 @@ pub fn selftest(_ctx: TcContext) -> i32 {
             kind::FILE if path_len < SHORT_PATH as u32 => {
                 let len = at_most_64(u64::from(path_len), SHORT_PATH as u64 - 1);
                 let label = with_table!(policy, t => decide::label_of_short(t, buffer, len));
-                with_table!(policy, t => decide::file_labelled(t, label, (*case).access))
+                if policy.flags() & flags::QUIET_OPENS != 0 {
+                    with_table!(policy, t => decide::file_labelled(t, label, (*case).access))
+                } else {
+                    let mut decision = decide::file_aloud(policy.head(), label, (*case).access);
+                    if decide::is_hushed(label, (*case).access) {
+                        decision.flags |= flags::QUIET_OPENS;
+                    }
+                    decision
+                }
             }
             kind::FILE => {
                 with_table!(policy, t => decide::file(t, buffer, path_len, (*case).access))

@@ -7,16 +7,15 @@ use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
 use super::locks;
-use super::names::{parts, send};
-use super::{policy_of, script, slot_of};
-use crate::bound::forget;
+use super::names::{send, typed_parts};
+use super::{object, policy_of, script, slot_of};
 use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
 use crate::emit;
 use crate::identity;
-use crate::label::{Subject, peek};
+use crate::label::Subject;
 use crate::maps::NameScratch;
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 use crate::scratch;
 
 const PROT_EXEC: u64 = 4;
@@ -32,16 +31,18 @@ hook! {
     /// `file_mprotect(struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot)`. Minimum kernel 5.7.
     /// Fails closed.
     file_mprotect, "file_mprotect", where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
-    |ctx, subject| governed(subject, peek(ctx.arg::<u64>(0) + get(&off::OFF_VMA_FILE) as u64, 0))
+    // SAFETY: the hook's argument.
+    |ctx, subject| governed(subject, unsafe { field!(ctx.arg::<*const u8>(0), OFF_VMA_FILE, u64) } as *const u8)
 }
 
 #[inline(always)]
-fn governed(subject: Subject, file: u64) -> i32 {
+fn governed(subject: Subject, file: *const u8) -> i32 {
     let policy = match policy_of(subject, Operation::Map) {
         Ok(policy) => policy,
         Err(refused) => return refused,
     };
-    if file == 0 || is_anonymous(file) {
+    // SAFETY: the verifier knows the file by its type.
+    if file.is_null() || unsafe { object(file).anonymous } {
         return locks::decide_quietly(subject, policy, Lock::AnonymousCode);
     }
     let scratch = match slot_of::<NameScratch>(subject, Operation::Map, policy) {
@@ -53,22 +54,14 @@ fn governed(subject: Subject, file: u64) -> i32 {
     result
 }
 
-/// Whether a file has no name on any file system.
 #[inline(always)]
-fn is_anonymous(file: u64) -> bool {
-    let inode: u64 = peek(file + get(&off::OFF_FILE_INODE) as u64, 0);
-    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
-    peek::<u64>(sb + get(&off::OFF_SB_FLAGS) as u64, 0) & super::SB_NOUSER != 0
-}
-
-#[inline(always)]
-fn judge(subject: Subject, file: u64, policy: Policy, scratch: *mut NameScratch) -> i32 {
+fn judge(subject: Subject, file: *const u8, policy: Policy, scratch: *mut NameScratch) -> i32 {
     // SAFETY: this task owns the slot until it is released.
     unsafe {
-        let (mount, dentry) = parts(file + get(&off::OFF_FILE_PATH) as u64);
+        let (mount, dentry) = typed_parts(file.add(get(&off::OFF_FILE_PATH)));
         let len = climb(scratch, subject.task, mount, dentry, 0);
         let tail = &raw const (*scratch).tail as *const u8;
-        let object = identity::of(dentry);
+        let object = identity::of_typed(dentry as *const u8);
         let decision = if len < 0 {
             // Which file it is cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))

@@ -9,7 +9,7 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
 use super::locks;
-use super::names::{Request, judge, parts};
+use super::names::{Request, UNTYPED, judge, parts};
 use super::redirect;
 use super::unix;
 use crate::decide::{self, Decision, with_table};
@@ -74,7 +74,7 @@ fn received(subject: Subject, file: u64) -> i32 {
         return 0;
     }
     let (mount, dentry) = parts(file + get(&off::OFF_FILE_PATH) as u64);
-    judge(
+    judge::<UNTYPED>(
         subject,
         Request {
             operation: Operation::Receive,
@@ -198,5 +198,5 @@ fn ioctl(ctx: &LsmContext, subject: Subject) -> i32 {
         wanted: access::WRITE,
         aux: command,
     };
-    judge(subject, request)
+    judge::<UNTYPED>(subject, request)
 }

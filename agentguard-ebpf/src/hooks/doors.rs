@@ -105,7 +105,24 @@ fn magic_of(dentry: u64) -> u64 {
 /// Whether an entry is one of the kernel's settings. Making and removing entries there changes them too.
 #[inline(always)]
 pub fn is_settings(dentry: u64) -> bool {
-    let magic = magic_of(dentry);
+    is_settings_on(magic_of(dentry), dentry)
+}
+
+/// The same for an entry that the verifier knows by its type.
+///
+/// # Safety
+/// `dentry` must be a `struct dentry` that the verifier knows.
+#[inline(always)]
+pub unsafe fn is_settings_typed(dentry: *const u8) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sb = field!(dentry, OFF_DENTRY_SB, u64) as *const u8;
+        sb.is_null() || is_settings_on(field!(sb, OFF_SB_MAGIC, u64), dentry as u64)
+    }
+}
+
+#[inline(always)]
+fn is_settings_on(magic: u64, dentry: u64) -> bool {
     SETTINGS.contains(&magic) || (magic == PROC && is_setting(dentry))
 }
 

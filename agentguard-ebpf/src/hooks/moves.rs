@@ -7,7 +7,7 @@ use agentguard_common::table::flags;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 
 use super::doors;
-use super::names::{parts, send};
+use super::names::{send, typed_parts};
 use super::prepare;
 use crate::approval::{self, Asked, Use};
 use crate::bound::{self, at_most, forget};
@@ -15,9 +15,9 @@ use crate::climb::climb;
 use crate::decide::{self, Moved, Place, Policy, with_table};
 use crate::emit;
 use crate::identity;
-use crate::label::{Subject, peek};
+use crate::label::Subject;
 use crate::maps::{NameScratch, PATH_BUFFER};
-use crate::offsets::{self as off, get};
+use crate::offsets::field;
 use crate::scratch;
 
 const S_IFMT: u16 = 0o170_000;
@@ -42,7 +42,8 @@ hook! {
     /// *new_dentry, unsigned int flags)`. Minimum kernel 5.19 (flags). Fails closed.
     path_rename, "path_rename", |ctx, subject| {
             let flags: u64 = ctx.arg(4);
-            let (from, to) = (parts(ctx.arg(0)).0, parts(ctx.arg(2)).0);
+            // SAFETY: the hook's arguments.
+            let (from, to) = unsafe { (typed_parts(ctx.arg(0)).0, typed_parts(ctx.arg(2)).0) };
             governed(
                 subject,
                 Move {
@@ -59,7 +60,8 @@ hook! {
     /// `path_link(struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry)`. Minimum kernel
     /// 5.7. Fails closed. The kernel has made sure that both are on one mount.
     path_link, "path_link", |ctx, subject| {
-            let (mount, _) = parts(ctx.arg(1));
+            // SAFETY: the hook's argument.
+            let (mount, _) = unsafe { typed_parts(ctx.arg(1)) };
             governed(
                 subject,
                 Move {
@@ -84,13 +86,20 @@ fn governed(subject: Subject, request: Move) -> i32 {
 }
 
 /// What is behind an entry.
+///
+/// # Safety
+/// `dentry` must be a `struct dentry` that the verifier knows.
 #[inline(always)]
-fn what(dentry: u64) -> Moved {
-    let inode: u64 = peek(dentry + get(&off::OFF_DENTRY_INODE) as u64, 0);
-    if inode == 0 {
-        return Moved::Other;
-    }
-    match peek::<u16>(inode + get(&off::OFF_INODE_MODE) as u64, 0) & S_IFMT {
+unsafe fn what(dentry: *const u8) -> Moved {
+    // SAFETY: the caller's promise.
+    let mode = unsafe {
+        let inode = field!(dentry, OFF_DENTRY_INODE, u64) as *const u8;
+        if inode.is_null() {
+            return Moved::Other;
+        }
+        field!(inode, OFF_INODE_MODE, u16)
+    };
+    match mode & S_IFMT {
         S_IFDIR => Moved::Folder,
         S_IFSOCK => Moved::Socket,
         _ => Moved::Other,
@@ -111,7 +120,10 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
         let behind = bound::path_len(from_len);
         let first = &raw const (*scratch).tail as *const u8;
         let second = first.add(at_most(behind, PATH_BUFFER as u32 - 1) as usize);
-        let (object, replaced) = (identity::of(request.from.1), identity::of(request.to.1));
+        let (object, replaced) = (
+            identity::of_typed(request.from.1 as *const u8),
+            identity::of_typed(request.to.1 as *const u8),
+        );
         let decision = if from_len < 0 || to_len < 0 {
             // Which names they are cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
@@ -119,7 +131,7 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
             let old = with_table!(policy, t => decide::place_of(t, first, behind));
             let new = with_table!(policy, t => decide::place_of(t, second, at_most(to_len as u32, PATH_BUFFER as u32 - 1)));
             let [old, new] = forget(&raw mut (*scratch).places, [old, new]);
-            let mut decision = with_table!(policy, t => decide::moved(t, (Place::new(t, old), Place::new(t, new)), what(request.from.1), 0, kept));
+            let mut decision = with_table!(policy, t => decide::moved(t, (Place::new(t, old), Place::new(t, new)), what(request.from.1 as *const u8), 0, kept));
             decision = forget(kept, decision);
             let mut number = 0;
             if decision.verdict == Verdict::Ask as u32 {
@@ -138,12 +150,12 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
                 }
                 number = forget(lengths.cast(), number);
                 if number != 0 {
-                    decision = with_table!(policy, t => decide::moved(t, (Place::new(t, old), Place::new(t, new)), what(request.from.1), number, kept));
+                    decision = with_table!(policy, t => decide::moved(t, (Place::new(t, old), Place::new(t, new)), what(request.from.1 as *const u8), number, kept));
                     decision = forget(kept, decision);
                 }
             }
             if decision.is_allowed() && request.flags & RENAME_EXCHANGE != 0 {
-                decision = with_table!(policy, t => decide::moved(t, (Place::new(t, new), Place::new(t, old)), what(request.to.1), number, kept));
+                decision = with_table!(policy, t => decide::moved(t, (Place::new(t, new), Place::new(t, old)), what(request.to.1 as *const u8), number, kept));
             }
             let decision = forget(kept, decision);
             let decision =
@@ -153,7 +165,7 @@ fn judge(subject: Subject, request: Move, policy: Policy, scratch: *mut NameScra
         };
         let mut decision = forget(kept, decision);
         let (mut operation, mut aux) = (request.operation, request.flags);
-        if decision.is_allowed() && doors::is_settings(request.from.1) {
+        if decision.is_allowed() && doors::is_settings_typed(request.from.1 as *const u8) {
             let locked = with_table!(policy, t => decide::lock(t, Lock::Settings as u32));
             if !locked.is_allowed() {
                 decision = locked;

@@ -15,13 +15,17 @@ use crate::emit::{self, Outcome};
 use crate::identity;
 use crate::label::{Subject, peek};
 use crate::maps::{NameScratch, PATH_BUFFER};
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 use crate::scratch;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFCHR: u32 = 0o020_000;
 const S_IFBLK: u32 = 0o060_000;
 const S_IFREG: u32 = 0o100_000;
+
+/// Whether the verifier knows an entry by its type.
+pub const TYPED: bool = true;
+pub const UNTYPED: bool = false;
 
 /// What is about to happen to one name.
 #[derive(Clone, Copy)]
@@ -43,10 +47,26 @@ pub fn parts(path: u64) -> (u64, u64) {
     )
 }
 
+/// The same of one that the verifier knows by its type: loads, and no calls.
+///
+/// # Safety
+/// `path` must be a `struct path` that the verifier knows.
+#[inline(always)]
+pub unsafe fn typed_parts(path: *const u8) -> (u64, u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        (
+            field!(path, OFF_PATH_MNT, u64),
+            field!(path, OFF_PATH_DENTRY, u64),
+        )
+    }
+}
+
 /// Judges an entry of a folder that changes as a writer would change it.
 #[inline(always)]
 fn entry(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> i32 {
-    let (mount, _) = parts(ctx.arg(0));
+    // SAFETY: the hook's argument.
+    let (mount, _) = unsafe { typed_parts(ctx.arg(0)) };
     let request = Request {
         operation,
         mount,
@@ -54,13 +74,14 @@ fn entry(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
         wanted: access::WRITE,
         aux,
     };
-    judge(subject, request)
+    judge::<TYPED>(subject, request)
 }
 
 /// The same for a hook that is handed the whole path.
 #[inline(always)]
 fn whole(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> i32 {
-    let (mount, dentry) = parts(ctx.arg(0));
+    // SAFETY: the hook's argument.
+    let (mount, dentry) = unsafe { typed_parts(ctx.arg(0)) };
     let request = Request {
         operation,
         mount,
@@ -68,7 +89,7 @@ fn whole(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
         wanted: access::WRITE,
         aux,
     };
-    judge(subject, request)
+    judge::<TYPED>(subject, request)
 }
 
 hook! {
@@ -131,25 +152,34 @@ hook! {
     path_chown, "path_chown", |ctx, subject| whole(&ctx, subject, Operation::Chown, 0)
 }
 
-/// Judges one name, and leaves the record.
+/// Judges one name, and leaves the record. The verifier knows the entry by its type, or does not.
 #[inline(always)]
-pub fn judge(subject: Subject, request: Request) -> i32 {
+pub fn judge<const KNOWN: bool>(subject: Subject, request: Request) -> i32 {
     let (policy, scratch) = match prepare::<NameScratch>(subject, request.operation) {
         Ok(prepared) => prepared,
         Err(refused) => return refused,
     };
-    let result = judge_in(subject, request, policy, scratch);
+    let result = judge_in::<KNOWN>(subject, request, policy, scratch);
     scratch::release(scratch);
     result
 }
 
 #[inline(always)]
-fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut NameScratch) -> i32 {
+fn judge_in<const KNOWN: bool>(
+    subject: Subject,
+    request: Request,
+    policy: Policy,
+    scratch: *mut NameScratch,
+) -> i32 {
     // SAFETY: this task owns the slot until it is released.
     unsafe {
         let len = climb(scratch, subject.task, request.mount, request.dentry, 0);
         let tail = &raw const (*scratch).tail as *const u8;
-        let object = identity::of(request.dentry);
+        let object = if KNOWN {
+            identity::of_typed(request.dentry as *const u8)
+        } else {
+            identity::of(request.dentry)
+        };
         let decision = if len < 0 {
             // Which name it is cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
@@ -177,7 +207,11 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
         let (mut operation, mut aux) = (request.operation, request.aux);
         if decision.is_allowed()
             && request.wanted & access::WRITE != 0
-            && doors::is_settings(request.dentry)
+            && if KNOWN {
+                doors::is_settings_typed(request.dentry as *const u8)
+            } else {
+                doors::is_settings(request.dentry)
+            }
         {
             let locked = with_table!(policy, t => decide::lock(t, Lock::Settings as u32));
             if !locked.is_allowed() {

@@ -89,7 +89,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         }
         let len = crate::bound::at_most_64(len as u64, SHORT_PATH as u64 - 1);
         let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
-        let decision = decide::file_labelled(policy.head(), label, u32::from(wanted));
+        let decision = decide::file_aloud(policy.head(), label, u32::from(wanted));
         if decision.verdict == Verdict::Ask as u32 {
             // Somebody may have granted it.
             emit::discard(chunk);
@@ -98,7 +98,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let decision = identity::guard(subject, decision, identity_of(object), wanted);
         let decision = budget::charge(subject, decision, kind::OPENS);
         let outcome = emit::outcome(decision);
-        if decision.is_unheard(flags::QUIET_OPENS) {
+        if decision.is_allowed() && decide::is_hushed(label, u32::from(wanted)) {
             emit::discard(chunk);
             return Some(false);
         }
