@@ -5,6 +5,7 @@
 
 use agentguard_common::verdict::{Lock, access};
 
+use super::Object;
 use crate::label::{Subject, peek};
 use crate::offsets::{self as off, field, get};
 
@@ -43,26 +44,21 @@ const DEPTH: u32 = 12;
 /// Whether an open may need a switch: a quick look that is wrong only in one direction.
 ///
 /// # Safety
-/// `file` must be a `struct file` that the verifier knows.
+/// The verifier must know what the object points to by its type.
 #[inline(always)]
-pub unsafe fn maybe(file: *const u8, wanted: u8) -> bool {
+pub unsafe fn maybe(object: Object, wanted: u8) -> bool {
     // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
     unsafe {
-        let inode = field!(file, OFF_FILE_INODE, u64) as *const u8;
-        if inode.is_null() {
+        if object.node.is_null() || object.sb.is_null() {
             return true;
         }
-        if field!(inode, OFF_INODE_MODE, u16) & DEVICE_BITS == S_IFCHR {
+        if field!(object.node, OFF_INODE_MODE, u16) & DEVICE_BITS == S_IFCHR {
             return true;
         }
         if wanted & access::WRITE == 0 {
             return false;
         }
-        let sb = field!(inode, OFF_INODE_SB, u64) as *const u8;
-        if sb.is_null() {
-            return true;
-        }
-        let magic = field!(sb, OFF_SB_MAGIC, u64);
+        let magic = field!(object.sb, OFF_SB_MAGIC, u64);
         magic == PROC || SETTINGS.contains(&magic)
     }
 }

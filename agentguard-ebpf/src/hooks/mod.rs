@@ -179,12 +179,15 @@ extern "C" fn is_removed(file: u64, buffer: u64, len: i64) -> bool {
 }
 
 /// Which object a file is.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Object {
     pub inode: u64,
     pub device: u32,
     /// It has no name on any file system.
     pub anonymous: bool,
+    /// Its `struct inode` and `struct super_block`, which the verifier knows, or null.
+    pub node: *const u8,
+    pub sb: *const u8,
 }
 
 /// Which object a file is; zeroes where it cannot be known.
@@ -193,18 +196,26 @@ pub struct Object {
 /// `file` must be a `struct file` that the verifier knows.
 #[inline(always)]
 pub unsafe fn object(file: *const u8) -> Object {
-    let mut object = Object::default();
+    let mut object = Object {
+        inode: 0,
+        device: 0,
+        anonymous: false,
+        node: core::ptr::null(),
+        sb: core::ptr::null(),
+    };
     // SAFETY: the caller's promise; typed loads along pointers that the verifier follows.
     unsafe {
         let inode = field!(file, OFF_FILE_INODE, u64) as *const u8;
         if inode.is_null() {
             return object;
         }
+        object.node = inode;
         object.inode = field!(inode, OFF_INODE_INO, u64);
         let sb = field!(inode, OFF_INODE_SB, u64) as *const u8;
         if sb.is_null() {
             return object;
         }
+        object.sb = sb;
         object.device = field!(sb, OFF_SB_DEV, u32);
         let flags = field!(sb, OFF_SB_FLAGS, u64);
         object.anonymous = flags & SB_NOUSER != 0;

@@ -83,7 +83,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
             return None;
         }
         let object = object(file);
-        if object.anonymous || doors::maybe(file, wanted) {
+        if object.anonymous || doors::maybe(object, wanted) {
             emit::discard(chunk);
             return None;
         }
