@@ -396,11 +396,14 @@ pub fn restart() -> Result<()> {
     write_policy("asking", POLICY)?;
     let mut actor = Actor::start("asking", "asking")?;
     let (read, other) = (r#"["read", "/t/ask/r/a"]"#, r#"["read", "/t/ask/r/b"]"#);
+    let third = r#"["cut", "/t/ask/w/a"]"#;
     let id = actor.refused(read, "before anybody granted it")?;
     agentguard_ok(&["approvals", "grant", &id, "--session"])?;
     let once = actor.refused(other, "before anybody granted it")?;
     agentguard_ok(&["approvals", "grant", &once])?;
     actor.expect(other, 0, "once granted")?;
+    // Seen in a list, and never answered.
+    let seen = actor.refused(third, "before anybody granted it")?;
     daemon.kill()?;
     actor.expect(read, 0, "granted, while no daemon runs")?;
     actor.expect(other, EPERM, "used, while no daemon runs")?;
@@ -411,6 +414,20 @@ pub fn restart() -> Result<()> {
         again.parse::<u64>()? > once.parse::<u64>()?,
         "the number {again} was given out before a restart already ({once})"
     );
+    for answer in ["grant", "deny"] {
+        let stale = agentguard(&["approvals", answer, &seen])?;
+        let says = String::from_utf8_lossy(&stale.stderr).into_owned();
+        ensure!(
+            stale.status.code() == Some(66) && says.contains("does not wait any more"),
+            "{answer} of the number {seen}, which was listed before a restart: {:?}, {says}",
+            stale.status
+        );
+    }
+    actor.expect(other, EPERM, "which nobody granted again")?;
+    let listed = actor.refused(third, "after a restart")?;
+    ensure!(listed != seen && listed != again, "a number came again");
+    agentguard_ok(&["approvals", "grant", &listed])?;
+    actor.expect(third, 0, "granted under its new number")?;
     agentguard_ok(&["approvals", "revoke", &id])?;
     actor.expect(read, EPERM, "taken back, after a restart")?;
     let refused = agentguard(&["approvals", "grant", "999999"])?;

@@ -1,13 +1,15 @@
-//! The book: what waits, what is granted, and what was. It must never give a number to two grants whose records may
-//! still come.
+//! The book: what waits, what is granted, and what was. It must never give a number to two acts, or to two grants whose
+//! records may still come.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agentguard_common::approval::{Grant, MAX_GRANTS};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::numbers::Numbers;
 use super::object::Item;
 use super::status::{Approvals, Granted, Scope, Waiting};
 
@@ -54,7 +56,9 @@ struct Question {
 
 #[derive(Debug, Default)]
 struct Pages {
-    last_id: u64,
+    numbers: Numbers,
+    /// Nobody can answer: nothing is listed.
+    is_closed: bool,
     last_number: u16,
     questions: BTreeMap<u64, Question>,
     /// By session and items.
@@ -74,6 +78,20 @@ pub struct Book {
 }
 
 impl Book {
+    /// One whose numbers go on after those of an earlier daemon.
+    pub fn kept_at(numbers: PathBuf) -> Self {
+        let book = Self::default();
+        book.pages().numbers = Numbers::kept_at(numbers);
+        book
+    }
+
+    /// One in which nothing waits, where nobody could answer.
+    pub fn closed() -> Self {
+        let book = Self::default();
+        book.pages().is_closed = true;
+        book
+    }
+
     fn pages(&self) -> MutexGuard<'_, Pages> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,9 +102,12 @@ impl Book {
     }
 
     /// Notes an act that was refused because a rule asks about it; the number that it waits under. `None` where too
-    /// many wait.
+    /// many wait, or there is no number for it.
     pub fn ask(&self, slot: u32, items: Vec<Item>, waiting: Waiting) -> Option<u64> {
         let mut pages = self.pages();
+        if pages.is_closed {
+            return None;
+        }
         let key = (waiting.session, items);
         if let Some(id) = pages.index.get(&key).copied() {
             let known = &mut pages.questions.get_mut(&id)?.waiting;
@@ -95,14 +116,14 @@ impl Book {
             (known.pid, known.uid) = (waiting.pid, waiting.uid);
             return Some(id);
         }
-        let count = pages.per_session.entry(waiting.session).or_default();
-        if *count >= MOST_WAITING {
+        let session = waiting.session;
+        let count = pages.per_session.get(&session).copied().unwrap_or_default();
+        let has_room = count < MOST_WAITING;
+        let Some(id) = has_room.then(|| pages.numbers.next()).flatten() else {
             pages.dropped += 1;
             return None;
-        }
-        *count += 1;
-        pages.last_id += 1;
-        let id = pages.last_id;
+        };
+        pages.per_session.insert(session, count + 1);
         let question = Question {
             slot,
             items: key.1.clone(),
@@ -230,19 +251,19 @@ impl Book {
         pages.per_session.remove(&session);
     }
 
-    /// Takes over what an earlier daemon granted. `last_id` was the last number that it gave out.
+    /// Takes over what an earlier daemon granted. `last_id` was the last number that it had given out by then.
     pub fn adopt(&self, last_id: u64, grants: Vec<Granting>) {
         let mut pages = self.pages();
-        pages.last_id = pages.last_id.max(last_id);
+        pages.numbers.skip_to(last_id);
         for granting in grants {
             pages.last_number = pages.last_number.max(granting.number);
             pages.granted.insert(granting.number, granting);
         }
     }
 
-    /// The last number that was given out.
+    /// The last number that may have been given out.
     pub fn last_id(&self) -> u64 {
-        self.pages().last_id
+        self.pages().numbers.last()
     }
 
     /// For people and programs; of one session, or of all.

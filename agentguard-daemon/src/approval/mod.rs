@@ -4,6 +4,7 @@
 //! kernel's map. A grant must never be wider than the act that was refused.
 
 mod book;
+mod numbers;
 mod object;
 mod status;
 #[cfg(test)]

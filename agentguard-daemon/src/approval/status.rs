@@ -142,7 +142,7 @@ pub struct Approvals {
     pub waiting: Vec<Waiting>,
     /// What is granted, oldest first.
     pub granted: Vec<Granted>,
-    /// Acts that were refused while too many waited: they are in the audit log only.
+    /// Acts that were refused while too many waited, or could not be numbered: they are in the audit log only.
     pub dropped: u64,
     /// How the webhook is, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -198,6 +198,24 @@ fn numbers_of_approvals_go_on_after_a_restart() {
 }
 
 #[test]
+fn what_cannot_be_numbered_does_not_wait_and_a_closed_book_has_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocked = folder.path().join("numbers.partial");
+    std::fs::create_dir(&blocked).unwrap();
+    let book = Book::kept_at(folder.path().join("numbers"));
+    assert_eq!(book.ask(1, path("/x"), waiting(2)), None);
+    let shown = book.show(None);
+    assert!(shown.waiting.is_empty() && shown.dropped == 1);
+    std::fs::remove_dir(&blocked).unwrap();
+    assert_eq!(book.ask(1, path("/x"), waiting(2)), Some(1));
+    let next = Book::kept_at(folder.path().join("numbers"));
+    assert!(next.ask(1, path("/y"), waiting(2)).unwrap() > 1);
+    let closed = Book::closed();
+    assert_eq!(closed.ask(1, path("/x"), waiting(2)), None);
+    assert_eq!(closed.show(None), Approvals::default());
+}
+
+#[test]
 fn who_says_no_is_remembered() {
     let book = Book::default();
     let id = book.ask(1, path("/x"), waiting(2)).unwrap();

@@ -17,7 +17,7 @@ use crate::event::escape::printable;
 /// Arguments of `approvals`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  agentguard approvals list\n  sudo agentguard approvals grant 7                 (once)\n  sudo agentguard approvals grant 7 --for 15m\n  sudo agentguard approvals grant 7 --session\n  sudo agentguard approvals deny 8\n\nWhat a rule with `ask` speaks of is refused and waits here. A grant is for exactly that: the same agent, the same\nobject, the same arguments. The agent tries again, and goes ahead.\n`agentguard top` shows the same live (key a), and a webhook can answer too: docs/approvals.md."
+    after_help = "Examples:\n  agentguard approvals list\n  sudo agentguard approvals grant 7                 (once)\n  sudo agentguard approvals grant 7 --for 15m\n  sudo agentguard approvals grant 7 --session\n  sudo agentguard approvals deny 8\n\nWhat a rule with `ask` speaks of is refused and waits here. A grant is for exactly that: the same agent, the same\nobject, the same arguments. The agent tries again, and goes ahead. No number is given twice: one that is out of date is refused.\n`agentguard top` shows the same live (key a), and a webhook can answer too: docs/approvals.md."
 )]
 pub struct ApprovalsArgs {
     #[command(subcommand)]
@@ -76,7 +76,7 @@ struct GrantArgs {
 
 #[derive(Debug, Args)]
 struct IdArgs {
-    /// The number, as `agentguard approvals list` has it.
+    /// The number, as `agentguard approvals list` has it. No other act ever has it.
     id: u64,
     /// Print JSON.
     #[arg(long)]
@@ -224,7 +224,7 @@ fn in_words(approvals: &Approvals) -> String {
     if approvals.dropped > 0 {
         let _ = writeln!(
             text,
-            "{} more were refused while too many waited; the audit log has them.",
+            "{} more were refused and are not listed, because too many waited or they could not be numbered; the audit log has them.",
             approvals.dropped
         );
     }

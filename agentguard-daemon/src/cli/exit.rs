@@ -21,7 +21,7 @@ pub enum Exit {
     Usage = 2,
     /// Nothing is wrong with an audit log, and nothing proves it.
     Unproved = 3,
-    /// An agent, cgroup, process or file that was named does not exist.
+    /// An agent, cgroup, process, approval or file that was named does not exist.
     Missing = 66,
     /// No daemon is running.
     NoDaemon = 69,
@@ -41,8 +41,8 @@ pub enum Exit {
 
 /// The list for the end of `--help`.
 pub const HELP: &str = "\
-Exit status: 0 success, 1 failure, 2 wrong command line or policy, 3 not proved (`audit verify`), 66 no such agent, cgroup, process \
-or file, 69 no daemon, 74 input or output failed, 75 in use, 77 not permitted, 78 this kernel cannot \
+Exit status: 0 success, 1 failure, 2 wrong command line or policy, 3 not proved (`audit verify`), 66 no such agent, cgroup, process, \
+approval or file, 69 no daemon, 74 input or output failed, 75 in use, 77 not permitted, 78 this kernel cannot \
 enforce. `run` ends as its command does; 126 and 127 if that could not be run or was not found, 128 + N \
 if signal N ended it.";
 
@@ -81,6 +81,7 @@ impl From<&SessionError> for Exit {
             | SessionError::Identity(_) => Self::Usage,
             SessionError::Cgroup(CgroupError::Missing(_) | CgroupError::NotACgroup { .. })
             | SessionError::Registry(RegistryError::Unknown(_))
+            | SessionError::NoApproval(_)
             | SessionError::NoProcess(_) => Self::Missing,
             SessionError::Cgroup(CgroupError::NoHierarchy)
             | SessionError::Gateway(GatewayError::Callers(_))

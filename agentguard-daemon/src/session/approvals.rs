@@ -24,6 +24,7 @@ use crate::kernel::boot_time;
 /// Version of the file's format.
 const VERSION: u32 = 1;
 const FILE: &str = "approvals.json";
+const NUMBERS: &str = "approval-numbers";
 /// The longest time that can be granted; a session has no end of its own.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
@@ -44,10 +45,16 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    /// Only what is pinned has grants that outlive it.
+    /// Only what is pinned has grants that outlive it, and somebody who can answer: `agentguard run` without a daemon
+    /// has no socket, and a number of its own would meet a daemon's act under the same one.
     pub(super) fn new(state: &Path, pinned: bool) -> Self {
+        let book = if pinned {
+            Book::kept_at(state.join(NUMBERS))
+        } else {
+            Book::closed()
+        };
         Self {
-            book: Book::default(),
+            book,
             file: pinned.then(|| state.join(FILE)),
         }
     }
@@ -282,7 +289,7 @@ impl Engine {
     pub async fn revoke(&self, id: u64, by: &str) -> Result<Granted, SessionError> {
         let _alone = self.one_at_a_time.lock().await;
         let granting = self.desk.book().of_approval(id).ok_or_else(|| {
-            SessionError::Approval(format!(
+            SessionError::NoApproval(format!(
                 "nothing is granted under {id}; `agentguard approvals list` shows what is"
             ))
         })?;
@@ -300,10 +307,17 @@ impl Engine {
     }
 
     fn waiting(&self, id: u64) -> Result<Waiting, SessionError> {
-        self.desk.book().waiting(id).ok_or_else(|| {
-            SessionError::Approval(format!(
-                "nothing waits under {id}; `agentguard approvals list` shows what does"
-            ))
+        let book = self.desk.book();
+        book.waiting(id).ok_or_else(|| {
+            let what = if let Some(granting) = book.of_approval(id) {
+                let deed = granting.granted.what.deed();
+                format!("{id} is granted already ({deed}); `agentguard approvals list --all` shows how far")
+            } else if (1..=book.last_id()).contains(&id) {
+                format!("{id} does not wait any more: it was answered, its session is over, or the daemon was started again since. Nothing was changed; if the agent tries again, it has a new number in `agentguard approvals list`")
+            } else {
+                format!("nothing waits under {id}; `agentguard approvals list` shows what does")
+            };
+            SessionError::NoApproval(what)
         })
     }
 
@@ -312,7 +326,7 @@ impl Engine {
         if is_meant(&waiting) {
             return Ok(waiting);
         }
-        Err(SessionError::Approval(format!(
+        Err(SessionError::NoApproval(format!(
             "what waits under {id} is not what was answered: look again with `agentguard approvals list`"
         )))
     }

@@ -76,7 +76,10 @@ pub enum SessionError {
     /// A request about a budget that makes no sense.
     #[error("{0}")]
     Budget(String),
-    /// Nothing waits or is granted under that number, or it cannot be.
+    /// Nothing waits or is granted under that number.
+    #[error("{0}")]
+    NoApproval(String),
+    /// An answer to an approval that cannot be given.
     #[error("{0}")]
     Approval(String),
     /// No such process.

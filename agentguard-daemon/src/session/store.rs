@@ -187,7 +187,7 @@ impl Store {
     }
 }
 
-/// Removes what a store has in a folder: agents and policies, but not the number of the last session, which
+/// Removes what a store has in a folder: agents and policies, but not the numbers of sessions and approvals, which
 /// must never come again.
 pub fn clear(folder: &Path) -> Result<(), SessionError> {
     let (agents, policies) = (folder.join(AGENTS), folder.join(POLICIES));
