@@ -383,6 +383,6 @@ fn a_policy_is_learnt_replayed_and_compared() {
     assert!(text.contains("denies   read     /work/file2"), "{text}");
     assert_eq!(
         bench.run(&["policy", "diff", &strict, &strict]),
-        (0, "they decide alike\n".to_owned())
+        (0, "they decide and record alike\n".to_owned())
     );
 }

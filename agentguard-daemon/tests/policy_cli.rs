@@ -229,3 +229,61 @@ fn the_schema_accepts_the_shipped_policies_and_refuses_what_the_loader_refuses()
         );
     }
 }
+
+#[test]
+fn a_difference_says_what_is_recorded_no_more_and_what_is_from_now_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_string_lossy().into_owned()
+    };
+    let before = write(
+        "before.yaml",
+        "version: 1
+kernel: { mount: allow }
+files:
+  read:
+    allow:
+      - { id: sources, path: \"/src/**\" }
+      - { id: customers, path: \"/srv/customers/**\", audit: all }
+    deny: [{ id: keys, path: \"/keys/**\" }]
+network:
+  allow:
+    - { id: telemetry, address: 10.0.0.7, port: 443, protocol: tcp, audit: denied }
+    - { id: web, name: example.org, audit: denied }
+",
+    );
+    let after = write(
+        "after.yaml",
+        "version: 1
+audit: { level: decisions, repeats: fold }
+kernel: { mount: allow }
+files:
+  read:
+    allow:
+      - { id: sources, path: \"/src/**\" }
+      - { id: customers, path: \"/srv/customers/**\", audit: all }
+      - { id: keys, path: \"/keys/**\" }
+network:
+  allow:
+    - { id: telemetry, address: 10.0.0.7, port: 443, protocol: tcp }
+    - { id: web, name: example.org }
+",
+    );
+    for (name, arguments, status) in [
+        (
+            "diff-recorded",
+            ["policy", "diff", &before, &after].to_vec(),
+            1,
+        ),
+        (
+            "diff-recorded-json",
+            ["policy", "diff", &before, &after, "--json"].to_vec(),
+            1,
+        ),
+        ("diff-same", ["policy", "diff", &after, &after].to_vec(), 0),
+    ] {
+        insta::assert_snapshot!(name, output(&arguments, status));
+    }
+}

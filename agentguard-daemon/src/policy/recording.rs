@@ -12,7 +12,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Policy;
-use super::rule::{Action, Matcher};
+use super::rule::{Action, Matcher, Rule};
 
 /// What is recorded of what is permitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
@@ -162,10 +162,24 @@ impl JsonSchema for AuditSetting {
     }
 }
 
+/// Whether an action is recorded if it is permitted, and by whose word.
+#[derive(Clone, Copy, Debug)]
+pub struct Recording<'a> {
+    /// Whether it has a record.
+    pub is_recorded: bool,
+    /// The rule whose level decides; the policy's does where there is none.
+    pub rule: Option<&'a Rule>,
+}
+
 impl Policy {
-    /// Whether an action is recorded if it is permitted. Of several rules that match, whoever wants a record wins; where none
-    /// says anything, the policy's level decides.
+    /// Whether an action is recorded if it is permitted.
     pub fn is_recorded(&self, action: &Action<'_>) -> bool {
+        self.recording(action).is_recorded
+    }
+
+    /// The same, with who says so. Of several rules that match, whoever wants a record wins; where none says anything, the
+    /// policy's level decides.
+    pub fn recording(&self, action: &Action<'_>) -> Recording<'_> {
         match *action {
             Action::Path { path, access } => {
                 let both = access::READ | access::WRITE;
@@ -174,30 +188,46 @@ impl Policy {
                 } else {
                     access & both
                 };
-                [access::READ, access::WRITE]
-                    .into_iter()
-                    .filter(|bit| wanted & bit != 0)
-                    .any(|access| self.wants(&Action::Path { path, access }, true))
+                let (first, rest) = match wanted {
+                    access::READ | access::WRITE => (wanted, None),
+                    _ => (access::READ, Some(access::WRITE)),
+                };
+                let of = |access| self.said(&Action::Path { path, access }, true);
+                let said = of(first);
+                match rest {
+                    Some(access) if !said.is_recorded => of(access),
+                    _ => said,
+                }
             }
-            Action::Exec { .. } => true,
-            Action::Kernel { .. } => self.audit() > Audit::Denied,
+            Action::Exec { .. } => Recording {
+                is_recorded: true,
+                rule: None,
+            },
+            Action::Kernel { .. } => Recording {
+                is_recorded: self.audit() > Audit::Denied,
+                rule: None,
+            },
             Action::Network { .. }
             | Action::Name { .. }
             | Action::Listen { .. }
-            | Action::Unix { .. } => self.wants(action, false),
+            | Action::Unix { .. } => self.said(action, false),
         }
     }
 
-    fn wants(&self, action: &Action<'_>, opens: bool) -> bool {
-        let said = self
-            .matching_rules(action)
-            .into_iter()
-            .filter_map(|rule| rule.audit)
-            .fold(level::UNSAID, |all, audit| all | audit.said(opens));
-        if said == level::UNSAID {
-            self.audit().said(opens) == level::LOUD
-        } else {
-            said == level::LOUD
+    fn said(&self, action: &Action<'_>, opens: bool) -> Recording<'_> {
+        let is_loud = |audit: Audit| audit.said(opens) == level::LOUD;
+        let mut said: Option<(&Rule, bool)> = None;
+        for rule in self.matching_rules(action) {
+            let Some(loud) = rule.audit.map(is_loud) else {
+                continue;
+            };
+            if said.is_none_or(|(_, before)| loud && !before) {
+                said = Some((rule, loud));
+            }
+        }
+        Recording {
+            is_recorded: said.map_or_else(|| is_loud(self.audit()), |(_, loud)| loud),
+            rule: said.map(|(rule, _)| rule),
         }
     }
 }

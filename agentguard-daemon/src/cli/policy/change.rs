@@ -16,7 +16,7 @@ use crate::cli::exit::Exit;
 use crate::cli::report::{CliError, has_colour, red};
 use crate::cli::{LOG, print, print_json};
 use crate::event::escape::printable;
-use crate::policy::diff::{Change, Changes};
+use crate::policy::diff::{Change, Changes, RECORDED, UNRECORDED};
 use crate::policy::{self};
 
 /// Differences that are printed; the rest is counted (`--json` has all).
@@ -30,9 +30,10 @@ Examples:
   agentguard policy diff old.yaml new.yaml --json
 
 Compared is what they mean, not how they are written. Each line is one kind of difference, by section and by the two
-rules that decide, with an example. What becomes permitted comes first.
+rules that decide, with an example. What becomes permitted comes first; what is recorded no more, and what is from then
+on, comes last.
 
-Exit status: 0 they decide alike, 1 they differ, 2 one of them cannot be used.")]
+Exit status: 0 they decide and record alike, 1 they differ, 2 one of them cannot be used.")]
 pub struct DiffArgs {
     /// The policy as it was: a name or a path.
     #[arg(value_name = "A")]
@@ -131,13 +132,15 @@ pub fn diff(args: &DiffArgs) -> Result<ExitCode, CliError> {
 fn changes_in_words(changes: &Changes) -> String {
     let colour = has_colour(&std::io::stdout());
     if changes.changes.is_empty() && changes.unfinished.is_empty() {
-        return "they decide alike\n".to_owned();
+        return "they decide and record alike\n".to_owned();
     }
     let line = |change: &Change| {
-        let word = if change.widens {
-            red("permits", colour)
-        } else {
-            "denies ".to_owned()
+        let word = match &*change.is {
+            RECORDED => "records".to_owned(),
+            UNRECORDED => red("omits  ", colour),
+            _ if change.section == "audit" => "changes".to_owned(),
+            _ if change.widens => red("permits", colour),
+            _ => "denies ".to_owned(),
         };
         format!(
             "{word}  {:8} {}\n         {} by {} -> {} by {}\n",

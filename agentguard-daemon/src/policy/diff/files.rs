@@ -6,6 +6,7 @@ use agentguard_common::table::{
 use agentguard_common::verdict::{Verdict, access};
 
 use super::Found;
+use super::recorded::Ears;
 use super::walk::{READABLE, Side, Walk, alphabet};
 use crate::event::escape::escape;
 use crate::policy::rule::Action;
@@ -71,20 +72,18 @@ impl Found<'_> {
             b.header.floating.start,
         ];
         let mut walk: Walk<State> = Walk::from((start, At::Start));
-        let label = |side: &Side, anchored: u32, floating: u32, shift: u32| {
-            let (one, other) = (side.word(anchored), side.word(floating));
-            match unpack(one, shift).strictest(unpack(other, shift)) {
-                Verdict::None => match shift {
-                    path_label::CONNECT => {
-                        unpack(side.header.network_default, network_label::UNIX_CONNECT)
-                    }
-                    path_label::LISTEN => {
-                        unpack(side.header.network_default, network_label::LISTEN)
-                    }
-                    _ => unpack(side.header.path_default, shift),
-                },
-                verdict => verdict,
-            }
+        let mut ears = Ears::default();
+        let label = |side: &Side, (one, other): (u32, u32), shift: u32| match unpack(one, shift)
+            .strictest(unpack(other, shift))
+        {
+            Verdict::None => match shift {
+                path_label::CONNECT => {
+                    unpack(side.header.network_default, network_label::UNIX_CONNECT)
+                }
+                path_label::LISTEN => unpack(side.header.network_default, network_label::LISTEN),
+                _ => unpack(side.header.path_default, shift),
+            },
+            verdict => verdict,
         };
         while let Some((at, (states, here))) = walk.next() {
             let accesses: &[(u8, u32)] = match here {
@@ -94,11 +93,21 @@ impl Found<'_> {
                 At::Abstract => &[CONNECT, (access::LISTEN, path_label::LISTEN)],
                 At::Start | At::Slash => &[],
             };
+            let before = (a.word(states[0]), a.word(states[1]));
+            let after = (b.word(states[2]), b.word(states[3]));
             for &(bit, shift) in accesses {
-                let was = label(a, states[0], states[1], shift);
-                let is = label(b, states[2], states[3], shift);
+                let (was, is) = (label(a, before, shift), label(b, after, shift));
                 if was != is {
                     self.offer_access(bit, &walk.way(at));
+                } else if was == Verdict::Allow {
+                    let opens = bit & (access::READ | access::WRITE) != 0;
+                    let was = a.heard(before.0 | before.1, shift, opens);
+                    let is = b.heard(after.0 | after.1, shift, opens);
+                    ears.compare(shift, was, is, || {
+                        let told = self.changes.changes.len();
+                        self.offer_access(bit, &walk.way(at));
+                        self.changes.changes.len() > told
+                    });
                 }
             }
             for &byte in &bytes {

@@ -1,6 +1,6 @@
 //! Budgets, schedules and models: what user space holds, compared by what they say and not by their ids.
 
-use super::Found;
+use super::{Found, recorded};
 use crate::policy::limits::{Budget, Hours, Limits, Schedule, UnknownPrice};
 use crate::policy::{Policy, RepeatedActs};
 
@@ -62,14 +62,15 @@ impl Found<'_> {
             [models(&a), models(&b)],
             widens,
         );
-        let audit = |policy: &Policy| match policy.repeats() {
-            RepeatedActs::Each => policy.audit().name().to_owned(),
-            RepeatedActs::Fold => format!("{}, repeats folded", policy.audit().name()),
+        // Levels are compared by the acts that they are about.
+        let repeats = |policy: &Policy| match policy.repeats() {
+            RepeatedActs::Each => "recorded, each".to_owned(),
+            RepeatedActs::Fold => "counted in one record".to_owned(),
         };
         self.tell_setting(
-            "audit",
-            "what is recorded",
-            [self.a, self.b].map(audit),
+            recorded::SECTION,
+            "what a thread repeats",
+            [self.a, self.b].map(repeats),
             false,
         );
     }

@@ -1,4 +1,4 @@
-//! What two policies decide differently, by meaning: the automata of both are walked side by side, and wherever
+//! What two policies decide or record differently, by meaning: the automata of both are walked side by side, and wherever
 //! they come to different verdicts, the shortest way there is an example.
 //!
 //! It compares the compiled tables, which are proved against the reference; a difference is checked by the
@@ -8,6 +8,7 @@ mod files;
 mod limits;
 mod names;
 mod network;
+mod recorded;
 mod samples;
 #[cfg(test)]
 mod tests;
@@ -18,9 +19,10 @@ use std::collections::BTreeSet;
 use agentguard_common::verdict::{Lock, Verdict};
 use serde::Serialize;
 
+pub use self::recorded::{RECORDED, UNRECORDED};
 use self::walk::Side;
-use super::rule::Action;
-use super::{Judgement, Mode, Policy, PolicyError};
+use super::rule::{Action, RuleRef};
+use super::{Mode, Policy, PolicyError};
 use crate::event::escape::escape;
 
 /// One difference, with the shortest example of its kind.
@@ -30,7 +32,7 @@ pub struct Change {
     pub section: &'static str,
     /// The action, escaped.
     pub example: String,
-    /// What the first policy says.
+    /// What the first policy says: a verdict, a setting, or in the section `audit` `recorded` or `not recorded`.
     pub was: String,
     /// By which rule, or by its default.
     pub was_by: String,
@@ -72,11 +74,20 @@ pub fn diff(a: &Policy, b: &Policy) -> Result<Changes, PolicyError> {
         "schedule", "models", "audit",
     ];
     let place = |section: &str| order.iter().position(|it| *it == section);
-    found
-        .changes
-        .changes
-        .sort_by_key(|change| (!change.widens, place(change.section)));
+    // What is not recorded any more matters more than what is from now on.
+    found.changes.changes.sort_by_key(|change| {
+        let is_news = change.is == RECORDED;
+        (!change.widens, place(change.section), is_news)
+    });
     Ok(found.changes)
+}
+
+/// How people name what decides.
+fn by(rule: Option<&RuleRef>) -> String {
+    match rule {
+        Some(rule) => escape(rule.id.as_bytes()).into_owned(),
+        None => "default".to_owned(),
+    }
 }
 
 struct Found<'p> {
@@ -87,30 +98,29 @@ struct Found<'p> {
 }
 
 impl Found<'_> {
-    /// Tells a difference, if the reference sees it too and none of its kind is told yet.
+    /// Tells what differs about an act, if the reference sees it too and none of its kind is told yet.
     fn offer(&mut self, section: &'static str, example: String, action: &Action<'_>) {
+        self.offer_recording(section, &example, action);
         let (was, is) = (self.a.judge(action), self.b.judge(action));
         if was.verdict == is.verdict {
             return;
         }
-        let by = |judgement: &Judgement| match &judgement.rule {
-            Some(rule) => escape(rule.id.as_bytes()).into_owned(),
-            None => "default".to_owned(),
-        };
-        self.tell(Change {
+        let change = Change {
             section,
             example,
             was: was.verdict.name().to_owned(),
-            was_by: by(&was),
+            was_by: by(was.rule.as_ref()),
             is: is.verdict.name().to_owned(),
-            is_by: by(&is),
+            is_by: by(is.rule.as_ref()),
             widens: is.verdict == Verdict::Allow,
-        });
+        };
+        self.tell(section, change);
     }
 
-    fn tell(&mut self, change: Change) {
+    /// Tells a difference about acts of a section.
+    fn tell(&mut self, acts: &'static str, change: Change) {
         let key = (
-            change.section,
+            acts,
             change.was.clone(),
             change.was_by.clone(),
             change.is.clone(),
@@ -130,7 +140,7 @@ impl Found<'_> {
         widens: bool,
     ) {
         if was != is {
-            self.tell(Change {
+            let change = Change {
                 section,
                 example: what.to_owned(),
                 was,
@@ -138,7 +148,8 @@ impl Found<'_> {
                 is,
                 is_by: section.to_owned(),
                 widens,
-            });
+            };
+            self.tell(section, change);
         }
     }
 

@@ -5,6 +5,7 @@ use agentguard_common::table::{NETWORK_CLASSES, network_label, unpack};
 use agentguard_common::verdict::Verdict;
 
 use super::Found;
+use super::recorded::Ears;
 use super::walk::{READABLE, Side, Walk, alphabet};
 use crate::policy::rule::Action;
 
@@ -21,6 +22,7 @@ impl Found<'_> {
             ZEROS,
         );
         let mut walk = Walk::from(start);
+        let mut ears = Ears::default();
         let verdict = |side: &Side, state: u32, shift: u32| match unpack(side.word(state), shift) {
             Verdict::None => unpack(side.header.network_default, shift),
             verdict => verdict,
@@ -30,10 +32,20 @@ impl Found<'_> {
                 for shift in [network_label::CONNECT, network_label::LISTEN] {
                     let listen = shift == network_label::LISTEN;
                     // Connecting to the unspecified address is judged as connecting to loopback.
-                    if (zero == OTHER || listen)
-                        && verdict(a, states[0], shift) != verdict(b, states[1], shift)
-                    {
+                    if zero != OTHER && !listen {
+                        continue;
+                    }
+                    let was = verdict(a, states[0], shift);
+                    if was != verdict(b, states[1], shift) {
                         self.offer_destination(&destination(&walk.way(at)), listen);
+                    } else if was == Verdict::Allow {
+                        let was = a.heard(a.word(states[0]), shift, false);
+                        let is = b.heard(b.word(states[1]), shift, false);
+                        ears.compare(shift, was, is, || {
+                            let told = self.changes.changes.len();
+                            self.offer_destination(&destination(&walk.way(at)), listen);
+                            self.changes.changes.len() > told
+                        });
                     }
                 }
                 continue;

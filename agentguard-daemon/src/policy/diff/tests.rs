@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use agentguard_common::verdict::access;
+use agentguard_common::verdict::{Verdict, access};
 
-use super::{Changes, diff};
+use super::recorded::{SECTION, verb};
+use super::{Changes, RECORDED, UNRECORDED, diff};
 use crate::policy::generate::Generator;
 use crate::policy::{LoadOptions, OwnedAction, Policy, load_text};
 
@@ -96,6 +97,103 @@ fn what_user_space_holds_is_compared_by_meaning() {
     );
 }
 
+/// What is told about recording: the example, and whether it is recorded from now on.
+fn recorded(before: &str, after: &str) -> Vec<(String, bool)> {
+    let changes = between(before, after).changes.into_iter();
+    let of_audit = changes.filter(|it| it.section == SECTION);
+    of_audit
+        .map(|it| {
+            assert!(!it.widens && it.was != it.is, "{it:?}");
+            (it.example, it.is == RECORDED)
+        })
+        .collect()
+}
+
+#[test]
+fn levels_are_compared_by_what_they_record() {
+    let all = "version: 1\nfiles: {read: {default: allow}, write: {allow: [\"/w/**\"]}}\nnetwork: {default: allow, unix: allow}\n";
+    let with = |level: &str| format!("{all}audit: {level}\n");
+    let both_ways = |before: &str, after: &str, less: &[&str]| {
+        for (one, other, is_news) in [(before, after, false), (after, before, true)] {
+            let expected: Vec<(String, bool)> =
+                less.iter().map(|it| ((*it).to_owned(), is_news)).collect();
+            assert_eq!(recorded(one, other), expected);
+        }
+    };
+    // Other words for the same.
+    both_ways(all, &with("{level: all}"), &[]);
+    both_ways(
+        &with("decisions"),
+        &with("{level: decisions, repeats: each}"),
+        &[],
+    );
+    both_ways(all, &with("decisions"), &["read /", "write /w"]);
+    both_ways(
+        &with("decisions"),
+        &with("denied"),
+        &[
+            "connect to unix:@",
+            "listen at unix:@",
+            "connect to [6161:6161:6161:6161:6161:6161:6161:6161]:24929/tcp",
+            "use anonymous_code",
+        ],
+    );
+    // The level of a rule against that of the policy, and another rule that wants a record all the same.
+    let rule = |rules: &str| format!("version: 1\nfiles: {{read: {{allow: [{rules}]}}}}\n");
+    let quiet = "{id: a, path: \"/a/**\", audit: decisions}";
+    let loud = "{id: b, path: \"/a/b/**\", audit: all}";
+    both_ways(&rule("\"/a/**\""), &rule(quiet), &["read /a"]);
+    both_ways(
+        &rule(&format!("{quiet}, {loud}")),
+        &rule(&format!("{quiet}, {{id: b, path: \"/a/b/**\"}}")),
+        &["read /a/b"],
+    );
+    // Every act that differs comes under the same level: nothing changes.
+    let levelled = rule("{id: a, path: \"/a/**\", audit: all}");
+    both_ways(&levelled, &format!("{levelled}audit: decisions\n"), &[]);
+    // A refusal is recorded, and what takes its place is not.
+    let denied = "version: 1\naudit: decisions\n";
+    let silent = format!("{}audit: decisions\n", rule("\"/a/**\""));
+    assert_eq!(recorded(denied, &silent), [("read /a".to_owned(), false)]);
+    let found = between(denied, &silent).changes;
+    assert_eq!((found[0].section, found[0].widens), ("read", true));
+}
+
+#[test]
+fn each_rule_that_records_otherwise_is_named_and_repeats_are() {
+    let rules = |level: &str| {
+        format!(
+            "version: 1\nnetwork:\n  allow:\n    - {{id: one, address: 10.0.0.1, port: 443, protocol: tcp{level}}}\n    - {{id: two, name: a.test, port: 22, protocol: tcp{level}}}\n  listen: {{allow: [{{id: three, address: 127.0.0.1, port: 80, protocol: tcp{level}}}]}}\n"
+        )
+    };
+    let found = between(&rules(""), &rules(", audit: denied")).changes;
+    let told: Vec<_> = found
+        .iter()
+        .map(|it| (&*it.example, &*it.was_by, &*it.is, &*it.is_by))
+        .collect();
+    let quiet = |example, rule| (example, "audit: all", UNRECORDED, rule);
+    assert_eq!(
+        told,
+        [
+            quiet("connect to 10.0.0.1:443/tcp", "one"),
+            quiet("listen at 127.0.0.1:80/tcp", "three"),
+            quiet("reach a.test:22/tcp", "two"),
+        ]
+    );
+    let found = between("version: 1\n", "version: 1\naudit: {repeats: fold}\n").changes;
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(
+        (found[0].section, &*found[0].example, &*found[0].is),
+        (SECTION, "what a thread repeats", "counted in one record")
+    );
+    // Switches have the policy's level.
+    let locks = |level: &str| format!("version: 1\nkernel: {{mount: allow}}\naudit: {level}\n");
+    assert_eq!(
+        recorded(&locks("decisions"), &locks("denied")),
+        [("use mount".to_owned(), false)]
+    );
+}
+
 fn section(action: &OwnedAction) -> Option<&'static str> {
     Some(match action {
         OwnedAction::Path { access, .. } if *access == access::READ => "read",
@@ -115,7 +213,7 @@ fn section(action: &OwnedAction) -> Option<&'static str> {
 
 #[test]
 fn whatever_differs_has_an_example() {
-    let mut differing = 0;
+    let (mut differing, mut unheard) = (0, 0);
     for seed in 0..60 {
         let mut one = Generator::new(seed);
         let mut other = Generator::new(seed + 1_000);
@@ -149,6 +247,25 @@ fn whatever_differs_has_an_example() {
             }
             let judge = |policy: &Policy| action.with(|action| policy.judge(action).verdict);
             let (was, is) = (judge(&before), judge(&after));
+            let is_recorded = |policy: &Policy| {
+                let verdict = judge(policy);
+                verdict != Verdict::Allow || action.with(|action| policy.is_recorded(action))
+            };
+            let (heard, hears) = (is_recorded(&before), is_recorded(&after));
+            if section != "exec" && heard != hears {
+                unheard += 1;
+                let word = if hears { RECORDED } else { UNRECORDED };
+                let verb = verb(section);
+                let told = found.changes.iter().any(|change| {
+                    change.section == SECTION
+                        && change.example.starts_with(verb)
+                        && change.is == word
+                });
+                assert!(
+                    told,
+                    "seed {seed}: {action:?} {was:?} {is:?} is {word}: {found:#?}"
+                );
+            }
             if was == is {
                 continue;
             }
@@ -165,6 +282,10 @@ fn whatever_differs_has_an_example() {
         assert_eq!(same, Changes::default(), "seed {seed}");
     }
     assert!(differing > 500, "only {differing} actions differ");
+    assert!(
+        unheard > 200,
+        "only {unheard} actions are recorded otherwise"
+    );
 }
 
 #[test]
