@@ -16,6 +16,7 @@ mod place;
 mod powercut;
 mod product;
 mod qemu;
+mod receivers;
 mod setup;
 mod sources;
 mod test;

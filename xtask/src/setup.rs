@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::command::{answer, find, quiet};
 use crate::debian::{self, Apt};
-use crate::{kernels, place, toolchain, userland};
+use crate::{kernels, place, receivers, toolchain, userland};
 
 /// Oldest QEMU that boots reliably.
 const QEMU: u32 = 8;
@@ -23,7 +23,7 @@ pub struct Options {
     /// Only what building needs: no QEMU, no kernels, no guest.
     #[arg(long)]
     pub build_only: bool,
-    /// Without the userlands that single tests need: compilers, node and package managers (1 GiB), and containers.
+    /// Without what single tests need: compilers, node and package managers (1 GiB), containers, and VictoriaMetrics.
     #[arg(long)]
     pub no_workshop: bool,
 }
@@ -108,6 +108,17 @@ pub fn main(options: &Options) -> Result<i32> {
             )?,
         };
         found(&format!("kernel {}", kernel.name), &kernel.release);
+    }
+    if !options.no_workshop {
+        let receiver = match receivers::cached()? {
+            Some(receiver) => receiver,
+            None => step(
+                "VictoriaMetrics",
+                "metrics are pushed to it in a test",
+                || receivers::fetch(packages.matrix()?),
+            )?,
+        };
+        found("VictoriaMetrics", &receiver.display().to_string());
     }
     // What is asked for by itself is downloaded then.
     let apart = [userland::CONTAINERS, userland::WORKSHOP];

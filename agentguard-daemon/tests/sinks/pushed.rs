@@ -11,7 +11,7 @@ use crate::push::{Push, config};
 use crate::real::{Service, port, python, skipped};
 
 /// The series of a text, by name and labels.
-fn series(text: &str) -> Values {
+pub fn series(text: &str) -> Values {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let split = lines.map(|line| line.rsplit_once(' ').expect("a value"));
     let number = |value: &str| value.parse().expect("a number");
@@ -103,7 +103,7 @@ server.serve_forever()
 "#;
 
 /// Series by name and labels.
-type Values = BTreeMap<String, f64>;
+pub type Values = BTreeMap<String, f64>;
 /// Kind, unit and description by name.
 type Kinds = BTreeMap<String, [String; 3]>;
 

@@ -20,7 +20,7 @@ pub fn port() -> u16 {
 }
 
 /// A program, if it is there.
-fn find(name: &str) -> Option<PathBuf> {
+pub fn find(name: &str) -> Option<PathBuf> {
     ["/usr/sbin", "/usr/bin", "/usr/local/bin", "/lib/systemd"]
         .map(|folder| Path::new(folder).join(name))
         .into_iter()
@@ -163,13 +163,21 @@ async fn rsyslog_gets_every_record_over_tls_through_restarts_of_both_sides() {
     );
 }
 
-/// A Python that can decode OTLP.
-pub fn python() -> Option<PathBuf> {
+/// Where downloads are kept, as `cargo xtask` has them.
+pub fn cache() -> PathBuf {
+    if let Some(folder) = std::env::var_os("AGENTGUARD_CACHE") {
+        return folder.into();
+    }
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
         || std::env::home_dir().unwrap_or_default().join(".cache"),
         PathBuf::from,
     );
-    let folder = cache.join("agentguard/otlp");
+    cache.join("agentguard")
+}
+
+/// A Python that can decode OTLP.
+pub fn python() -> Option<PathBuf> {
+    let folder = cache().join("otlp");
     let python = folder.join("bin/python");
     let works = |command: &mut Command| command.output().is_ok_and(|it| it.status.success());
     let probe = "import opentelemetry.proto.collector.logs.v1.logs_service_pb2; import opentelemetry.proto.collector.metrics.v1.metrics_service_pb2";
