@@ -16,8 +16,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, mpsc};
 
 use super::wire::{
-    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, Snapshot,
-    Status, TargetRequest, TrafficSum, Why,
+    AttachRequest, BODY_MAX, GrantRequest, PREFIX, Problem, Reloaded, ResetRequest, SkipRequest,
+    Snapshot, Status, TargetRequest, TrafficSum, Why,
 };
 use super::{Access, Peer, approvals};
 use crate::audit::Notice;
@@ -154,10 +154,7 @@ async fn route(
             let traffic = engine.traffic(parameter(&query, "agent"))?;
             Ok(json(StatusCode::OK, &traffic))
         }
-        (&Method::GET, ["sinks"]) => {
-            may_look(access)?;
-            Ok(json(StatusCode::OK, &engine.sinks()))
-        }
+        (_, ["sinks", rest @ ..]) => sinks(&method, rest, request, engine, (access, peer)).await,
         (&Method::GET, ["audit"]) => {
             may_look(access)?;
             let owner = parameter(&query, "owner") == Some("true");
@@ -220,6 +217,33 @@ async fn route(
                 })
                 .collect();
             Ok(json(StatusCode::OK, &outcomes))
+        }
+        _ => Err(Refusal::NotFound),
+    }
+}
+
+/// Requests about sinks.
+async fn sinks(
+    method: &Method,
+    parts: &[&str],
+    request: Request<Incoming>,
+    engine: &Arc<Engine>,
+    (access, peer): (&Access, &Peer),
+) -> Result<Answer, Refusal> {
+    match (method, parts) {
+        (&Method::GET, []) => {
+            may_look(access)?;
+            Ok(json(StatusCode::OK, &engine.sinks()))
+        }
+        (&Method::POST, [name, "skip"]) => {
+            may_change(access)?;
+            let SkipRequest { record } = body(request).await?;
+            let state = engine.skip_record(name, record, &peer.who()).await?;
+            Ok(json(StatusCode::OK, &state))
+        }
+        (&Method::POST, [name, "retry"]) => {
+            may_change(access)?;
+            Ok(json(StatusCode::OK, &engine.retry_sink(name).await?))
         }
         _ => Err(Refusal::NotFound),
     }

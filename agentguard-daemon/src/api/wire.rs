@@ -117,6 +117,14 @@ pub struct ApprovalRequest {
     pub key: Option<String>,
 }
 
+/// `POST /v1/sinks/NAME/skip`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SkipRequest {
+    /// The record that whoever asks has seen to be refused; another one is not left out.
+    pub record: u64,
+}
+
 /// `POST /v1/budgets/reset`: one account, the clock, or else everything.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

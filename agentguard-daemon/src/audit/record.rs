@@ -44,6 +44,8 @@ pub mod op {
     pub const TRAFFIC: &str = "traffic";
     /// An operator granted what a rule asks about, denied it, or took a grant back.
     pub const APPROVAL: &str = "approval";
+    /// An operator had a sink leave out a record that its receiver does not take.
+    pub const SINK: &str = "sink";
     /// Something about a budget or a schedule: a warning, an act, a grant, a reset.
     pub const BUDGET: &str = "budget";
     /// A line that was cut off (power loss, full disk) was removed from the log's end.

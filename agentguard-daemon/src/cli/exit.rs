@@ -4,6 +4,7 @@ use crate::agent::{CgroupError, RegistryError};
 use crate::api::ClientError;
 use crate::audit::LogError;
 use crate::budget::StateError;
+use crate::export::SinkError;
 use crate::gateway::GatewayError;
 use crate::kernel::KernelError;
 use crate::session::SessionError;
@@ -73,6 +74,7 @@ impl From<&SessionError> for Exit {
                 | RegistryError::Full,
             ) => Self::Busy,
             SessionError::Approval(_)
+            | SessionError::Sink(SinkError::Not(_))
             | SessionError::Budget(_)
             | SessionError::Gateway(GatewayError::Config(_))
             | SessionError::Policy(_)
@@ -82,6 +84,7 @@ impl From<&SessionError> for Exit {
             SessionError::Cgroup(CgroupError::Missing(_) | CgroupError::NotACgroup { .. })
             | SessionError::Registry(RegistryError::Unknown(_))
             | SessionError::NoApproval(_)
+            | SessionError::Sink(SinkError::Unknown(_))
             | SessionError::NoProcess(_) => Self::Missing,
             SessionError::Cgroup(CgroupError::NoHierarchy)
             | SessionError::Gateway(GatewayError::Callers(_))

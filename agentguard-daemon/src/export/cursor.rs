@@ -31,6 +31,9 @@ pub struct Position {
     /// Records that the receiver took and then said that it has thrown away.
     #[serde(default)]
     pub rejected: u64,
+    /// Records that an operator had it leave out.
+    #[serde(default)]
+    pub skipped: u64,
 }
 
 /// The file of one sink's position.
@@ -90,6 +93,7 @@ pub fn resume(cursor: &Cursor, log: &Path, begin: Begin) -> io::Result<(Position
         missing: position.missing,
         gone_to: 0,
         rejected: position.rejected,
+        skipped: position.skipped,
         ..start(log)?
     };
     Ok((begun, Some(told)))
@@ -179,6 +183,7 @@ mod tests {
             missing: 3,
             gone_to: 2,
             rejected: 1,
+            skipped: 4,
         };
         cursor.write(&position).unwrap();
         assert_eq!(begun(Begin::Now), (position.clone(), None));

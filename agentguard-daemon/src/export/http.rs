@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use super::config::{Encoding, OtlpConfig};
 use super::otlp::{self, Encoder};
-use super::{Item, Trouble, host_name};
+use super::{Item, Refused, Trouble, host_name};
 use crate::outbound::{self, Caller, Endpoint, TlsConfig};
 
 /// How long an answer may take.
@@ -189,14 +189,20 @@ pub fn refusal(status: StatusCode, headers: &HeaderMap, count: usize) -> Trouble
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
         );
     // A receiver that cannot take a batch may take its halves, and shows so which record it is that it cannot take.
-    let too_large = matches!(
+    let about_content = matches!(
         status,
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST
-    ) && count > 1;
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
+    );
+    let (too_large, refused) = match (passing, about_content) {
+        (true, _) => (false, None),
+        (false, true) if count > 1 => (true, None),
+        (false, true) => (false, Some(Refused::Record)),
+        (false, false) => (false, Some(Refused::All)),
+    };
     Trouble {
         what: format!("the receiver answered {status}"),
         wait,
-        refused: !passing && !too_large,
+        refused,
         too_large,
         unsent: false,
     }
@@ -225,20 +231,23 @@ mod tests {
             (503, false, false),
             (400, false, true),
             (413, false, true),
+            (422, false, true),
             (401, true, false),
             (403, true, false),
             (404, true, false),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
             let trouble = refusal(status, &none, 8);
+            let all = refused.then_some(Refused::All);
             assert_eq!(
                 (trouble.refused, trouble.too_large),
-                (refused, halved),
+                (all, halved),
                 "{status}"
             );
+            let alone = refusal(status, &none, 1);
+            let one = if halved { Some(Refused::Record) } else { all };
+            assert_eq!((alone.refused, alone.too_large), (one, false), "{status}");
         }
-        let alone = refusal(StatusCode::BAD_REQUEST, &none, 1);
-        assert!(alone.refused && !alone.too_large);
         let mut later = HeaderMap::new();
         later.insert(RETRY_AFTER, HeaderValue::from_static("7"));
         let trouble = refusal(StatusCode::TOO_MANY_REQUESTS, &later, 8);

@@ -21,7 +21,7 @@ pub mod syslog;
 
 pub use config::{SinkConfig, SinkName};
 pub use feed::Item;
-pub use sink::{Place, Sinks};
+pub use sink::{Place, SinkError, Sinks};
 pub use state::SinkState;
 
 /// The name of this host; `localhost` if it has none.
@@ -52,6 +52,15 @@ impl Form {
     }
 }
 
+/// What a receiver does not want.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Whatever comes from here, as far as it says.
+    All,
+    /// The one record that it was sent.
+    Record,
+}
+
 /// Why something could not be sent.
 #[derive(Debug)]
 pub struct Trouble {
@@ -60,7 +69,7 @@ pub struct Trouble {
     /// Not before this has passed is it worth trying again.
     pub wait: Option<std::time::Duration>,
     /// The receiver understood, and does not want it: trying again alone will not help.
-    pub refused: bool,
+    pub refused: Option<Refused>,
     /// The batch was too much at once.
     pub too_large: bool,
     /// Nothing of it has left this host.
@@ -73,7 +82,7 @@ impl Trouble {
         Self {
             what: what.into(),
             wait: None,
-            refused: false,
+            refused: None,
             too_large: false,
             unsent: false,
         }

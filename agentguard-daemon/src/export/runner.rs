@@ -1,11 +1,11 @@
 //! One sink at work: it reads the log from where its receiver has come, sends, and waits if that fails.
 //!
-//! It must never skip a record, send one before those before it, or stand in the way of the recorder.
+//! It must never skip a record that no operator said to leave out, send one before those before it, or stand in the way of the recorder.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::carrier::Carrier;
 use super::config::SinkConfig;
@@ -13,7 +13,7 @@ use super::cursor::{self, Cursor, Position};
 use super::feed::Feed;
 use super::sink::{GRACE, Place};
 use super::state::{Doing, Shared, SinkState};
-use super::{Item, Trouble};
+use super::{Item, Refused, Trouble};
 use crate::outbound::pause;
 
 /// Most records of a batch.
@@ -32,6 +32,20 @@ const KEEP: Duration = Duration::from_secs(1);
 /// How often the same trouble is told.
 const TELL: Duration = Duration::from_mins(5);
 
+/// What an operator says to a sink.
+#[derive(Debug)]
+pub enum Order {
+    /// Try again now.
+    Retry {
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Leave out this record, if it is the one that the receiver does not take.
+    Skip {
+        record: u64,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+}
+
 /// One sink at work.
 pub struct Runner {
     name: String,
@@ -40,6 +54,7 @@ pub struct Runner {
     cursor: Cursor,
     state: Shared,
     stop: watch::Receiver<bool>,
+    orders: mpsc::Receiver<Order>,
     carrier: Carrier,
     feed: Option<Feed>,
     position: Position,
@@ -47,6 +62,8 @@ pub struct Runner {
     kept: (Position, Instant),
     /// Numbers and hashes of what was handed over and is not settled.
     unsettled: VecDeque<(u64, String)>,
+    /// Number and hash of the one record that the receiver did not take at the last try.
+    refuses: Option<(u64, String)>,
     /// Most records of the next batch.
     most: usize,
     /// Since when the daemon is known to end.
@@ -62,7 +79,7 @@ impl Runner {
         name: &str,
         config: &SinkConfig,
         place: &Place,
-        stop: watch::Receiver<bool>,
+        (stop, orders): (watch::Receiver<bool>, mpsc::Receiver<Order>),
     ) -> Self {
         let (kind, to) = config.words();
         Self {
@@ -78,6 +95,8 @@ impl Runner {
             config: config.clone(),
             place: place.clone(),
             stop,
+            orders,
+            refuses: None,
             feed: None,
             position: Position::default(),
             kept: (Position::default(), Instant::now()),
@@ -198,6 +217,7 @@ impl Runner {
             state.sent_to = position.seq;
             state.missing = position.missing;
             state.rejected = position.rejected;
+            state.skipped = position.skipped;
         }
         tracing::info!(
             "sink `{}` to {} goes on after record {}",
@@ -226,6 +246,11 @@ impl Runner {
             if !matches!(&sent, Err(trouble) if trouble.unsent) {
                 self.handed_over(first, last, items.len());
             }
+            let is_one = matches!(&sent, Err(trouble) if trouble.refused == Some(Refused::Record));
+            self.refuses = items
+                .first()
+                .filter(|_| is_one && items.len() == 1)
+                .map(|item| (item.seq, item.hash.clone()));
             let told = sent?;
             self.unsettled
                 .extend(items.into_iter().map(|item| (item.seq, item.hash)));
@@ -375,10 +400,15 @@ impl Runner {
             )
             .max(trouble.wait.unwrap_or_default())
         };
+        if trouble.refused != Some(Refused::Record) {
+            self.refuses = None;
+        }
+        let refuses = self.refuses.as_ref().map(|it| it.0);
         {
             let mut state = self.state.lock();
             state.retries += 1;
-            state.doing = if trouble.refused {
+            state.refuses = refuses;
+            state.doing = if trouble.refused.is_some() {
                 Doing::Refused
             } else {
                 Doing::Waiting
@@ -388,20 +418,91 @@ impl Runner {
                 .ok()
                 .map(|time| time.to_string());
         }
-        let what = if trouble.refused {
-            format!(
-                "{}: it does not want record {} and is asked again; nothing is skipped, so somebody must look at it",
-                trouble.what,
+        let (answered, name) = (trouble.what, &self.name);
+        let what = match refuses {
+            Some(record) => format!(
+                "{answered}: it does not want record {record} and is asked again; nothing after it is sent. Look at it with `agentguard audit show {record}`; `agentguard audit sinks skip {name} {record}` leaves it out"
+            ),
+            None if trouble.refused.is_some() => format!(
+                "{answered}: it does not want record {} and is asked again; nothing is skipped, so somebody must look at it",
                 self.position.seq + 1
-            )
-        } else {
-            trouble.what
+            ),
+            None => answered,
         };
         self.tell(&what, false);
-        self.rest(wait).await
+        self.attend(wait).await
+    }
+
+    /// Waits before the next try, or until an operator says something; whether the daemon ends.
+    async fn attend(&mut self, time: Duration) -> bool {
+        let until = tokio::time::Instant::now() + time;
+        loop {
+            let order = tokio::select! {
+                _ = self.stop.wait_for(|stop| *stop) => return true,
+                () = tokio::time::sleep_until(until) => return false,
+                Some(order) = self.orders.recv() => order,
+            };
+            let (outcome, reply) = match order {
+                Order::Retry { reply } => (Ok(()), reply),
+                Order::Skip { record, reply } => (self.skip(record).await, reply),
+            };
+            let is_done = outcome.is_ok();
+            // Who asked may be gone.
+            let _ = reply.send(outcome);
+            if is_done {
+                return false;
+            }
+        }
+    }
+
+    /// Leaves out the record that the receiver does not take. The disk has that before anything after it is sent.
+    async fn skip(&mut self, record: u64) -> Result<(), String> {
+        let Some((seq, hash)) = self.refuses.clone().filter(|it| it.0 == record) else {
+            return Err(format!(
+                "record {record} is not one that its receiver does not take"
+            ));
+        };
+        let before = self.position.clone();
+        self.position.seq = seq;
+        self.position.hash = hash;
+        self.position.skipped += 1;
+        self.keep().await;
+        if self.kept.0 != self.position {
+            self.position = before;
+            return Err(format!(
+                "record {record} is not left out: its position was not written"
+            ));
+        }
+        self.refuses = None;
+        {
+            let mut state = self.state.lock();
+            (state.position, state.skipped) = (seq, self.position.skipped);
+            state.refuses = None;
+            state.lag = state.newest.saturating_sub(seq);
+        }
+        self.tell(
+            &format!("record {record} is left out: an operator said so"),
+            true,
+        );
+        Ok(())
+    }
+
+    /// Answers what was said about a try that went well after all.
+    fn hear_late(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            let (reply, outcome) = match order {
+                Order::Retry { reply } => (reply, Ok(())),
+                Order::Skip { reply, .. } => {
+                    let what = "its receiver took everything at the last try".to_owned();
+                    (reply, Err(what))
+                }
+            };
+            let _ = reply.send(outcome);
+        }
     }
 
     fn recovered(&mut self) {
+        self.hear_late();
         if self.failures == 0 {
             return;
         }
@@ -412,7 +513,8 @@ impl Runner {
         );
         self.failures = 0;
         self.told = None;
-        self.state.lock().next_try_at = None;
+        let mut state = self.state.lock();
+        (state.next_try_at, state.refuses) = (None, None);
     }
 
     /// Says what is wrong: in the log of the daemon, where the same is not said again and again, and to those who ask.

@@ -67,6 +67,13 @@ pub struct SinkState {
     pub missing: u64,
     /// Records that the receiver says it has thrown away.
     pub rejected: u64,
+    /// Records that an operator had it leave out.
+    #[serde(default)]
+    pub skipped: u64,
+    /// The record that the receiver does not take, where it is one that it does not take and nothing else: an operator can
+    /// have it left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuses: Option<u64>,
     /// Records of which only the beginning went into a datagram.
     pub shortened: u64,
     /// Lines of the log that are no records.

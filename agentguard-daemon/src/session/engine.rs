@@ -21,7 +21,7 @@ use super::{
 use crate::agent::{Agent, Cgroup, Hierarchy, Name, Registry};
 use crate::audit::{Left, Log, LogError, Record, Recorder, key::Key, record::op};
 use crate::event::escape::escape;
-use crate::export::{SinkState, Sinks};
+use crate::export::{SinkError, SinkState, Sinks};
 use crate::gateway::GatewayConfig;
 use crate::kernel::{Guard, GuardOptions, Origin};
 use crate::metrics::{Growth, Process, Pushes};
@@ -371,6 +371,43 @@ impl Engine {
             .get()
             .map(|sinks| sinks.states())
             .unwrap_or_default()
+    }
+
+    /// Has a sink leave out the record that its receiver does not take. It is recorded before it is done.
+    pub async fn skip_record(
+        &self,
+        sink: &str,
+        record: u64,
+        by: &str,
+    ) -> Result<SinkState, SessionError> {
+        let sinks = self.sink(sink)?;
+        let state = sinks.refuses(sink, record)?;
+        let said = |detail: String| {
+            self.note(Record {
+                target: Some(escape(sink.as_bytes()).into_owned().into()),
+                detail: Some(escape(detail.as_bytes()).into_owned().into()),
+                ..Record::new(op::SINK)
+            });
+        };
+        let why = state.last_error.unwrap_or_default();
+        let why = why.split(':').next().unwrap_or_default();
+        said(format!("record {record} is left out by {by}: {why}"));
+        let skipped = sinks.skip(sink, record).await;
+        if let Err(error) = &skipped {
+            said(format!("record {record} is not left out: {error}"));
+        }
+        Ok(skipped?)
+    }
+
+    /// Has a sink try again at once.
+    pub async fn retry_sink(&self, sink: &str) -> Result<SinkState, SessionError> {
+        Ok(self.sink(sink)?.retry(sink).await?)
+    }
+
+    fn sink(&self, name: &str) -> Result<&Sinks, SinkError> {
+        let sinks = self.sinks.get();
+        let sinks = sinks.ok_or_else(|| SinkError::Unknown(name.to_owned()))?;
+        Ok(sinks)
     }
 
     /// The reader of the kernel's rings.

@@ -76,6 +76,9 @@ pub enum SessionError {
     /// A request about a budget that makes no sense.
     #[error("{0}")]
     Budget(String),
+    /// Something that a sink does not do.
+    #[error(transparent)]
+    Sink(#[from] crate::export::SinkError),
     /// Nothing waits or is granted under that number.
     #[error("{0}")]
     NoApproval(String),

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use agentguard::export::SinkError;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -13,6 +14,7 @@ use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use prost::Message as _;
 use tokio::net::TcpListener;
 
@@ -38,6 +40,8 @@ struct Desk {
     most: usize,
     /// Answers 401 as long as it is set.
     closed: bool,
+    /// Answers 400 to whatever has this record in it.
+    hated: Option<u64>,
     requests: u64,
     authorization: Option<String>,
 }
@@ -51,6 +55,7 @@ fn desk(answers: &[Answer], most: usize) -> Shared {
         answers: answers.iter().copied().collect(),
         most,
         closed: false,
+        hated: None,
         requests: 0,
         authorization: None,
     }))
@@ -113,6 +118,18 @@ async fn answer(
     }
     if records.len() > desk.most {
         *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+        return Ok(response);
+    }
+    let seq_of = |record: &LogRecord| {
+        let mut attributes = record.attributes.iter();
+        let seq = attributes.find(|it| it.key == "agentguard.seq")?;
+        match seq.value.as_ref()?.value.as_ref()? {
+            Value::IntValue(seq) => u64::try_from(*seq).ok(),
+            _ => None,
+        }
+    };
+    if desk.hated.is_some() && records.iter().any(|it| seq_of(it) == desk.hated) {
+        *response.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(response);
     }
     let next = desk.answers.pop_front();
@@ -283,4 +300,54 @@ async fn a_receiver_that_does_not_want_us_is_told_and_nothing_is_skipped() {
     let desk = desk.lock().expect("the desk");
     assert_eq!(desk.authorization.as_deref(), Some("Bearer hunter2"));
     assert_eq!(desk.numbers, (1..=last).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_one_record_that_is_never_taken_is_left_out_when_an_operator_says_so_and_no_other() {
+    let mut bench = Bench::new();
+    bench.write(300);
+    let desk = desk(&[], 10_000);
+    desk.lock().expect("the desk").hated = Some(77);
+    let port = listen(bench.folder.path(), &desk).await;
+    let sinks = bench.start(&config(&bench, port, ""));
+    let state = until(&sinks, |state| state.refuses == Some(77)).await;
+    assert_eq!((state.position, state.doing.name()), (76, "refused"));
+    let told = state.last_error.expect("a reason");
+    assert!(told.contains("audit sinks skip otel 77"), "{told}");
+    // No other record, and no other sink.
+    let error = sinks.skip("otel", 78).await.expect_err("another record");
+    assert!(error.to_string().contains("that is 77"), "{error}");
+    assert!(sinks.skip("otel", 76).await.is_err());
+    let error = sinks.skip("siem", 77).await.expect_err("another sink");
+    assert_eq!(error, SinkError::Unknown("siem".to_owned()));
+    assert_eq!(until(&sinks, |_| true).await.skipped, 0);
+    let state = sinks.skip("otel", 77).await.expect("it is left out");
+    assert_eq!(
+        (state.position, state.skipped, state.refuses),
+        (77, 1, None)
+    );
+    let last = bench.last();
+    until(&sinks, |state| state.position == last).await;
+    // Now there is none.
+    assert!(sinks.skip("otel", last).await.is_err());
+    assert!(sinks.retry("otel").await.is_err(), "it does not wait");
+    sinks.stop().await;
+    let all_but = |hated| (1..=last).filter(|it| *it != hated).collect::<Vec<_>>();
+    assert_eq!(desk.lock().expect("the desk").numbers, all_but(77));
+    // Another daemon knows of it; and who wants nothing of us is no reason to leave out a record.
+    desk.lock().expect("the desk").closed = true;
+    bench.write(5);
+    let sinks = bench.start(&config(&bench, port, ""));
+    let state = until(&sinks, |state| state.doing.name() == "refused").await;
+    assert_eq!((state.skipped, state.refuses), (1, None));
+    assert!(sinks.skip("otel", last + 1).await.is_err());
+    desk.lock().expect("the desk").closed = false;
+    // Whether it is in time or not: what was refused is sent.
+    let _ = sinks.retry("otel").await;
+    let last = bench.last();
+    until(&sinks, |state| state.position == last).await;
+    sinks.stop().await;
+    let numbers = desk.lock().expect("the desk").numbers.clone();
+    let expected: Vec<u64> = (1..=last).filter(|it| *it != 77).collect();
+    assert_eq!(numbers, expected);
 }
