@@ -16,10 +16,12 @@ use crate::event::{Event, Target};
 use crate::kernel::NameBook;
 use crate::policy::{Action, Judgement, Mode, Policy, RuleRef};
 
-/// Policies that are kept for late records after they were replaced.
+/// Policies that are kept for late records after they were replaced, where nobody says that the rings were read.
 const GENERATIONS_KEPT: usize = 64;
+/// The same where somebody does: each takes some hundred kilobytes, and nothing is to come for any of them.
+const READ_KEPT: usize = 4;
 /// Bytes of one generation of remembered judgements.
-const REMEMBERED_BYTES: usize = 6 << 20;
+const REMEMBERED_BYTES: usize = 3 << 20;
 /// Bytes that one takes beside its key, with what the allocator and the table need.
 const REMEMBERED: usize = 160;
 
@@ -80,12 +82,43 @@ impl Judge {
     /// Adds a policy before it is installed. `in_force` are the generations that must not be forgotten.
     pub fn add(&mut self, generation: u32, policy: Arc<Policy>, in_force: &[u32]) {
         self.policies.insert(generation, policy);
-        let mut excess = self.policies.len().saturating_sub(GENERATIONS_KEPT);
+        let excess = self.policies.len().saturating_sub(GENERATIONS_KEPT);
+        self.drop_policies(excess, |number| {
+            number == generation || in_force.contains(&number)
+        });
+    }
+
+    /// All records of policies that are not among `in_force` were read from the rings: hardly any of these is needed.
+    pub fn rings_were_read(&mut self, in_force: &[u32]) {
+        let is_over = |number: &&u32| !in_force.contains(number);
+        let over = self.policies.keys().filter(is_over).count();
+        self.drop_policies(over.saturating_sub(READ_KEPT), |number| {
+            in_force.contains(&number)
+        });
+    }
+
+    /// Drops so many of the oldest, but none that is needed.
+    fn drop_policies(&mut self, mut excess: usize, is_needed: impl Fn(u32) -> bool) {
         self.policies.retain(|number, _| {
-            let goes = excess > 0 && *number != generation && !in_force.contains(number);
+            let goes = excess > 0 && !is_needed(*number);
             excess -= usize::from(goes);
             !goes
         });
+    }
+
+    /// An agent has gone, and all of its records were read from the rings: what stood behind them is dropped.
+    pub fn forget_agent(&mut self, slot: u32) {
+        self.objects.forget(slot);
+        self.spent.forget(slot);
+    }
+
+    /// How much is kept: policies, agents with protected objects, agents with budgets.
+    pub fn kept(&self) -> [usize; 3] {
+        [
+            self.policies.len(),
+            self.objects.agents(),
+            self.spent.agents(),
+        ]
     }
 
     /// Records of a generation cannot be judged: nobody knows its policy any more.

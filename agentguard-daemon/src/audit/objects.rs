@@ -40,6 +40,16 @@ impl Objects {
         *before = std::mem::replace(now, names);
     }
 
+    /// Drops all of an agent.
+    pub fn forget(&mut self, agent: u32) {
+        self.by_agent.remove(&agent);
+    }
+
+    /// How many agents have some.
+    pub fn agents(&self) -> usize {
+        self.by_agent.len()
+    }
+
     /// The rule behind a denial.
     pub fn rule(&self, event: &Event<'_>) -> Option<Arc<RuleName>> {
         if event.reason != Reason::ProtectedObject {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::event::escape::escape;
 
 /// Names in one generation.
-pub const CAP: usize = 32_768;
+pub const CAP: usize = 16_384;
 
 /// Escaped names of programs by exec id, and by pid for processes that were attached while running.
 #[derive(Debug)]

@@ -41,6 +41,16 @@ impl Spent {
         }
     }
 
+    /// Drops all of an agent.
+    pub fn forget(&mut self, agent: u32) {
+        self.by_agent.remove(&agent);
+    }
+
+    /// How many agents have some.
+    pub fn agents(&self) -> usize {
+        self.by_agent.len()
+    }
+
     /// The budget behind a denial.
     pub fn budget(&self, event: &Event<'_>) -> Option<Arc<RuleName>> {
         if event.reason != Reason::Budget {

@@ -457,8 +457,8 @@ pub fn boot_time() -> io::Result<u64> {
     u64::try_from(std::time::Duration::from(now).as_nanos()).map_err(io::Error::other)
 }
 
-/// Gives memory back to the kernel that was freed and is still held: loading programs takes several times what the daemon
-/// needs afterwards.
+/// Gives memory back to the kernel that was freed and is still held: loading programs and compiling policies take several
+/// times what the daemon needs afterwards. It takes some milliseconds after much was freed.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes no pointers, and may be called at any time from any thread.

@@ -47,7 +47,7 @@ pub fn argument(flat: &Flat) -> Result<Vec<Token>, PatternError> {
     flat.iter()
         .map(|(item, at)| match item {
             Item::Byte(byte) => Ok(Token::Byte(*byte)),
-            Item::Set(set) => Ok(Token::Set(*set)),
+            Item::Set(set) => Ok(Token::Set(Box::new(*set))),
             Item::Stars(1) => Ok(Token::Star),
             Item::Stars(run) => Err(PatternError::new(
                 *at,
@@ -167,12 +167,12 @@ fn component(
     }
     if part.iter().all(|(item, _)| matches!(item, Item::Stars(1))) {
         // A component is never empty: `/*` does not match `/`.
-        tokens.push(Token::Set(ByteSet::ALL.without(0).without(b'/')));
+        tokens.push(Token::Set(Box::new(ByteSet::ALL.without(0).without(b'/'))));
     }
     for (item, at) in part {
         match item {
             Item::Byte(byte) => tokens.push(Token::Byte(*byte)),
-            Item::Set(set) => tokens.push(Token::Set(*set)),
+            Item::Set(set) => tokens.push(Token::Set(Box::new(*set))),
             Item::Stars(1) => tokens.push(Token::Star),
             Item::Stars(run) => {
                 return Err(PatternError::new(

@@ -19,8 +19,8 @@ const MAX_PATTERN: usize = 4096;
 pub enum Token {
     /// This byte.
     Byte(u8),
-    /// One byte of the set.
-    Set(ByteSet),
+    /// One byte of the set. (Apart, because nearly all tokens are bytes, and a policy has tens of thousands.)
+    Set(Box<ByteSet>),
     /// Any run of bytes, also empty: in a path without `/`.
     Star,
     /// `(.*/)?`, after a `/`: any number of whole components.
@@ -46,7 +46,7 @@ pub enum Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Glob {
     text: String,
-    alternatives: Vec<Vec<Token>>,
+    alternatives: Vec<Box<[Token]>>,
 }
 
 impl Glob {
@@ -92,6 +92,7 @@ impl Glob {
                 Subject::Path | Subject::Socket => path(flat, text, false),
                 Subject::Program => path(flat, text, true),
             })
+            .map(|tokens| tokens.map(Vec::into_boxed_slice))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             text: text.to_owned(),
@@ -105,7 +106,7 @@ impl Glob {
     }
 
     /// The flat sequences; the pattern matches where one of them does.
-    pub fn alternatives(&self) -> &[Vec<Token>] {
+    pub fn alternatives(&self) -> &[Box<[Token]>] {
         &self.alternatives
     }
 }

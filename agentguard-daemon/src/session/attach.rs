@@ -17,7 +17,7 @@ use super::objects::{Searched, warn_of_cuts};
 use super::{AgentInfo, Attach, GuardianAction, PolicyRequest, SessionError, Target};
 use crate::agent::{Agent, Name, RegistryError};
 use crate::audit::record::op;
-use crate::kernel::KernelError;
+use crate::kernel::{KernelError, trim_memory};
 use crate::policy::{Policy, places};
 
 impl Engine {
@@ -59,7 +59,7 @@ impl Engine {
             .save()
             .and_then(|()| self.govern(&agent, &policy, &table, searched, &request));
         if let Err(error) = governed {
-            self.undo(&agent);
+            self.undo(&agent).await;
             return Err(error);
         }
         let mut record = about(&agent, op::AGENT_ATTACH, &policy, generation);
@@ -85,6 +85,8 @@ impl Engine {
         let work = move || {
             let policy = request.load(&search, &own)?;
             let table = policy.compile(generation)?;
+            // Compiling takes many times what it makes, and what a thread has freed nobody else uses.
+            trim_memory();
             Ok((Arc::new(policy), table.bytes))
         };
         tokio::task::spawn_blocking(work)
@@ -207,12 +209,16 @@ impl Engine {
     }
 
     /// After an error half way: nothing stays labelled, and the process is where it was.
-    fn undo(&self, agent: &Agent) {
+    async fn undo(&self, agent: &Agent) {
         if let Err(error) = self.let_go(agent, Parting::Freed) {
             tracing::error!("failed to undo an attach that had failed: {error}");
         }
+        self.pump.drain().await;
         self.strike(agent.slot);
         self.end_limits(agent);
+        let mut recorder = self.recorder();
+        recorder.end_session(agent.session);
+        recorder.judge().forget_agent(agent.slot);
     }
 }
 

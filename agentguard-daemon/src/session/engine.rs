@@ -215,6 +215,8 @@ impl Engine {
         well.start(asked);
         engine.pump.drain().await;
         lock(&engine.state).retired.clear();
+        let generations = engine.generations();
+        engine.recorder().judge().rings_were_read(&generations);
         if options.self_test {
             canary::sing(&engine).await?;
             engine.refresh().await;

@@ -116,6 +116,7 @@ impl Engine {
         self.end_limits(&agent);
         self.end_approvals(&agent);
         lock(&self.owners).remove(&agent.session);
+        let generations = self.generations();
         let tally = {
             let mut recorder = self.recorder();
             let tally = recorder.tally(agent.session);
@@ -135,9 +136,13 @@ impl Engine {
                 ..Record::new(op::AGENT_DETACH)
             });
             recorder.end_session(agent.session);
+            let judge = recorder.judge();
+            judge.forget_agent(agent.slot);
+            judge.rings_were_read(&generations);
             tally
         };
         self.on_disk().await;
+        crate::kernel::trim_memory();
         let mut info = info.ok_or_else(|| RegistryError::Unknown(name.to_owned()))?;
         info.tally = tally;
         Ok(info)

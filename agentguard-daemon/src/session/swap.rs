@@ -49,6 +49,8 @@ impl Engine {
             // No program sees the one before any more: after this its records are in the log.
             self.pump.drain().await;
             lock(&self.state).retired.clear();
+            let generations = self.generations();
+            self.recorder().judge().rings_were_read(&generations);
         }
         if let Err(error) = &swapped {
             let what = error.line();

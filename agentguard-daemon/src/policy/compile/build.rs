@@ -223,13 +223,13 @@ fn add_command(
             ends.push(nfa.step(below, Step::Run(not_separator)));
         }
     }
-    let may_be_empty = |tokens: &Vec<Token>| tokens.iter().all(|token| *token == Token::Star);
+    let may_be_empty = |tokens: &[Token]| tokens.iter().all(|token| *token == Token::Star);
     let nameless = pattern.argv0.is_empty()
         || pattern
             .argv0
             .iter()
             .flat_map(Glob::alternatives)
-            .any(may_be_empty);
+            .any(|tokens| may_be_empty(tokens));
     let optional = nameless
         && pattern
             .arguments

@@ -215,7 +215,7 @@ impl Nfa {
         for token in tokens {
             let step = match token {
                 Token::Byte(byte) => Step::Byte(*byte),
-                Token::Set(set) => Step::Set(*set),
+                Token::Set(set) => Step::Set(**set),
                 Token::Star if dialect == Dialect::Argument => Step::Run(any),
                 Token::Star if dialect == Dialect::Abstract => Step::Run(ByteSet::ALL),
                 Token::Star => Step::Run(any.without(b'/')),

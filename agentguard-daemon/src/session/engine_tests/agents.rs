@@ -1,6 +1,7 @@
 //! How agents come under a policy, change it and go.
 
 use super::*;
+use crate::session::engine::lock;
 
 #[tokio::test]
 async fn the_policy_is_in_force_before_anybody_is_labelled() {
@@ -60,6 +61,43 @@ async fn detach_leaves_nothing_in_the_kernel() {
     assert_eq!(again.session, 2);
     // A cgroup that is not ours stays.
     assert!(again.cgroup.is_dir());
+}
+
+#[tokio::test]
+async fn who_has_gone_is_kept_nowhere() {
+    let bench = Bench::new();
+    for number in 0..300 {
+        let (name, cgroup) = (format!("a{number}"), ["/one", "/two"][number % 2]);
+        bench.attach(&name, cgroup).await.unwrap();
+        if number % 7 == 0 {
+            bench.engine.swap(&name, None).await.unwrap();
+        }
+        bench.engine.detach(&name).await.unwrap();
+    }
+    bench.kernel(|kernel| kernel.fails = Some("govern"));
+    for number in 0..20 {
+        let failed = bench.attach(&format!("b{number}"), "/one").await;
+        assert!(failed.is_err());
+    }
+    bench.kernel(|kernel| kernel.fails = None);
+    bench.attach("last", "/one").await.unwrap();
+    bench.engine.detach("last").await.unwrap();
+    let engine = &bench.engine;
+    let state = lock(&engine.state);
+    assert_eq!(
+        [
+            state.registry.iter().count(),
+            state.in_force.len(),
+            state.retired.len(),
+            lock(&engine.owners).len(),
+            lock(&engine.limits.told).len(),
+        ],
+        [0; 5]
+    );
+    drop(state);
+    let [policies, objects, budgets] = engine.recorder().judge().kept();
+    assert!(policies <= 4, "{policies} policies are kept");
+    assert_eq!((objects, budgets), (0, 0));
 }
 
 #[tokio::test]
