@@ -23,9 +23,12 @@ pub fn hash(prev: &Hash, line: &[u8]) -> Hash {
 fn digits(state: Sha256) -> Hash {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut hash = GENESIS;
-    for (pair, byte) in hash.chunks_exact_mut(2).zip(state.finalize().iter()) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 15)];
+    let (pairs, _) = hash.as_chunks_mut::<2>();
+    for (pair, byte) in pairs.iter_mut().zip(state.finalize()) {
+        *pair = [
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 15)],
+        ];
     }
     hash
 }

@@ -3,7 +3,7 @@
 //! Records carry `CLOCK_BOOTTIME`, which no agent can set; people read wall time. The difference of
 //! the two clocks is taken again for each batch, so a step of the wall clock shows from then on.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
@@ -12,7 +12,7 @@ use nix::time::{ClockId, clock_gettime};
 #[derive(Debug)]
 pub struct Clock {
     /// Nanoseconds from boot time to wall time.
-    offset: i128,
+    offset: i64,
     second: i64,
     /// `2026-11-23T04:05:06` of `second`, then fraction and zone.
     text: String,
@@ -34,12 +34,12 @@ impl Clock {
 
     /// Takes the difference of the clocks again.
     pub fn refresh(&mut self) {
-        self.offset = wall_nanoseconds() - boot_nanoseconds();
+        self.offset = wall_nanoseconds() - nanoseconds(boot_nanoseconds());
     }
 
     /// The wall time at a boot time (nanoseconds), as RFC 3339 in UTC.
     pub fn at_boot_time(&mut self, boot: u64) -> &str {
-        self.format(i128::from(boot) + self.offset)
+        self.format(nanoseconds(boot).saturating_add(self.offset))
     }
 
     /// The wall time now.
@@ -47,9 +47,9 @@ impl Clock {
         self.format(wall_nanoseconds())
     }
 
-    fn format(&mut self, nanoseconds: i128) -> &str {
-        const SECOND: i128 = 1_000_000_000;
-        let second = i64::try_from(nanoseconds.div_euclid(SECOND)).unwrap_or(0);
+    fn format(&mut self, nanoseconds: i64) -> &str {
+        const SECOND: i64 = 1_000_000_000;
+        let second = nanoseconds.div_euclid(SECOND);
         if second != self.second || self.text.len() < WHOLE {
             self.second = second;
             self.text.clear();
@@ -58,8 +58,14 @@ impl Clock {
             let _ = write!(self.text, "{stamp:.0}");
         }
         self.text.truncate(WHOLE);
-        let fraction = nanoseconds.rem_euclid(SECOND);
-        let _ = write!(self.text, ".{fraction:09}Z");
+        let mut fraction = nanoseconds.rem_euclid(SECOND).unsigned_abs();
+        let mut digits = *b".000000000Z";
+        for digit in digits[1..10].iter_mut().rev() {
+            *digit = b'0' + (fraction % 10) as u8;
+            fraction /= 10;
+        }
+        self.text
+            .push_str(std::str::from_utf8(&digits).unwrap_or_default());
         &self.text
     }
 }
@@ -77,10 +83,15 @@ pub fn boot_nanoseconds() -> i128 {
     })
 }
 
-fn wall_nanoseconds() -> i128 {
+/// As they are counted here: until the year 2262.
+fn nanoseconds(time: impl TryInto<i64>) -> i64 {
+    time.try_into().unwrap_or(i64::MAX)
+}
+
+fn wall_nanoseconds() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| i128::try_from(time.as_nanos()).unwrap_or(0))
+        .map_or(0, |time| nanoseconds(time.as_nanos()))
 }
 
 #[cfg(test)]

@@ -43,37 +43,42 @@ impl<'a> Glance<'a> {
     /// At a line without its newline. `None` if the line is not plain enough: an escape of JSON in a text that is
     /// asked for, or a form that the writer does not use. It may be a record all the same.
     pub fn at(line: &'a [u8]) -> Option<Self> {
-        let mut seen = Self::default();
-        let mut rest = std::str::from_utf8(line).ok()?.strip_prefix('{')?;
-        loop {
-            let (key, after) = plain(rest.strip_prefix('"')?)?;
-            rest = seen.field(key, after.strip_prefix(':')?)?;
-            match rest.as_bytes() {
-                [b'}'] => break,
-                [b',', ..] => rest = &rest[1..],
-                _ => return None,
-            }
-        }
+        let text = std::str::from_utf8(line).ok()?;
+        let mut marks = Marks::default();
+        let seen = if line.len() <= MARKED && marks.find(line) {
+            Self::of(Walk {
+                text,
+                at: 0,
+                quotes: marks.quotes(),
+            })
+        } else {
+            Self::of(Walk {
+                text,
+                at: 0,
+                quotes: Search,
+            })
+        }?;
         (seen.seq > 0 && !seen.op.is_empty()).then_some(seen)
     }
 
-    /// Takes a field's value, if it is asked for; gives what follows.
-    fn field(&mut self, key: &str, value: &'a str) -> Option<&'a str> {
-        let text = |place: &mut &'a str| {
-            let (text, rest) = plain(value.strip_prefix('"')?)?;
-            *place = text;
-            Some(rest)
-        };
-        let optional = |place: &mut Option<&'a str>| {
-            let (text, rest) = plain(value.strip_prefix('"')?)?;
-            *place = Some(text);
-            Some(rest)
-        };
-        let small = |place: &mut Option<u32>| {
-            let (number, rest) = number(value)?;
-            *place = Some(u32::try_from(number).ok()?);
-            Some(rest)
-        };
+    fn of(mut walk: Walk<'a, impl Quotes>) -> Option<Self> {
+        let mut seen = Self::default();
+        walk.expect(b'{')?;
+        loop {
+            let key = walk.plain()?;
+            walk.expect(b':')?;
+            seen.field(key, &mut walk)?;
+            match walk.next()? {
+                b',' => {}
+                b'}' => break,
+                _ => return None,
+            }
+        }
+        (walk.at == walk.text.len()).then_some(seen)
+    }
+
+    /// Takes a field's value, if it is asked for.
+    fn field(&mut self, key: &str, walk: &mut Walk<'a, impl Quotes>) -> Option<()> {
         // Most fields are not asked for: told by length and first letter, they need not be compared.
         let may_be_asked = matches!(
             (key.len(), key.as_bytes().first()?),
@@ -86,32 +91,26 @@ impl<'a> Glance<'a> {
                 | (11, b'n')
         );
         if !may_be_asked {
-            return skipped(value);
+            return walk.skip();
         }
+        let small = |number: u64| u32::try_from(number).ok();
         match key {
-            "seq" => {
-                let (number, rest) = number(value)?;
-                self.seq = number;
-                Some(rest)
-            }
-            "time" => text(&mut self.time),
-            "op" => text(&mut self.op),
-            "agent" => optional(&mut self.agent),
-            "exe" => optional(&mut self.exe),
-            "target" => optional(&mut self.target),
-            "to" => optional(&mut self.to),
-            "verdict" => optional(&mut self.verdict),
-            "rule" => optional(&mut self.rule),
-            "session" => small(&mut self.session),
-            "pid" => small(&mut self.pid),
-            "child" => small(&mut self.child),
-            "new_exec_id" => {
-                let (number, rest) = number(value)?;
-                self.new_exec_id = Some(number);
-                Some(rest)
-            }
-            _ => skipped(value),
+            "seq" => self.seq = walk.number()?,
+            "time" => self.time = walk.plain()?,
+            "op" => self.op = walk.plain()?,
+            "agent" => self.agent = Some(walk.plain()?),
+            "exe" => self.exe = Some(walk.plain()?),
+            "target" => self.target = Some(walk.plain()?),
+            "to" => self.to = Some(walk.plain()?),
+            "verdict" => self.verdict = Some(walk.plain()?),
+            "rule" => self.rule = Some(walk.plain()?),
+            "session" => self.session = Some(small(walk.number()?)?),
+            "pid" => self.pid = Some(small(walk.number()?)?),
+            "child" => self.child = Some(small(walk.number()?)?),
+            "new_exec_id" => self.new_exec_id = Some(walk.number()?),
+            _ => walk.skip()?,
         }
+        Some(())
     }
 
     /// Whether it records that something was refused, or in shadow mode would have been.
@@ -145,58 +144,204 @@ impl<'a> From<&'a Record<'_>> for Glance<'a> {
     }
 }
 
-/// A text up to its closing quote, if nothing in it is escaped, and what follows.
-fn plain(text: &str) -> Option<(&str, &str)> {
-    let end = memchr2(b'"', b'\\', text.as_bytes())?;
-    (text.as_bytes()[end] == b'"').then(|| (&text[..end], &text[end + 1..]))
+/// Where the quotes of a line are.
+trait Quotes {
+    /// Where a text ends that begins at `at`, and has no escape: its closing quote.
+    fn end_of_plain(&mut self, line: &[u8], at: usize) -> Option<usize>;
+    /// The same of any text.
+    fn end(&mut self, line: &[u8], at: usize) -> Option<usize>;
 }
 
-/// A number as the writer has it: digits only.
-fn number(text: &str) -> Option<(u64, &str)> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, rest) = text.split_at(digits);
-    let leads = number.len() > 1 && number.starts_with('0');
-    (!leads).then(|| number.parse().ok().map(|number| (number, rest)))?
-}
+/// Looked for one by one.
+struct Search;
 
-/// What follows a value of any kind.
-fn skipped(value: &str) -> Option<&str> {
-    let bytes = value.as_bytes();
-    match bytes.first()? {
-        b'"' => Some(&value[1 + end_of_text(&bytes[1..])?..]),
-        b'0'..=b'9' => number(value).map(|(_, rest)| rest),
-        b'[' | b'{' => {
-            let mut depth = 0_u32;
-            let mut at = 0;
-            loop {
-                match bytes.get(at)? {
-                    b'[' | b'{' => depth += 1,
-                    b']' | b'}' => depth -= 1,
-                    b'"' => at += end_of_text(&bytes[at + 1..])?,
-                    _ => {}
-                }
-                at += 1;
-                if depth == 0 {
-                    return value.get(at..);
-                }
+impl Quotes for Search {
+    fn end_of_plain(&mut self, line: &[u8], at: usize) -> Option<usize> {
+        let end = at + memchr2(b'"', b'\\', line.get(at..)?)?;
+        (line[end] == b'"').then_some(end)
+    }
+
+    fn end(&mut self, line: &[u8], begin: usize) -> Option<usize> {
+        let mut at = begin;
+        loop {
+            at += memchr(b'"', line.get(at..)?)?;
+            let escapes = line[begin..at].iter().rev().take_while(|it| **it == b'\\');
+            if escapes.count() % 2 == 0 {
+                return Some(at);
             }
+            at += 1;
         }
-        b't' => value.strip_prefix("true"),
-        b'f' => value.strip_prefix("false"),
-        _ => None,
     }
 }
 
-/// Where a text ends that began before, behind its closing quote.
-fn end_of_text(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    loop {
-        at += memchr(b'"', bytes.get(at..)?)?;
-        let escapes = bytes[..at].iter().rev().take_while(|it| **it == b'\\');
-        at += 1;
-        if escapes.count() % 2 == 0 {
-            return Some(at);
+/// Bytes of lines whose quotes are found all at once.
+const MARKED: usize = 2048;
+
+/// A bit for each quote of a line.
+struct Marks([u64; MARKED / 64]);
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self([0; MARKED / 64])
+    }
+}
+
+impl Marks {
+    /// False if the line has a backslash, so that a quote may be part of a text.
+    fn find(&mut self, line: &[u8]) -> bool {
+        let mut escapes = 0;
+        let (blocks, rest) = line.as_chunks::<64>();
+        for (mark, block) in self.0.iter_mut().zip(blocks) {
+            *mark = bytes_that_are(block, b'"', b'\\', &mut escapes);
         }
+        if !rest.is_empty() {
+            let mut last = [0; 64];
+            last[..rest.len()].copy_from_slice(rest);
+            self.0[blocks.len()] = bytes_that_are(&last, b'"', b'\\', &mut escapes);
+        }
+        escapes == 0
+    }
+
+    fn quotes(&self) -> Marked<'_> {
+        Marked {
+            bits: self.0[0],
+            block: 0,
+            marks: &self.0,
+        }
+    }
+}
+
+/// A bit for each byte that is `wanted`; `others` is not zero afterwards if one is `other`.
+fn bytes_that_are(block: &[u8; 64], wanted: u8, other: u8, others: &mut u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const LOW: u64 = !(ONES << 7);
+    // The highest bit of each byte that is zero, and no other.
+    let zeros = |word: u64| !(((word & LOW) + LOW) | word | LOW);
+    let mut marks = 0;
+    let (words, _) = block.as_chunks::<8>();
+    for (at, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        *others |= zeros(word ^ (ONES * u64::from(other)));
+        let found = zeros(word ^ (ONES * u64::from(wanted))) >> 7;
+        // The bits, which are eight apart, side by side.
+        marks |= (found.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * at);
+    }
+    marks
+}
+
+/// Taken one after the other: in a line without escapes each opens or closes a text.
+struct Marked<'m> {
+    bits: u64,
+    block: usize,
+    marks: &'m [u64],
+}
+
+impl Quotes for Marked<'_> {
+    fn end_of_plain(&mut self, line: &[u8], at: usize) -> Option<usize> {
+        // What lies before is known: texts are read in their order.
+        loop {
+            while self.bits == 0 {
+                self.block += 1;
+                self.bits = *self.marks.get(self.block)?;
+            }
+            let quote = self.block * 64 + self.bits.trailing_zeros() as usize;
+            self.bits &= self.bits - 1;
+            if quote >= at {
+                return (quote < line.len()).then_some(quote);
+            }
+        }
+    }
+
+    fn end(&mut self, line: &[u8], at: usize) -> Option<usize> {
+        self.end_of_plain(line, at)
+    }
+}
+
+/// A place in a line. It may be in the middle of a character only behind an error.
+struct Walk<'a, Q> {
+    text: &'a str,
+    at: usize,
+    quotes: Q,
+}
+
+impl<'a, Q: Quotes> Walk<'a, Q> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<u8> {
+        let byte = self.peek()?;
+        self.at += 1;
+        Some(byte)
+    }
+
+    fn expect(&mut self, byte: u8) -> Option<()> {
+        (self.next()? == byte).then_some(())
+    }
+
+    /// A text with quotes, if nothing in it is escaped.
+    fn plain(&mut self) -> Option<&'a str> {
+        self.expect(b'"')?;
+        let begin = self.at;
+        let end = self.quotes.end_of_plain(self.text.as_bytes(), begin)?;
+        self.at = end + 1;
+        self.text.get(begin..end)
+    }
+
+    /// A number as the writer has it: digits only.
+    fn number(&mut self) -> Option<u64> {
+        let begin = self.at;
+        let mut number = 0_u64;
+        while let Some(digit @ b'0'..=b'9') = self.peek() {
+            number = number
+                .checked_mul(10)?
+                .checked_add(u64::from(digit - b'0'))?;
+            self.at += 1;
+        }
+        let digits = self.at - begin;
+        let leads = digits > 1 && self.text.as_bytes()[begin] == b'0';
+        (digits > 0 && !leads).then_some(number)
+    }
+
+    /// Goes on behind a value of any kind.
+    fn skip(&mut self) -> Option<()> {
+        match self.peek()? {
+            b'"' => self.skip_text(),
+            b'0'..=b'9' => self.number().map(|_| ()),
+            b'[' | b'{' => {
+                let mut depth = 0_u32;
+                loop {
+                    match self.peek()? {
+                        b'"' => {
+                            self.skip_text()?;
+                            continue;
+                        }
+                        b'[' | b'{' => depth += 1,
+                        b']' | b'}' => depth -= 1,
+                        _ => {}
+                    }
+                    self.at += 1;
+                    if depth == 0 {
+                        return Some(());
+                    }
+                }
+            }
+            b't' => self.skip_word(b"true"),
+            b'f' => self.skip_word(b"false"),
+            _ => None,
+        }
+    }
+
+    fn skip_text(&mut self) -> Option<()> {
+        self.at += 1;
+        self.at = self.quotes.end(self.text.as_bytes(), self.at)? + 1;
+        Some(())
+    }
+
+    fn skip_word(&mut self, word: &[u8]) -> Option<()> {
+        let rest = self.text.as_bytes().get(self.at..)?;
+        self.at += word.len();
+        rest.starts_with(word).then_some(())
     }
 }
 
@@ -250,6 +395,37 @@ mod tests {
         #[test]
         fn any_line_is_seen_or_left(line in "[{}\\[\\]\",:\\\\a-z0-9]{0,80}") {
             let _ = Glance::at(line.as_bytes());
+        }
+
+        #[test]
+        fn both_ways_to_find_quotes_find_the_same(
+            fields in proptest::collection::vec(
+                ("op|seq|to|exe|x|[a-z]{3,11}", "\"[a-zü,:{}]{0,90}\"|[0-9]{1,21}|[{]\"a\":[0-9]\\}|\\[(\"[a-z\\]]{0,4}\",?){0,3}\\]|true|\"|-1"), 0..40),
+            cut in 0_usize..40,
+        ) {
+            let fields: Vec<String> = fields.into_iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
+            let mut line = format!("{{{}}}", fields.join(","));
+            if cut > 30 {
+                line.truncate(line.floor_char_boundary(line.len().saturating_sub(cut)));
+            }
+            let mut marks = Marks::default();
+            if line.len() <= MARKED {
+                prop_assert!(marks.find(line.as_bytes()));
+                let text = &*line;
+                let marked = Glance::of(Walk { text, at: 0, quotes: marks.quotes() });
+                prop_assert_eq!(marked, Glance::of(Walk { text, at: 0, quotes: Search }));
+            }
+        }
+
+        #[test]
+        fn quotes_are_marked_where_they_are(line in proptest::collection::vec(any::<u8>(), 0..300), shape in "[\"a!#]{0,200}") {
+            for line in [&line[..], shape.as_bytes()] {
+                let mut marks = Marks::default();
+                prop_assert_eq!(marks.find(line), !line.contains(&b'\\'));
+                for (at, byte) in line.iter().enumerate() {
+                    prop_assert_eq!(marks.0[at / 64] >> (at % 64) & 1 == 1, *byte == b'"');
+                }
+            }
         }
 
         #[test]

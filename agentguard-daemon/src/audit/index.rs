@@ -60,9 +60,10 @@ pub struct Index {
 /// A word as filters have it: what kind it is, and its text.
 pub fn word(kind: char, text: &[u8]) -> u64 {
     // FNV-1a, mixed at the end: the same in every build, unlike the standard library's.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in std::iter::once(kind as u8).chain(text.iter().copied()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let mut hash = step(0xcbf2_9ce4_8422_2325, kind as u8);
+    for byte in text {
+        hash = step(hash, *byte);
     }
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash ^ (hash >> 33)
@@ -70,38 +71,56 @@ pub fn word(kind: char, text: &[u8]) -> u64 {
 
 /// The words of a record: what can be asked for. A refusal has each word twice: the second, of a kind in capitals,
 /// says that it was refused, so that what was refused to one agent is found among all that it was permitted.
-pub fn words(seen: &Glance<'_>, mut take: impl FnMut(u64)) {
+pub fn words(seen: &Glance<'_>, take: impl FnMut(u64)) {
+    words_behind(None, seen, take);
+}
+
+/// The same without most of those that the record before had as well.
+fn words_behind<'t>(before: Option<&Glance<'t>>, seen: &Glance<'t>, mut take: impl FnMut(u64)) {
     let refused = seen.is_refused();
+    let before = before.filter(|before| before.is_refused() == refused);
     let mut both = |kind: char, text: &[u8]| {
         take(word(kind, text));
         if refused {
             take(word(kind.to_ascii_uppercase(), text));
         }
     };
-    let mut text = |kind, text: Option<&str>| {
-        if let Some(text) = text {
-            both(kind, text.as_bytes());
+    let mut text = |kind, text: Option<&[u8]>, before: Option<&[u8]>| {
+        if let Some(text) = text
+            && before != Some(text)
+        {
+            both(kind, text);
         }
     };
-    text('a', seen.agent);
-    text('v', seen.verdict);
-    text('o', Some(seen.op));
-    text('r', seen.rule);
-    if let Some(exe) = seen.exe {
-        text('e', Some(exe));
-        text('n', exe.rsplit('/').next());
+    let bytes = |text: Option<&'t str>| text.map(str::as_bytes);
+    let of_before = |field: fn(&Glance<'t>) -> Option<&'t str>| bytes(before.and_then(field));
+    text('a', bytes(seen.agent), of_before(|it| it.agent));
+    text('v', bytes(seen.verdict), of_before(|it| it.verdict));
+    text('o', Some(seen.op.as_bytes()), of_before(|it| Some(it.op)));
+    text('r', bytes(seen.rule), of_before(|it| it.rule));
+    if let Some(exe) = bytes(seen.exe)
+        && of_before(|it| it.exe) != Some(exe)
+    {
+        text('e', Some(exe), None);
+        let name = memchr::memrchr(b'/', exe).map_or(0, |at| at + 1);
+        text('n', Some(&exe[name..]), None);
     }
+    let is_slash = |byte: &u8| *byte == b'/';
+    let mut parts = of_before(|it| it.target).map(|it| it.split(is_slash));
     for target in [seen.target, seen.to].into_iter().flatten() {
-        for part in target.split('/') {
-            text('c', Some(part));
+        for part in target.as_bytes().split(is_slash) {
+            text('c', Some(part), parts.as_mut().and_then(Iterator::next));
         }
+        parts = None;
     }
     let mut number = |kind, number: Option<u64>| {
         if let Some(number) = number {
             both(kind, &number.to_le_bytes());
         }
     };
-    number('s', seen.session.map(u64::from));
+    if before.is_none_or(|it| it.session != seen.session) {
+        number('s', seen.session.map(u64::from));
+    }
     number('p', seen.pid.map(u64::from));
     number('k', seen.child.map(u64::from));
     number('x', seen.new_exec_id);
@@ -145,11 +164,68 @@ fn probes(word: u64, bits: usize) -> impl Iterator<Item = usize> {
         .map(move |probe| (word.wrapping_add(probe.wrapping_mul(step)) % bits as u64) as usize)
 }
 
-fn filter(words: &mut Vec<u64>) -> Vec<u64> {
-    words.sort_unstable();
-    words.dedup();
+/// The words of one frame, each once.
+#[derive(Debug, Default)]
+struct Words {
+    /// Each word is at the place that it says itself, or behind it where that is taken. Zero is no word.
+    places: Vec<u64>,
+    /// Those that are there, as they came.
+    all: Vec<u64>,
+    zero: bool,
+}
+
+impl Words {
+    fn add(&mut self, word: u64) {
+        if word == 0 {
+            self.zero = true;
+            return;
+        }
+        if self.places.len() <= 2 * self.all.len() {
+            self.grow();
+        }
+        if self.place(word) {
+            self.all.push(word);
+        }
+    }
+
+    /// Puts a word where it belongs; whether it was not there.
+    fn place(&mut self, word: u64) -> bool {
+        let mask = self.places.len() - 1;
+        let mut at = word as usize & mask;
+        loop {
+            match self.places[at] {
+                0 => break,
+                there if there == word => return false,
+                _ => at = (at + 1) & mask,
+            }
+        }
+        self.places[at] = word;
+        true
+    }
+
+    fn grow(&mut self) {
+        let size = (4 * self.all.len()).next_power_of_two().max(1 << 12);
+        self.places.clear();
+        self.places.resize(size, 0);
+        for at in 0..self.all.len() {
+            let word = self.all[at];
+            self.place(word);
+        }
+    }
+
+    /// Gives all, and has none then.
+    fn take(&mut self) -> Vec<u64> {
+        self.places.fill(0);
+        let mut all = std::mem::take(&mut self.all);
+        all.extend(std::mem::take(&mut self.zero).then_some(0));
+        all
+    }
+}
+
+fn filter(words: &mut Words) -> Vec<u64> {
+    let words = words.take();
     let mut filter = vec![0_u64; (words.len() * BITS).div_ceil(64).max(1)];
-    for word in words.drain(..) {
+    for word in words {
         for bit in probes(word, filter.len() * 64) {
             filter[bit / 64] |= 1 << (bit % 64);
         }
@@ -241,7 +317,7 @@ impl Index {
 #[derive(Debug, Default)]
 pub struct Builder {
     frames: Vec<Frame>,
-    words: Vec<u64>,
+    words: Words,
 }
 
 impl Builder {
@@ -257,15 +333,17 @@ impl Builder {
             size: 0,
             filter: Vec::new(),
         };
+        let mut before = None;
         let mut begin = 0;
         while begin < text.len() {
             let end = memchr::memchr(b'\n', &text[begin..]).map_or(text.len(), |at| begin + at);
             let line = &text[begin..end];
             begin = end + 1;
             if let Some(seen) = Glance::at(line) {
-                self.record(&mut frame, &seen);
+                self.record(&mut frame, before.as_ref(), &seen);
+                before = Some(seen);
             } else if let Ok(record) = serde_json::from_slice::<Record<'_>>(line) {
-                self.record(&mut frame, &Glance::from(&record));
+                self.record(&mut frame, None, &Glance::from(&record));
             }
             // What is no record is never found; `verify` says what it is.
         }
@@ -274,7 +352,7 @@ impl Builder {
         self.frames.push(frame);
     }
 
-    fn record(&mut self, frame: &mut Frame, seen: &Glance<'_>) {
+    fn record<'t>(&mut self, frame: &mut Frame, before: Option<&Glance<'t>>, seen: &Glance<'t>) {
         frame.first = frame.first.min(seen.seq);
         frame.last = frame.last.max(seen.seq);
         if frame.from.is_empty() || *seen.time < *frame.from {
@@ -283,7 +361,7 @@ impl Builder {
         if *seen.time > *frame.to {
             seen.time.clone_into(&mut frame.to);
         }
-        words(seen, |word| self.words.push(word));
+        words_behind(before, seen, |word| self.words.add(word));
     }
 
     /// The index of a file, which is whole now.

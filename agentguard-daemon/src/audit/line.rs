@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use super::record::Record;
+use crate::event::bytes::are_plain_in_json;
 
 /// Writes each field of a record in its order, by its kind.
 macro_rules! fields {
@@ -16,9 +17,10 @@ macro_rules! fields {
 
 type Outcome = Result<(), serde_json::Error>;
 
-/// Adds the line of a record, without newline. After an error a part of it may be there.
-pub fn write(record: &Record<'_>, to: &mut Vec<u8>) -> Outcome {
-    let mut line = Line(to);
+/// Adds the line of a record that follows the one with the hash `prev`, whatever itself has for that, without newline.
+/// After an error a part of it may be there.
+pub fn write(record: &Record<'_>, prev: &str, to: &mut Vec<u8>) -> Outcome {
+    let mut line = Line { to, prev };
     fields!(
         record, line, first seq, always time, text agent, number session, number pid, number ppid, number uid,
         text exe, always op, text target, text to, text access, text verdict, text rule, text reason, text policy,
@@ -27,13 +29,16 @@ pub fn write(record: &Record<'_>, to: &mut Vec<u8>) -> Outcome {
         number exec_id, number new_exec_id, number tid, number euid, number open_flags, text mode, number child,
         number status, number errno, list flags, number repeats, text since, text class, number lost, any usage, number bytes_in,
         number bytes_out, number packets_in, number packets_out, text detail, text log, text key, text signature,
-        text digest, always prev, unless_empty hash,
+        text digest, before prev, unless_empty hash,
     );
-    line.0.push(b'}');
+    line.to.push(b'}');
     Ok(())
 }
 
-struct Line<'a>(&'a mut Vec<u8>);
+struct Line<'a> {
+    to: &'a mut Vec<u8>,
+    prev: &'a str,
+}
 
 #[expect(
     clippy::ref_option,
@@ -41,18 +46,24 @@ struct Line<'a>(&'a mut Vec<u8>);
     reason = "each field is handed over by reference"
 )]
 impl Line<'_> {
+    #[inline]
     fn put(&mut self, text: &str) {
-        self.0.extend_from_slice(text.as_bytes());
+        self.to.extend_from_slice(text.as_bytes());
     }
 
     fn first(&mut self, _name: &str, number: &u64) -> Outcome {
         self.put("{\"seq\":");
-        serde_json::to_writer(&mut *self.0, number)
+        serde_json::to_writer(&mut *self.to, number)
     }
 
+    #[inline]
     fn always(&mut self, name: &str, text: &str) -> Outcome {
         self.put(name);
         self.quoted(text)
+    }
+
+    fn before(&mut self, name: &str, _own: &str) -> Outcome {
+        self.always(name, self.prev)
     }
 
     fn unless_empty(&mut self, name: &str, text: &str) -> Outcome {
@@ -62,14 +73,17 @@ impl Line<'_> {
         self.always(name, text)
     }
 
+    #[inline]
     fn text(&mut self, name: &str, text: &Option<Cow<'_, str>>) -> Outcome {
-        text.as_ref().map_or(Ok(()), |text| self.always(name, text))
+        let Some(text) = text else { return Ok(()) };
+        self.always(name, text)
     }
 
+    #[inline]
     fn number<T: Copy + Into<u64>>(&mut self, name: &str, number: &Option<T>) -> Outcome {
         let Some(number) = *number else { return Ok(()) };
         self.put(name);
-        serde_json::to_writer(&mut *self.0, &number.into())
+        serde_json::to_writer(&mut *self.to, &number.into())
     }
 
     fn list(&mut self, name: &str, list: &Option<Vec<Cow<'_, str>>>) -> Outcome {
@@ -89,20 +103,17 @@ impl Line<'_> {
     fn any<T: serde::Serialize>(&mut self, name: &str, value: &Option<T>) -> Outcome {
         let Some(value) = value else { return Ok(()) };
         self.put(name);
-        serde_json::to_writer(&mut *self.0, value)
+        serde_json::to_writer(&mut *self.to, value)
     }
 
     fn quoted(&mut self, text: &str) -> Outcome {
-        // Of all bytes, so that it is done for many at once.
-        let special = text.bytes().fold(0, |any, byte| {
-            any | u8::from(byte < b' ') | u8::from(byte == b'"') | u8::from(byte == b'\\')
-        });
-        if special != 0 {
-            return serde_json::to_writer(&mut *self.0, text);
+        if !are_plain_in_json(text.as_bytes()) {
+            return serde_json::to_writer(&mut *self.to, text);
         }
-        self.0.push(b'"');
+        self.to.reserve(text.len() + 2);
+        self.to.push(b'"');
         self.put(text);
-        self.0.push(b'"');
+        self.to.push(b'"');
         Ok(())
     }
 }
@@ -187,7 +198,7 @@ mod tests {
 
     fn same(record: &Record<'_>) -> bool {
         let mut line = Vec::new();
-        write(record, &mut line).unwrap();
+        write(record, &record.prev, &mut line).unwrap();
         line == serde_json::to_vec(record).unwrap()
     }
 

@@ -76,6 +76,14 @@ struct Session {
     refusals: VecDeque<Arc<Notice>>,
 }
 
+/// Texts that each record needs.
+#[derive(Debug, Default)]
+struct Texts {
+    time: String,
+    /// A device, which is mostly that of the record before.
+    device: (u32, String),
+}
+
 /// The one writer of the audit trail.
 #[derive(Debug)]
 pub struct Recorder {
@@ -90,6 +98,8 @@ pub struct Recorder {
     losses: [u64; class::COUNT as usize],
     all: broadcast::Sender<Arc<Notice>>,
     refused: broadcast::Sender<Arc<Notice>>,
+    /// Memory for the texts of a record, used again.
+    texts: Texts,
     /// Those that are told, with their numbers, when they are written, and denials when they are on the disk.
     untold: VecDeque<(u64, Arc<Notice>)>,
 }
@@ -109,6 +119,7 @@ impl Recorder {
             losses,
             all: broadcast::Sender::new(BACKLOG),
             refused: broadcast::Sender::new(BACKLOG),
+            texts: Texts::default(),
             untold: VecDeque::new(),
         }
     }
@@ -408,9 +419,17 @@ impl Recorder {
         self.counts
             .event(name.as_deref(), event, rule.map(|rule| rule.id.as_str()));
         let policy = self.judge.policy(event.generation).cloned();
-        let time = self.clock.at_boot_time(event.time).to_owned();
+        let mut texts = std::mem::take(&mut self.texts);
+        texts.time.clear();
+        texts.time.push_str(self.clock.at_boot_time(event.time));
         let mut record = lay_out(event, opinion.as_ref());
-        record.time = Cow::Owned(time);
+        record.time = Cow::Borrowed(&texts.time);
+        if event.inode != 0 {
+            if texts.device.0 != event.device || texts.device.1.is_empty() {
+                texts.device = (event.device, words::device_text(event.device));
+            }
+            record.device = Some(Cow::Borrowed(&texts.device.1));
+        }
         if let Some(since) = event.since() {
             record.repeats = Some(event.acts());
             record.since = Some(Cow::Owned(self.clock.at_boot_time(since).to_owned()));
@@ -428,8 +447,11 @@ impl Recorder {
             Verdict::Deny | Verdict::Ask | Verdict::WouldDeny
         );
         self.write(&mut record, event.session, refused);
+        let seq = record.seq;
+        drop(record);
+        self.texts = texts;
         if let Some(what) = alarm {
-            self.alarm(event, record.seq, &what);
+            self.alarm(event, seq, &what);
         }
     }
 
@@ -466,6 +488,7 @@ impl Recorder {
             "ALARM: {what} (record {seq}); please report this"
         );
         let mut record = lay_out(event, None);
+        record.device = (event.inode != 0).then(|| words::device_text(event.device).into());
         record.op = Cow::Borrowed(op::ALARM);
         record.detail = Some(format!("record {seq} ({}): {what}", event.operation.name()).into());
         self.note(record);
@@ -560,7 +583,7 @@ fn target_text<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
     })
 }
 
-/// The record of an event, without time and names.
+/// The record of an event, without time, device and names.
 fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
     let action = is_action(event.operation);
     let decided = action || event.is_denied();
@@ -598,8 +621,6 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
     }
     if event.inode != 0 {
         record.inode = Some(event.inode);
-        let (major, minor) = (event.device >> 20, event.device & 0xf_ffff);
-        record.device = Some(format!("{major}:{minor}").into());
     }
     match event.target {
         Target::Socket(destination) | Target::Unix(destination, _) => {

@@ -100,6 +100,11 @@ pub fn unix_text(text: &mut String, name: &[u8]) {
     }
 }
 
+/// `major:minor` of a device.
+pub fn device_text(device: u32) -> String {
+    format!("{}:{}", device >> 20, device & 0xf_ffff)
+}
+
 /// Name of an address family.
 pub fn family_name(family: u16) -> Option<&'static str> {
     Some(match family {

@@ -3,6 +3,7 @@
 use agentguard_common::record::{Destination, HEADER_LEN, RecordHeader, record_flags};
 use agentguard_common::table::{MAX_COMMAND, MAX_PATH};
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+use memchr::memchr;
 use thiserror::Error;
 use zerocopy::FromBytes;
 
@@ -112,7 +113,7 @@ fn check_arguments(operation: Operation, bytes: &[u8]) -> Result<(), Malformed> 
         _ if bytes.is_empty() => return Ok(()),
         Operation::Exec => MAX_COMMAND,
         Operation::Rename | Operation::Link => {
-            if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
+            if let Some(at) = memchr(0, bytes) {
                 return Err(Malformed::PathNul(at));
             }
             MAX_PATH
@@ -168,7 +169,7 @@ fn target_of(operation: Operation, socket: bool, bytes: &[u8]) -> Result<Target<
             if bytes.len() > MAX_PATH {
                 return Err(impossible);
             }
-            match bytes.iter().position(|byte| *byte == 0) {
+            match memchr(0, bytes) {
                 Some(at) => Err(Malformed::PathNul(at)),
                 None => Ok(Target::Path(bytes)),
             }

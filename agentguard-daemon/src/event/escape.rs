@@ -8,10 +8,11 @@ use std::fmt::Write;
 
 use thiserror::Error;
 
+use super::bytes::are_plain;
+
 /// The text of `bytes`. Borrows when nothing needs escaping.
 pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
-    let plain = |byte: &u8| (b' '..=b'~').contains(byte) && *byte != b'\\';
-    if bytes.iter().all(plain)
+    if are_plain(bytes)
         && let Ok(text) = std::str::from_utf8(bytes)
     {
         return Cow::Borrowed(text);

@@ -1,6 +1,7 @@
 //! What the kernel recorded, as typed values. Decoding must never panic, guess or drop: bytes that
 //! do not make sense are an error that the audit log records.
 
+pub(crate) mod bytes;
 mod decode;
 pub mod escape;
 #[cfg(test)]

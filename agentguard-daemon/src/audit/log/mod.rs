@@ -115,7 +115,7 @@ impl Log {
     /// Numbers and seals a record and lets it wait for [`Log::flush`]. Gives the sealed line; none where it
     /// became part of a gap.
     ///
-    /// `time` must be set; `seq`, `prev` and `hash` are set here.
+    /// `time` must be set; `seq` is set here, and `prev` and `hash` are in the line only.
     pub fn append(&mut self, record: &mut Record<'_>) -> Result<&[u8], LogError> {
         if self.waiting.len() > WAITING_MAX {
             self.lost += 1;
@@ -146,9 +146,8 @@ impl Log {
         record.seq = self.next;
         // The hash consists of hexadecimal digits: always text.
         let prev = std::str::from_utf8(&self.prev).unwrap_or_default();
-        record.prev = Cow::Owned(prev.to_owned());
         record.hash = Cow::Borrowed("");
-        if let Err(error) = line::write(record, &mut self.waiting) {
+        if let Err(error) = line::write(record, prev, &mut self.waiting) {
             self.waiting.truncate(start);
             return Err(error.into());
         }

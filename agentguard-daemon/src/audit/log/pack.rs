@@ -4,11 +4,12 @@
 //! has the digest of the packed one. A packing that was cut off is begun again at the next start.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use memchr::memchr;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
@@ -19,6 +20,8 @@ use crate::hex::hex;
 
 /// Bytes of lines in one frame. Frames can be read by themselves, so a reader need not unpack all before it.
 pub const FRAME: usize = 128 << 10;
+/// Bytes that are read at once.
+const READ: usize = 512 << 10;
 /// Hashes do not shrink, and the rest repeats: more work than this makes segments hardly smaller, or none.
 const LEVEL: i32 = 1;
 
@@ -140,33 +143,77 @@ impl Idle {
     }
 }
 
+/// The lines of a file, as many as belong into one frame at a time.
+struct Frames<R> {
+    input: R,
+    buffer: Vec<u8>,
+    /// Up to where they were given.
+    given: usize,
+    ended: bool,
+}
+
+impl<R: Read> Frames<R> {
+    fn of(input: R) -> Self {
+        Self {
+            input,
+            buffer: Vec::with_capacity(READ + FRAME),
+            given: 0,
+            ended: false,
+        }
+    }
+
+    /// Whole lines of at least [`FRAME`] bytes, or all that is left.
+    fn next(&mut self) -> io::Result<Option<&[u8]>> {
+        // Where the end of the frame was looked for.
+        let mut from = FRAME - 1;
+        let end = loop {
+            let rest = &self.buffer[self.given..];
+            let end = rest
+                .get(from..)
+                .and_then(|tail| memchr(b'\n', tail))
+                .map(|at| from + at + 1);
+            if let Some(end) = end {
+                break end;
+            }
+            if self.ended {
+                break rest.len();
+            }
+            from = from.max(rest.len());
+            self.buffer.drain(..self.given);
+            self.given = 0;
+            let read = (&mut self.input)
+                .take(READ as u64)
+                .read_to_end(&mut self.buffer)?;
+            self.ended = read < READ;
+        };
+        let begin = self.given;
+        self.given += end;
+        Ok((end > 0).then(|| &self.buffer[begin..self.given]))
+    }
+}
+
 /// Packs one segment.
 pub fn pack(plain: &Path) -> io::Result<Packed> {
     let path = segment::beside(plain, PACKED);
     let part = segment::beside(&path, ".part");
     let mut output = disk::begin(&part)?;
-    let mut input = BufReader::with_capacity(256 << 10, File::open(plain)?);
+    let mut input = Frames::of(File::open(plain)?);
     let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
     compressor.include_checksum(true)?;
     compressor.include_contentsize(true)?;
     let mut digest = Sha256::new();
     let mut index = Builder::default();
     let (mut bytes, mut plain_bytes) = (0, 0);
-    let mut lines = Vec::with_capacity(FRAME + (64 << 10));
-    loop {
-        let ended = input.read_until(b'\n', &mut lines)? == 0;
-        if lines.len() >= FRAME || (ended && !lines.is_empty()) {
-            let frame = compressor.compress(&lines)?;
-            output.write_all(&frame)?;
-            digest.update(&frame);
-            index.frame(frame.len() as u64, &lines);
-            bytes += frame.len() as u64;
-            plain_bytes += lines.len() as u64;
-            lines.clear();
-        }
-        if ended {
-            break;
-        }
+    let mut frame = Vec::new();
+    while let Some(lines) = input.next()? {
+        frame.clear();
+        frame.reserve(zstd::zstd_safe::compress_bound(lines.len()));
+        compressor.compress_to_buffer(lines, &mut frame)?;
+        output.write_all(&frame)?;
+        digest.update(&frame);
+        index.frame(frame.len() as u64, lines);
+        bytes += frame.len() as u64;
+        plain_bytes += lines.len() as u64;
     }
     output.sync_all()?;
     fs::rename(&part, &path)?;
@@ -183,4 +230,41 @@ pub fn pack(plain: &Path) -> io::Result<Packed> {
         bytes,
         plain_bytes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead as _;
+
+    use super::*;
+
+    #[test]
+    fn frames_are_the_first_lines_that_are_long_enough() {
+        let line = |len: usize| [vec![b'x'; len], vec![b'\n']].concat();
+        let many: Vec<u8> = (0..9_000).flat_map(|it| line(it * 37 % 900)).collect();
+        for text in [
+            many.clone(),
+            [&many[..], b"torn"].concat(),
+            [&many[..300_000], &line(3 * READ), &many].concat(),
+            vec![b'y'; 2 * READ],
+            line(FRAME - 1),
+            [line(FRAME - 2), line(5)].concat(),
+            vec![],
+        ] {
+            let mut frames = Frames::of(&text[..]);
+            let mut rest = &text[..];
+            let mut expected = Vec::new();
+            loop {
+                let ended = rest.read_until(b'\n', &mut expected).unwrap() == 0;
+                if expected.len() >= FRAME || (ended && !expected.is_empty()) {
+                    assert!(frames.next().unwrap() == Some(&expected[..]));
+                    expected.clear();
+                }
+                if ended {
+                    break;
+                }
+            }
+            assert!(frames.next().unwrap().is_none());
+        }
+    }
 }
