@@ -39,7 +39,7 @@ pub use peers::{OtherEnd, other_end, socket_cgroup};
 pub use pins::{FOLDER as PINS, Pins};
 pub use probe::{Probe, ProbeStatus, probe};
 pub use redirect::ResolverPlace;
-pub use ring::Ring;
+pub use ring::{Glimpse, Ring};
 pub use rings::{Positions, Rings, time};
 pub use sys::{boot_time, trim_memory};
 pub use traffic::Counted;

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Set while a program still writes the record.
@@ -22,6 +23,9 @@ struct Mapping {
 // SAFETY: the mapping belongs to this value alone; what is behind it is read by atomic loads, or is a record
 // that the kernel does not change before it is given back.
 unsafe impl Send for Mapping {}
+
+// SAFETY: what several threads may see of it are positions, which are atomic.
+unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(fd: &OwnedFd, len: usize, offset: usize, writable: bool) -> io::Result<Self> {
@@ -58,13 +62,27 @@ impl Drop for Mapping {
     }
 }
 
+/// Whether there is something in a ring, for those who do not read it.
+pub struct Glimpse {
+    consumer: Arc<Mapping>,
+    producer: Arc<Mapping>,
+}
+
+impl Glimpse {
+    /// Whether something was not given back.
+    pub fn is_used(&self) -> bool {
+        let given_back = self.consumer.position().load(Ordering::Acquire);
+        self.producer.position().load(Ordering::Acquire) != given_back
+    }
+}
+
 /// See the module. (Anything that is laid out as the kernel does it will do.)
 pub struct Ring {
     fd: OwnedFd,
-    consumer: Mapping,
+    consumer: Arc<Mapping>,
     /// The producer's page, then the data. (The kernel has the data twice in a row, but what is mapped twice counts
     /// twice as memory of ours.)
-    producer: Mapping,
+    producer: Arc<Mapping>,
     /// A record that begins at the end of the data and goes on at its beginning.
     split: Vec<u8>,
     page: usize,
@@ -79,8 +97,8 @@ impl Ring {
         // SAFETY: a plain question.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })
             .map_err(io::Error::other)?;
-        let consumer = Mapping::new(&fd, page, 0, true)?;
-        let producer = Mapping::new(&fd, page + size, page, false)?;
+        let consumer = Arc::new(Mapping::new(&fd, page, 0, true)?);
+        let producer = Arc::new(Mapping::new(&fd, page + size, page, false)?);
         let read = consumer.position().load(Ordering::Acquire);
         Ok(Self {
             fd,
@@ -91,6 +109,14 @@ impl Ring {
             size: size as u64,
             read,
         })
+    }
+
+    /// For one who only wants to know whether there is something.
+    pub fn glimpse(&self) -> Glimpse {
+        Glimpse {
+            consumer: self.consumer.clone(),
+            producer: self.producer.clone(),
+        }
     }
 
     /// Where the programs are.

@@ -10,13 +10,10 @@ use agentguard_common::record::{ALLOWED_RING, DENIED_RING, HEADER_LEN, class};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
-use super::ring::Ring;
+use super::ring::{Glimpse, Ring};
 
 /// How long allowed records are gathered after the first. Programs wake nobody meanwhile.
 const GATHER: Duration = Duration::from_millis(50);
-/// How often the reader looks although nothing woke it: a task that could not be labelled, or was moved with its label,
-/// is counted, and wakes nobody.
-const LOOK: Duration = Duration::from_secs(1);
 /// Where a record's time is: see [`agentguard_common::record::RecordHeader`].
 const TIME: std::ops::Range<usize> = 8..16;
 /// Number of rings, one for each class.
@@ -58,9 +55,14 @@ impl Rings {
             tokio::task::yield_now().await;
             return Ok(());
         }
-        let look = Instant::now() + LOOK;
         loop {
-            let until = self.gathered.unwrap_or(look);
+            let until = self.gathered;
+            let gathered = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 guard = self.denied.readable_mut() => {
                     guard?.clear_ready();
@@ -70,12 +72,17 @@ impl Rings {
                     guard?.clear_ready();
                     self.gathered = Some(Instant::now() + GATHER);
                 }
-                () = tokio::time::sleep_until(until) => {
+                () = gathered => {
                     self.gathered = None;
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// For one who looks whether there is something: see [`crate::session`].
+    pub fn glimpses(&self) -> [Glimpse; COUNT] {
+        [&self.denied, &self.allowed].map(|ring| ring.get_ref().glimpse())
     }
 
     /// Says that the reader gave up before the rings were empty: [`Rings::ready`] returns at once.

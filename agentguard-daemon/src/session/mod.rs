@@ -18,6 +18,7 @@ mod hunt;
 mod launch;
 mod leave;
 mod limits;
+mod look;
 mod metrics;
 mod names;
 mod number;

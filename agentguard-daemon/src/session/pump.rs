@@ -8,17 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use agentguard_common::record::class;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Enforcer;
+use super::look::Look;
 use crate::audit::{LogError, Recorder};
 use crate::kernel::{Batch as Lines, Journal, Rings, time};
 
 /// Bytes of records after which a batch ends: then there is room in the rings again.
 const BATCH_BYTES: usize = 512 << 10;
-
-/// How often threads are asked what they repeat, while some do.
-const TELL: Duration = Duration::from_secs(1);
 
 /// How often a place for lines is looked for while there is none.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -64,8 +62,6 @@ pub struct Well {
     batch: Batch,
     /// Whether a batch is read, and its lines have no place yet.
     open: bool,
-    /// When threads were asked last what they repeat.
-    told: Instant,
 }
 
 impl Well {
@@ -83,12 +79,18 @@ impl Well {
             journal,
             batch: Batch::default(),
             open: false,
-            told: Instant::now(),
         }
     }
 
     /// Pumps for as long as somebody may ask.
     pub fn start(mut self, mut asked: mpsc::Receiver<Request>) {
+        let found = Arc::new(Notify::new());
+        let look = Look::new(&self.enforcer, self.rings.glimpses(), found.clone());
+        if let Err(error) = look.start() {
+            tracing::error!(
+                "what is only counted will be seen late: no thread could be started: {error}"
+            );
+        }
         tokio::spawn(async move {
             let progress = locked(&self.recorder).log().progress();
             let mut waiting: Vec<(u64, Request)> = Vec::new();
@@ -105,6 +107,7 @@ impl Well {
                         }
                         Wake::Records
                     }
+                    () = found.notified() => Wake::Due,
                     () = progress.notified() => Wake::Progress,
                     () = at(due) => Wake::Due,
                     // The memory may have been taken by others, who do not tell.
@@ -212,12 +215,6 @@ impl Well {
     fn drain(&mut self) {
         if let Ok(mut enforcer) = self.enforcer.try_lock() {
             settle(enforcer.as_mut());
-            if self.told.elapsed() >= TELL {
-                self.told = Instant::now();
-                if let Err(error) = enforcer.tell_repeats(false) {
-                    tracing::error!("what threads repeat could not be read: {error}");
-                }
-            }
         }
         locked(&self.recorder).counts().rings(self.rings.used());
         let mut read = 0;

@@ -3,6 +3,7 @@
 mod agents;
 mod approvals;
 mod budgets;
+mod look;
 mod metrics;
 mod objects;
 mod restore;
@@ -45,6 +46,8 @@ struct Kernel {
     carriers: HashSet<u32>,
     traffic: Vec<Counted>,
     approved: Vec<(Key, Grant)>,
+    /// Records lost, by class.
+    lost: [u64; class::COUNT as usize],
     /// The operation that fails.
     fails: Option<&'static str>,
     /// What was asked, in order.
@@ -220,7 +223,7 @@ impl Enforcer for Memory {
     }
 
     fn losses(&self) -> Result<[u64; class::COUNT as usize], KernelError> {
-        Ok([0; class::COUNT as usize])
+        Ok(self.0.lock().unwrap().lost)
     }
 
     fn memberships(&self) -> Result<Vec<(u64, Membership)>, KernelError> {
