@@ -173,6 +173,7 @@ pub async fn run(config: &Config) -> Result<(), DaemonError> {
         return Err(SessionError::from(crate::kernel::KernelError::NotRoot).into());
     }
     let _only_one = lock(config)?;
+    crate::kernel::keep_little_memory();
     let socket = config.run_dir.join(SOCKET);
     let failed = |call, path: &Path| {
         let path = path.to_owned();

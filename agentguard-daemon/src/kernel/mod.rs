@@ -41,7 +41,7 @@ pub use probe::{Probe, ProbeStatus, probe};
 pub use redirect::ResolverPlace;
 pub use ring::{Glimpse, Ring};
 pub use rings::{Positions, Rings, time};
-pub use sys::{boot_time, trim_memory};
+pub use sys::{boot_time, keep_little_memory, trim_memory};
 pub use traffic::Counted;
 
 /// The kernel object, built by `build.rs`.

@@ -466,3 +466,16 @@ pub fn trim_memory() {
         libc::malloc_trim(0);
     }
 }
+
+/// From now on, memory that was freed is mostly given back when it is: large blocks are mappings of their own, and
+/// neither they nor the ends of heaps are kept, of which there are two and not eight for each processor. (Otherwise the
+/// allocator takes the freeing of one large block for a sign that large blocks are to be kept, up to 64 MiB in each heap.)
+pub fn keep_little_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointers; the limits are read by the allocator only.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 10);
+    }
+}
