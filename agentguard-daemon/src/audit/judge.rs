@@ -19,7 +19,7 @@ use crate::policy::{Action, Judgement, Mode, Policy, RuleRef};
 /// Policies that are kept for late records after they were replaced, where nobody says that the rings were read.
 const GENERATIONS_KEPT: usize = 64;
 /// The same where somebody does: each takes some hundred kilobytes, and nothing is to come for any of them.
-const READ_KEPT: usize = 4;
+const READ_KEPT: usize = 8;
 /// Bytes of one generation of remembered judgements.
 const REMEMBERED_BYTES: usize = 3 << 20;
 /// Bytes that one takes beside its key, with what the allocator and the table need.
