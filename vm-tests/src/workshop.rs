@@ -52,6 +52,25 @@ const TOLERATED: &[Asked] = &[Asked {
     why: "the C library asks a cache of user names, if there is one, and then reads /etc/passwd itself",
 }];
 
+/// What must be refused to code that tries it.
+const FORBIDDEN: &[Asked] = &[
+    Asked {
+        by: "ssh-keys",
+        target: "/home/agent/.ssh/id_rsa",
+        why: "a key",
+    },
+    Asked {
+        by: "run-later",
+        target: "/home/agent/.bashrc",
+        why: "a shell reads it later",
+    },
+    Asked {
+        by: "other-identity",
+        target: "/usr/bin/sudo",
+        why: "another identity",
+    },
+];
+
 const JOBS: &[Job] = &[
     Job {
         name: "git",
@@ -133,23 +152,7 @@ const JOBS: &[Job] = &[
         script: include_str!("../workshop/control.sh"),
         proofs: &["test ! -e denied-nothing"],
         ran: &["/usr/bin/cat"],
-        asked: &[
-            Asked {
-                by: "ssh-keys",
-                target: "/home/agent/.ssh/id_rsa",
-                why: "a key",
-            },
-            Asked {
-                by: "run-later",
-                target: "/home/agent/.bashrc",
-                why: "a shell reads it later",
-            },
-            Asked {
-                by: "other-identity",
-                target: "/usr/bin/sudo",
-                why: "another identity",
-            },
-        ],
+        asked: FORBIDDEN,
         skip: None,
     },
     Job {
@@ -177,23 +180,7 @@ const JOBS: &[Job] = &[
             "test \"$(wc -l <said.txt)\" = 8 && ! test -s ~/.bashrc",
         ],
         ran: &["/usr/bin/node"],
-        asked: &[
-            Asked {
-                by: "ssh-keys",
-                target: "/home/agent/.ssh/id_rsa",
-                why: "a key",
-            },
-            Asked {
-                by: "run-later",
-                target: "/home/agent/.bashrc",
-                why: "a shell reads it later",
-            },
-            Asked {
-                by: "other-identity",
-                target: "/usr/bin/sudo",
-                why: "another identity",
-            },
-        ],
+        asked: FORBIDDEN,
         skip: None,
     },
 ];
