@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use agentguard::export::Sinks;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -116,20 +117,18 @@ async fn rsyslog_gets_every_record_over_tls_through_restarts_of_both_sides() {
         "  siem:\n    syslog:\n      to: tls://localhost:{port}\n      tls: {{ ca: {} }}\n",
         bench.path("ca.pem").display()
     );
-    // In quiet moments: exactly once, without anybody counting.
+    // In quiet moments: without anybody counting.
     let mut service = rsyslog(&bench, &program, port);
     let mut sinks = bench.start(&config);
+    let start = |bench: &Bench| rsyslog(bench, &program, port);
     for _ in 0..3 {
-        bench.write(2000);
-        let last = bench.last();
-        until(&sinks, |state| state.position == last).await;
-        service.stop();
-        assert_eq!(received(&bench), (1..=last).collect::<Vec<_>>());
-        bench.write(500);
-        service = rsyslog(&bench, &program, port);
-        // The sender in the middle of it.
-        sinks.stop().await;
-        sinks = bench.start(&config);
+        restart_in_quiet(
+            (&mut bench, &config),
+            (&mut service, &mut sinks),
+            (start, received),
+            [2000, 500],
+        )
+        .await;
     }
     let last = bench.last();
     until(&sinks, |state| state.position == last).await;
@@ -163,6 +162,37 @@ async fn rsyslog_gets_every_record_over_tls_through_restarts_of_both_sides() {
     );
 }
 
+/// Restarts both sides while nothing is under way: each record is there exactly once. So many records are written before
+/// the receiver stops, and while it is away.
+pub async fn restart_in_quiet(
+    (bench, config): (&mut Bench, &str),
+    (service, sinks): (&mut Service, &mut Sinks),
+    (start, numbers): (impl Fn(&Bench) -> Service, impl Fn(&Bench) -> Vec<u64>),
+    [before, meanwhile]: [u64; 2],
+) {
+    bench.write(before);
+    let last = bench.last();
+    until(sinks, |state| state.position == last).await;
+    service.stop();
+    assert_eq!(numbers(bench), (1..=last).collect::<Vec<_>>());
+    bench.write(meanwhile);
+    *service = start(bench);
+    // The sender in the middle of it.
+    sinks.stop().await;
+    *sinks = bench.start(config);
+}
+
+/// Each record up to the last was received, and of those that came again no more than four batches whose answers were
+/// lost in restarts.
+pub fn none_is_lost(whose: &str, numbers: &[u64], last: u64, retries: u64) {
+    assert_eq!(once(numbers), (1..=last).collect::<Vec<_>>());
+    let repeated = numbers.len() as u64 - last;
+    assert!(repeated <= 4 * 512, "{repeated} of {last}");
+    eprintln!(
+        "{whose}: {last} records, each there; {repeated} came twice, in restarts under load ({retries} retries)"
+    );
+}
+
 /// Where downloads are kept, as `cargo xtask` has them.
 pub fn cache() -> PathBuf {
     if let Some(folder) = std::env::var_os("AGENTGUARD_CACHE") {
@@ -177,22 +207,34 @@ pub fn cache() -> PathBuf {
 
 /// A Python that can decode OTLP.
 pub fn python() -> Option<PathBuf> {
-    let folder = cache().join("otlp");
-    let python = folder.join("bin/python");
-    let works = |command: &mut Command| command.output().is_ok_and(|it| it.status.success());
     let probe = "import opentelemetry.proto.collector.logs.v1.logs_service_pb2; import opentelemetry.proto.collector.metrics.v1.metrics_service_pb2";
-    let has = || works(Command::new(&python).args(["-c", probe]));
-    let made = has()
-        || works(Command::new("python3").args(["-m", "venv"]).arg(&folder))
-            && works(Command::new(&python).args([
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "opentelemetry-proto",
-            ]))
-            && has();
-    made.then_some(python)
+    environment("otlp", &["opentelemetry-proto"], |python| {
+        works(Command::new(python).args(["-c", probe])).then(|| python.to_owned())
+    })
+}
+
+/// What `find` finds by the Python of an environment of its own, which is made where there is none that has it.
+pub fn environment<T>(
+    name: &str,
+    packages: &[&str],
+    find: impl Fn(&Path) -> Option<T>,
+) -> Option<T> {
+    let folder = cache().join(name);
+    let python = folder.join("bin/python");
+    find(&python).or_else(|| {
+        let made = works(Command::new("python3").args(["-m", "venv"]).arg(&folder))
+            && works(
+                Command::new(&python)
+                    .args(["-m", "pip", "install", "-q"])
+                    .args(packages),
+            );
+        made.then(|| find(&python)).flatten()
+    })
+}
+
+/// Whether a command ends well.
+pub fn works(command: &mut Command) -> bool {
+    command.output().is_ok_and(|it| it.status.success())
 }
 
 const COLLECTOR: &str = r#"
@@ -301,13 +343,11 @@ async fn opentelemetrys_own_decoder_gets_every_record_through_restarts_of_both_s
             .lines()
             .map(|line| line.parse().expect("a number"))
             .collect();
-        assert_eq!(once(&numbers), (1..=last).collect::<Vec<_>>());
-        let repeated = numbers.len() as u64 - last;
-        // A batch whose answer was lost, for each restart.
-        assert!(repeated <= 4 * 512, "{repeated} of {last}");
-        eprintln!(
-            "OTLP as {encoding}: {last} records, each there; {repeated} came twice ({} retries)",
-            state.retries
+        none_is_lost(
+            &format!("OTLP as {encoding}"),
+            &numbers,
+            last,
+            state.retries,
         );
     }
 }
