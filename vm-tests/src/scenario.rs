@@ -4,9 +4,8 @@
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use std::{fmt, fs};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::attempt::{Attempt, Done, PATIENCE, perform};
 use crate::fixture;
@@ -207,10 +206,8 @@ pub fn run(audit: &Path, filter: &str, tally: &mut Tally) {
     for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| name.contains(filter)) {
         let started = Instant::now();
         stage.trail.forget();
-        match scenario(&mut stage) {
-            Err(error) if error.is::<LockGaveUp>() => tally.skip(name, &error.to_string()),
-            result => tally.count(name, result, started.elapsed()),
-        }
+        let result = scenario(&mut stage);
+        tally.count(name, result, started.elapsed());
     }
 }
 
@@ -885,57 +882,8 @@ fn calm(stage: &mut Stage) -> Result<()> {
     none_of(stage, &["alarm", "malformed", "log-repair"])
 }
 
-/// Records that were lost, and counted, where rings were not full.
-#[derive(Debug)]
-struct LockGaveUp(u64);
-
-impl fmt::Display for LockGaveUp {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{} record(s) were lost and counted: from Linux 6.15 on a ring's lock gives up where the processor of its \
-             holder stands still, as processors of a guest do on a busy machine",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for LockGaveUp {}
-
-/// So many are put down to a lock that gave up; more are a fault.
-const MOST_EXCUSED: u64 = 2;
-const RINGS_GIVE_UP: (u32, u32) = (6, 15);
-
 fn quiet(stage: &mut Stage) -> Result<()> {
-    none_of(stage, &["alarm", "malformed", "log-repair"])?;
-    let (mut lost, mut first) = (0_u64, None);
-    stage.trail.whole(|record| {
-        if record["op"] == "gap" {
-            lost = record["lost"]
-                .as_u64()
-                .unwrap_or(u64::MAX)
-                .saturating_add(lost);
-            first.get_or_insert_with(|| record.to_string());
-        }
-        Ok(())
-    })?;
-    let Some(first) = first else { return Ok(()) };
-    ensure!(
-        lost <= MOST_EXCUSED && release()? >= RINGS_GIVE_UP,
-        "{first}"
-    );
-    println!("      {first}");
-    bail!(LockGaveUp(lost))
-}
-
-/// Version and patch level of the kernel.
-fn release() -> Result<(u32, u32)> {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut parts = text.split('.').map(str::parse);
-    match (parts.next(), parts.next()) {
-        (Some(Ok(version)), Some(Ok(level))) => Ok((version, level)),
-        _ => bail!("the kernel's release cannot be read: {text}"),
-    }
+    none_of(stage, &["alarm", "gap", "malformed", "log-repair"])
 }
 
 fn none_of(stage: &Stage, operations: &[&str]) -> Result<()> {
