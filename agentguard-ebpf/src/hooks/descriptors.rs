@@ -8,15 +8,13 @@ use agentguard_common::table::flags::QUIET;
 use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
-use super::locks;
-use super::names::{Request, UNTYPED, judge, parts};
-use super::redirect;
-use super::unix;
+use super::names::{Request, judge, typed_parts};
+use super::{locks, object, redirect, unix};
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
 use crate::label::{Subject, peek};
 use crate::maps::PathScratch;
-use crate::offsets::{self as off, get};
+use crate::offsets::{self as off, field, get};
 use crate::scratch;
 
 const FMODE_READ: u32 = 1;
@@ -47,21 +45,23 @@ hook! {
 }
 
 #[inline(always)]
-fn received(subject: Subject, file: u64) -> i32 {
-    let inode: u64 = peek(file + get(&off::OFF_FILE_INODE) as u64, 0);
-    let mode: u16 = peek(inode + get(&off::OFF_INODE_MODE) as u64, 0);
-    if mode & S_IFMT == S_IFSOCK {
-        return socket(subject, peek(file + get(&off::OFF_FILE_PRIVATE) as u64, 0));
-    }
-    let sb: u64 = peek(inode + get(&off::OFF_INODE_SB) as u64, 0);
-    if peek::<u64>(sb + get(&off::OFF_SB_FLAGS) as u64, 0) & super::SB_NOUSER != 0 {
-        // Pipes and memory: readable and writable by their holders.
-        return 0;
-    }
-    let opened: u32 = peek(
-        file + get(&off::OFF_FILE_MODE) as u64,
-        FMODE_READ | FMODE_WRITE,
-    );
+fn received(subject: Subject, file: *const u8) -> i32 {
+    // SAFETY: the hook's argument, which the verifier knows by its type, and what it points to.
+    let (opened, path, aux) = unsafe {
+        let object = object(file);
+        if !object.node.is_null() && field!(object.node, OFF_INODE_MODE, u16) & S_IFMT == S_IFSOCK {
+            return socket(subject, field!(file, OFF_FILE_PRIVATE, u64));
+        }
+        if object.anonymous {
+            // Pipes and memory: readable and writable by their holders.
+            return 0;
+        }
+        (
+            field!(file, OFF_FILE_MODE, u32),
+            typed_parts(file.add(get(&off::OFF_FILE_PATH))),
+            field!(file, OFF_FILE_FLAGS, u32),
+        )
+    };
     let mut wanted = 0;
     if opened & FMODE_READ != 0 {
         wanted |= access::READ;
@@ -73,17 +73,14 @@ fn received(subject: Subject, file: u64) -> i32 {
         // A handle (`O_PATH`): whoever opens through it is judged then.
         return 0;
     }
-    let (mount, dentry) = parts(file + get(&off::OFF_FILE_PATH) as u64);
-    judge::<UNTYPED>(
-        subject,
-        Request {
-            operation: Operation::Receive,
-            mount,
-            dentry,
-            wanted,
-            aux: peek(file + get(&off::OFF_FILE_FLAGS) as u64, 0),
-        },
-    )
+    let request = Request {
+        operation: Operation::Receive,
+        mount: path.0,
+        dentry: path.1,
+        wanted,
+        aux,
+    };
+    judge(subject, request)
 }
 
 /// A socket that comes from somebody else is judged by where it is connected to.
@@ -190,7 +187,9 @@ fn ioctl(ctx: &LsmContext, subject: Subject) -> i32 {
     if is_input(command) {
         return locks::bare(subject, Lock::TerminalInput, u64::from(command));
     }
-    let (mount, dentry) = parts(ctx.arg::<u64>(0) + get(&off::OFF_FILE_PATH) as u64);
+    // SAFETY: the hook's argument.
+    let (mount, dentry) =
+        unsafe { typed_parts(ctx.arg::<*const u8>(0).add(get(&off::OFF_FILE_PATH))) };
     let request = Request {
         operation: Operation::Attribute,
         mount,
@@ -198,5 +197,5 @@ fn ioctl(ctx: &LsmContext, subject: Subject) -> i32 {
         wanted: access::WRITE,
         aux: command,
     };
-    judge::<UNTYPED>(subject, request)
+    judge(subject, request)
 }

@@ -23,11 +23,7 @@ const S_IFCHR: u32 = 0o020_000;
 const S_IFBLK: u32 = 0o060_000;
 const S_IFREG: u32 = 0o100_000;
 
-/// Whether the verifier knows an entry by its type.
-pub const TYPED: bool = true;
-pub const UNTYPED: bool = false;
-
-/// What is about to happen to one name.
+/// What is about to happen to one name, whose entry the verifier knows by its type.
 #[derive(Clone, Copy)]
 pub struct Request {
     pub operation: Operation,
@@ -74,7 +70,7 @@ fn entry(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
         wanted: access::WRITE,
         aux,
     };
-    judge::<TYPED>(subject, request)
+    judge(subject, request)
 }
 
 /// The same for a hook that is handed the whole path.
@@ -89,7 +85,7 @@ fn whole(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
         wanted: access::WRITE,
         aux,
     };
-    judge::<TYPED>(subject, request)
+    judge(subject, request)
 }
 
 hook! {
@@ -152,34 +148,25 @@ hook! {
     path_chown, "path_chown", |ctx, subject| whole(&ctx, subject, Operation::Chown, 0)
 }
 
-/// Judges one name, and leaves the record. The verifier knows the entry by its type, or does not.
+/// Judges one name, and leaves the record.
 #[inline(always)]
-pub fn judge<const KNOWN: bool>(subject: Subject, request: Request) -> i32 {
+pub fn judge(subject: Subject, request: Request) -> i32 {
     let (policy, scratch) = match prepare::<NameScratch>(subject, request.operation) {
         Ok(prepared) => prepared,
         Err(refused) => return refused,
     };
-    let result = judge_in::<KNOWN>(subject, request, policy, scratch);
+    let result = judge_in(subject, request, policy, scratch);
     scratch::release(scratch);
     result
 }
 
 #[inline(always)]
-fn judge_in<const KNOWN: bool>(
-    subject: Subject,
-    request: Request,
-    policy: Policy,
-    scratch: *mut NameScratch,
-) -> i32 {
+fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut NameScratch) -> i32 {
     // SAFETY: this task owns the slot until it is released.
     unsafe {
         let len = climb(scratch, subject.task, request.mount, request.dentry, 0);
         let tail = &raw const (*scratch).tail as *const u8;
-        let object = if KNOWN {
-            identity::of_typed(request.dentry as *const u8)
-        } else {
-            identity::of(request.dentry)
-        };
+        let object = identity::of_typed(request.dentry as *const u8);
         let decision = if len < 0 {
             // Which name it is cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
@@ -207,11 +194,7 @@ fn judge_in<const KNOWN: bool>(
         let (mut operation, mut aux) = (request.operation, request.aux);
         if decision.is_allowed()
             && request.wanted & access::WRITE != 0
-            && if KNOWN {
-                doors::is_settings_typed(request.dentry as *const u8)
-            } else {
-                doors::is_settings(request.dentry)
-            }
+            && doors::is_settings_typed(request.dentry as *const u8)
         {
             let locked = with_table!(policy, t => decide::lock(t, Lock::Settings as u32));
             if !locked.is_allowed() {
