@@ -1,5 +1,6 @@
 //! From a decision to a record and a return value. A record that does not fit its ring is counted.
 
+use core::ffi::c_void;
 use core::ptr::write_volatile;
 
 use agentguard_common::record::{HEADER_LEN, RecordHeader, class};
@@ -216,8 +217,7 @@ pub fn deliver(chunk: *mut Chunk, tail: u64, decision: Decision, outcome: Outcom
             return;
         }
         let len = HEADER_LEN as u64 + crate::bound::at_most_64(tail, SHORT_PATH as u64 - 1);
-        let lost =
-            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), chunk.cast(), len, WAKE_IDLE) != 0;
+        let lost = !put(DENIED.as_ptr_for_helper(), chunk.cast(), len);
         discard(chunk);
         if lost {
             count_loss(class::DENIED);
@@ -247,26 +247,47 @@ pub fn send<const MAX: u32>(header: *mut RecordHeader, tail: u32, outcome: Outco
     let tail = crate::bound::at_most(tail, MAX);
     let len = HEADER_LEN as u32 + tail;
     // SAFETY: the caller owns the memory; the tail is bounded by the size of its buffer.
-    let lost = unsafe {
+    let sent = unsafe {
         (*header).len = len;
+        let (record, len) = (header.cast(), u64::from(len));
         if outcome.verdict == Verdict::Allow as u32 {
-            bpf_ringbuf_output(
-                ALLOWED.as_ptr_for_helper(),
-                header.cast(),
-                u64::from(len),
-                WAKE_IDLE,
-            ) != 0
+            put(ALLOWED.as_ptr_for_helper(), record, len)
         } else {
-            bpf_ringbuf_output(
-                DENIED.as_ptr_for_helper(),
-                header.cast(),
-                u64::from(len),
-                WAKE_IDLE,
-            ) != 0
+            put(DENIED.as_ptr_for_helper(), record, len)
         }
     };
-    if lost {
+    if !sent {
         lose(outcome);
+    }
+}
+
+/// Copies a record to a ring; whether it is there. A second time where it is not: kernels from 6.15 on may give up on
+/// a ring's lock although the ring has room.
+///
+/// # Safety
+/// `record` must be the caller's memory of `len` bytes, and `ring` one of the two.
+#[inline(always)]
+pub unsafe fn put(ring: *mut c_void, record: *mut c_void, len: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        bpf_ringbuf_output(ring, record, len, WAKE_IDLE) == 0
+            || bpf_ringbuf_output(ring, record, len, WAKE_IDLE) == 0
+    }
+}
+
+/// Space in a ring for a header, or null. A second time as in [`put`].
+///
+/// # Safety
+/// `ring` must be one of the two.
+#[inline(always)]
+unsafe fn space(ring: *mut c_void) -> *mut RecordHeader {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut space = bpf_ringbuf_reserve(ring, HEADER_LEN as u64, 0);
+        if space.is_null() {
+            space = bpf_ringbuf_reserve(ring, HEADER_LEN as u64, 0);
+        }
+        space.cast()
     }
 }
 
@@ -310,10 +331,10 @@ fn headed(
     // SAFETY: helpers; what is reserved is filled and submitted on every way; every field of the header is written.
     unsafe {
         let header = if outcome.verdict == Verdict::Allow as u32 {
-            bpf_ringbuf_reserve(ALLOWED.as_ptr_for_helper(), HEADER_LEN as u64, 0)
+            space(ALLOWED.as_ptr_for_helper())
         } else {
-            bpf_ringbuf_reserve(DENIED.as_ptr_for_helper(), HEADER_LEN as u64, 0)
-        } as *mut RecordHeader;
+            space(DENIED.as_ptr_for_helper())
+        };
         if header.is_null() {
             lose(outcome);
             return;
@@ -352,12 +373,12 @@ pub(crate) use noted;
 
 /// The address of a ring for the helpers.
 pub trait ForHelper {
-    fn as_ptr_for_helper(&self) -> *mut core::ffi::c_void;
+    fn as_ptr_for_helper(&self) -> *mut c_void;
 }
 
 impl<T, const N: usize> ForHelper for aya_ebpf::btf_maps::RingBuf<T, N> {
     #[inline(always)]
-    fn as_ptr_for_helper(&self) -> *mut core::ffi::c_void {
+    fn as_ptr_for_helper(&self) -> *mut c_void {
         core::ptr::from_ref(self).cast_mut().cast()
     }
 }

@@ -13,8 +13,8 @@ use agentguard_common::table::flags;
 use agentguard_common::verdict::{Reason, Verdict};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_ringbuf_discard, bpf_ringbuf_output,
-    bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_task_storage_get,
+    bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_ringbuf_discard, bpf_ringbuf_reserve,
+    bpf_ringbuf_submit, bpf_task_storage_get,
 };
 use aya_ebpf::programs::BtfTracePointContext;
 use core::ffi::c_void;
@@ -199,12 +199,12 @@ unsafe extern "C" fn tell(place: *mut Place) {
         let len =
             HEADER_LEN as u64 + at_most_64(u64::from((*header).target_len), SHORT_PATH as u64 - 1);
         let record = (&raw mut (*place).record).cast();
-        let lost = if allowed {
-            bpf_ringbuf_output(ALLOWED.as_ptr_for_helper(), record, len, WAKE_IDLE)
+        let sent = if allowed {
+            emit::put(ALLOWED.as_ptr_for_helper(), record, len)
         } else {
-            bpf_ringbuf_output(DENIED.as_ptr_for_helper(), record, len, WAKE_IDLE)
+            emit::put(DENIED.as_ptr_for_helper(), record, len)
         };
-        if lost != 0 {
+        if !sent {
             let class = if allowed {
                 class::ALLOWED
             } else {

@@ -14,6 +14,8 @@ use crate::offsets::{self as off, field, get};
 
 /// `BPF_LOCAL_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
+/// How often a label is asked for again.
+const TRIES: u32 = 8;
 /// Levels of cgroups that are searched for a governed ancestor.
 const MAX_DEPTH: u32 = 24;
 
@@ -58,7 +60,7 @@ pub enum Standing {
     /// Governed, with its label.
     Governed(Subject),
     /// In an agent's cgroup, but there is no memory for its label: deny everything.
-    Unlabelled,
+    Unlabelled(Membership),
 }
 
 /// What a hook does for a task that may be governed: given its context and the current task.
@@ -123,7 +125,7 @@ fn settle(task: *const u8) -> Standing {
     };
     let label = give(task, membership.agent, membership.session, 0);
     if label.is_null() {
-        Standing::Unlabelled
+        Standing::Unlabelled(membership)
     } else {
         Standing::Governed(Subject { task, label })
     }
@@ -132,17 +134,43 @@ fn settle(task: *const u8) -> Standing {
 /// Gives a task its label; null when there is no memory for it.
 #[inline(always)]
 pub fn give(task: *const u8, agent: u32, session: u32, exec_id: u64) -> *mut Label {
-    let mut label = Label {
+    let label = Label {
         agent,
         session,
         exec_id,
     };
-    // SAFETY: the map, a live task, and a value of the map's type.
+    let kept = create(task, &label);
+    if kept.is_null() {
+        give_again(task, &label)
+    } else {
+        kept
+    }
+}
+
+/// What stands in the way of a label may be gone at once: another processor gives the same task its first storage
+/// (`EAGAIN`, all kernels), or holds the lock of the memory that kernels from 7.0 on ask for without waiting.
+#[inline(never)]
+fn give_again(task: *const u8, label: &Label) -> *mut Label {
+    let mut tries = 0;
+    while tries < TRIES {
+        let kept = create(task, label);
+        if !kept.is_null() {
+            return kept;
+        }
+        tries += 1;
+    }
+    core::ptr::null_mut()
+}
+
+/// Asks for a label once.
+#[inline(always)]
+fn create(task: *const u8, label: &Label) -> *mut Label {
+    // SAFETY: the map, a live task, and a value of the map's type, which is only read.
     (unsafe {
         bpf_task_storage_get(
             LABELS.as_ptr(),
             task as *mut _,
-            core::ptr::from_mut(&mut label).cast(),
+            core::ptr::from_ref(label).cast_mut().cast(),
             CREATE,
         )
     }) as *mut Label

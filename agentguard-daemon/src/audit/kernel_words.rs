@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-use agentguard_common::verdict::Lock;
+use agentguard_common::verdict::{Lock, Reason};
 
 use crate::event::escape::escape_into;
 use crate::event::{Event, Target};
@@ -64,6 +64,9 @@ pub fn target_text<'a>(event: &Event<'a>) -> Cow<'a, str> {
         return event.aux.to_string().into();
     };
     let mut text = String::from(lock.name());
+    if event.reason == Reason::LabelUnavailable {
+        return text.into();
+    }
     let detail = event.new_exec_id;
     // Writing to a `String` cannot fail.
     let _ = match (lock, event.target) {

@@ -554,12 +554,25 @@ pub(crate) fn is_action(operation: Operation) -> bool {
     )
 }
 
+/// Whether the kernel refused before it looked at what was asked for: then the record says nothing of that.
+fn is_unseen(event: &Event<'_>) -> bool {
+    match (event.operation, event.reason) {
+        (Operation::Kernel, _) => false,
+        (_, Reason::LabelUnavailable) => true,
+        (Operation::Socket, _) => false,
+        (_, Reason::NoPolicy | Reason::ScratchUnavailable) => {
+            matches!(event.target, Target::Unnamed)
+        }
+        _ => false,
+    }
+}
+
 /// What was acted on, escaped.
 fn target_text<'a>(event: &Event<'a>) -> Option<Cow<'a, str>> {
     if event.operation == Operation::Kernel {
         return Some(kernel_words::target_text(event));
     }
-    if event.operation == Operation::Socket {
+    if event.operation == Operation::Socket && !is_unseen(event) {
         return Some(words::socket_text(event.aux, event.new_exec_id).into());
     }
     Some(match event.target {
@@ -632,6 +645,9 @@ fn lay_out<'a>(event: &Event<'a>, opinion: Option<&'a Opinion>) -> Record<'a> {
                 .map(|name| escape(name.as_bytes()));
         }
         Target::Unnamed | Target::Path(_) => {}
+    }
+    if is_unseen(event) {
+        return record;
     }
     match event.operation {
         Operation::Exec => {

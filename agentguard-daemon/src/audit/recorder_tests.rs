@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agentguard_common::record::{Destination, record_flags};
-use agentguard_common::verdict::{Operation, Reason, Verdict, access};
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use zerocopy::IntoBytes;
 
 use super::recorder::REFUSED_KEPT;
@@ -308,4 +308,41 @@ fn throughput() {
         "{count} records, {rate:.0} records/s, {:?}",
         bench.recorder.totals()
     );
+}
+
+#[test]
+fn what_was_refused_unseen_is_not_described() {
+    let mut bench = Bench::new(POLICY);
+    let refused = |operation, reason, aux| {
+        Sample::new(operation, Verdict::Deny, reason, b"").with(|header| header.aux = aux)
+    };
+    let lock = Lock::Capabilities as u32;
+    bench.send(&refused(Operation::Open, Reason::LabelUnavailable, 0));
+    bench.send(&refused(Operation::Socket, Reason::LabelUnavailable, 0));
+    bench.send(&refused(Operation::Mkdir, Reason::NoPolicy, 0));
+    bench.send(&refused(Operation::Kernel, Reason::LabelUnavailable, lock));
+    // What is known is told: the family of a socket, and which capability.
+    bench.send(&refused(Operation::Socket, Reason::NoPolicy, 17));
+    bench.send(&refused(Operation::Kernel, Reason::NoPolicy, lock));
+    let records = bench.records();
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| {
+            assert_eq!(record.agent.as_deref(), Some("claude"));
+            let facts = (record.open_flags, record.mode.as_deref());
+            assert_eq!(facts, (None, None));
+            (record.target.as_deref(), record.family.as_deref())
+        })
+        .collect();
+    let packet = (records[4].target.as_deref(), Some("packet"));
+    let expected = [
+        (None, None),
+        (None, None),
+        (None, None),
+        (Some("capabilities"), None),
+        packet,
+        (Some("capabilities:chown"), None),
+    ];
+    assert_eq!(told, expected);
+    assert!(packet.0.is_some());
 }

@@ -57,7 +57,9 @@ pub fn reason_text(event: &Event<'_>) -> Option<&'static str> {
             "programs without a name on a file system are never permitted"
         }
         Reason::Anonymous => "an object without a name, open to its holder",
-        Reason::LabelUnavailable => "the new task could not be labelled",
+        Reason::LabelUnavailable => {
+            "there was no memory for the label of this task, or of its child"
+        }
         Reason::UnixSocket if event.is_denied() => "no rule permits this Unix-domain socket",
         Reason::UnixSocket => "the policy permits Unix-domain sockets",
         Reason::OwnSocket => "the socket is the agent's own",

@@ -23,14 +23,14 @@ const PROT_EXEC: u64 = 4;
 hook! {
     /// `mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`. Minimum kernel
     /// 5.7. Fails closed. `file` is null for anonymous memory.
-    mmap_file, "mmap_file", where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
+    mmap_file, "mmap_file", Operation::Map, where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
     |ctx, subject| governed(subject, ctx.arg(0))
 }
 
 hook! {
     /// `file_mprotect(struct vm_area_struct *vma, unsigned long reqprot, unsigned long prot)`. Minimum kernel 5.7.
     /// Fails closed.
-    file_mprotect, "file_mprotect", where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
+    file_mprotect, "file_mprotect", Operation::Map, where |ctx| ctx.arg::<u64>(2) & PROT_EXEC != 0,
     // SAFETY: the hook's argument.
     |ctx, subject| governed(subject, unsafe { field!(ctx.arg::<*const u8>(0), OFF_VMA_FILE, u64) } as *const u8)
 }

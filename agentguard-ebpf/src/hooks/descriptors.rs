@@ -41,7 +41,7 @@ const CHANGES: [u32; 8] = [
 
 hook! {
     /// `file_receive(struct file *file)`. Minimum kernel 5.7. Fails closed: a descriptor is judged as if it were opened.
-    file_receive, "file_receive", |ctx, subject| received(subject, ctx.arg(0))
+    file_receive, "file_receive", Operation::Receive, |ctx, subject| received(subject, ctx.arg(0))
 }
 
 #[inline(always)]
@@ -157,14 +157,14 @@ fn socket(subject: Subject, socket: u64) -> i32 {
 
 hook! {
     /// `file_ioctl(struct file *file, unsigned int cmd, unsigned long arg)`. Minimum kernel 5.7. Fails closed.
-    file_ioctl, "file_ioctl", where |ctx| changes(ctx.arg(1)),
+    file_ioctl, "file_ioctl", Operation::Attribute, where |ctx| changes(ctx.arg(1)),
     |ctx, subject| ioctl(&ctx, subject)
 }
 
 hook! {
     /// `file_ioctl_compat(struct file *file, unsigned int cmd, unsigned long arg)`: of 32-bit programs. Minimum kernel
     /// 6.8 and some stable releases; where it is missing, `file_ioctl` is called for both. Fails closed.
-    file_ioctl_compat, "file_ioctl_compat", where |ctx| changes(ctx.arg(1)),
+    file_ioctl_compat, "file_ioctl_compat", Operation::Attribute, where |ctx| changes(ctx.arg(1)),
     |ctx, subject| ioctl(&ctx, subject)
 }
 

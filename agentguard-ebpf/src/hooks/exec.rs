@@ -15,7 +15,7 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{identify, resolve, script};
+use super::{identify, resolve, script, unlabelled};
 use crate::approval::{self, Asked, Use};
 use crate::bound::{self, at_most, forget};
 use crate::budget;
@@ -49,11 +49,7 @@ unsafe extern "C" fn checking(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
     match standing(task) {
         Standing::Ungoverned => 0,
-        Standing::Unlabelled => {
-            // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
-            emit::count_loss(agentguard_common::record::class::DENIED);
-            DENIED_ERRNO
-        }
+        Standing::Unlabelled(membership) => unlabelled(membership, Operation::Exec),
         Standing::Governed(subject) => {
             // SAFETY: the label is a live map value.
             let Some(policy) = decide::policy(unsafe { (*subject.label).agent }) else {
@@ -91,8 +87,8 @@ unsafe extern "C" fn committing(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
     match standing(task) {
         Standing::Ungoverned => {}
-        Standing::Unlabelled => {
-            emit::count_loss(agentguard_common::record::class::DENIED);
+        Standing::Unlabelled(membership) => {
+            unlabelled(membership, Operation::Exec);
             kill();
         }
         Standing::Governed(subject) => {

@@ -10,6 +10,7 @@ use aya_ebpf::macros::{btf_tracepoint, lsm};
 use aya_ebpf::programs::{BtfTracePointContext, LsmContext};
 use core::ffi::c_void;
 
+use super::unlabelled;
 use crate::budget;
 use crate::decide::{self, Decision, with_table};
 use crate::emit::{self, DENIED_ERRNO};
@@ -44,7 +45,7 @@ unsafe extern "C" fn alloc(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
     match standing(task) {
         Standing::Ungoverned => 0,
-        Standing::Unlabelled => DENIED_ERRNO,
+        Standing::Unlabelled(membership) => unlabelled(membership, Operation::Fork),
         Standing::Governed(subject) => {
             // SAFETY: the label is a live map value.
             let label = unsafe { *subject.label };
@@ -103,7 +104,7 @@ pub fn task_newtask(ctx: BtfTracePointContext) -> i32 {
                 emit::event(subject, Operation::Fork, HAPPENED, pid, flags);
             }
         }
-        Standing::Unlabelled => born_governed(child),
+        Standing::Unlabelled(_) => born_governed(child),
         Standing::Ungoverned => {
             if flags & CLONE_INTO_CGROUP != 0 {
                 born_governed(child);

@@ -24,12 +24,12 @@ const INET6_LEN: u32 = 24;
 
 hook! {
     /// `socket_bind(struct socket *sock, struct sockaddr *address, int addrlen)`. Minimum kernel 5.7. Fails closed.
-    socket_bind, "socket_bind", |ctx, subject| bind(&ctx, subject)
+    socket_bind, "socket_bind", Operation::Listen, |ctx, subject| bind(&ctx, subject)
 }
 
 hook! {
     /// `socket_listen(struct socket *sock, int backlog)`. Minimum kernel 5.7. Fails closed.
-    socket_listen, "socket_listen", |ctx, subject| {
+    socket_listen, "socket_listen", Operation::Listen, |ctx, subject| {
         let socket: u64 = ctx.arg(0);
         let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
         let mut at = start(socket, sk);

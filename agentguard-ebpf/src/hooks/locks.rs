@@ -127,7 +127,7 @@ fn at_path(subject: Subject, path: u64, lock: Lock) -> i32 {
 hook! {
     /// `capable(const struct cred *cred, struct user_namespace *ns, int cap, unsigned int opts)`. Minimum kernel 5.7.
     /// Fails closed. Asked only where the task has the capability; in a user namespace of its own as well.
-    capable, "capable", where |ctx| !is_harmless(ctx.arg(2)),
+    capable, "capable", Lock::Capabilities, where |ctx| !is_harmless(ctx.arg(2)),
     |ctx, subject| {
         let (capability, options): (u64, u64) = (ctx.arg(2), ctx.arg(3));
         if acts_for_another(subject) {
@@ -176,27 +176,27 @@ fn acts_for_another(subject: Subject) -> bool {
 hook! {
     /// `sb_mount(const char *dev_name, const struct path *path, const char *type, unsigned long flags, void *data)`.
     /// Minimum kernel 5.7. Fails closed. Also bind mounts, remounts and changes of propagation.
-    sb_mount, "sb_mount", |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
+    sb_mount, "sb_mount", Lock::Mount, |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
 }
 
 hook! {
     /// `move_mount(const struct path *from_path, const struct path *to_path)`. Minimum kernel 5.7. Fails closed.
-    move_mount, "move_mount", |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
+    move_mount, "move_mount", Lock::Mount, |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
 }
 
 hook! {
     /// `sb_pivotroot(const struct path *old_path, const struct path *new_path)`. Minimum kernel 5.7. Fails closed.
-    sb_pivotroot, "sb_pivotroot", |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
+    sb_pivotroot, "sb_pivotroot", Lock::Mount, |ctx, subject| at_path(subject, ctx.arg(1), Lock::Mount)
 }
 
 hook! {
     /// `path_chroot(const struct path *path)`. Minimum kernel 5.7. Fails closed.
-    path_chroot, "path_chroot", |ctx, subject| at_path(subject, ctx.arg(0), Lock::Mount)
+    path_chroot, "path_chroot", Lock::Mount, |ctx, subject| at_path(subject, ctx.arg(0), Lock::Mount)
 }
 
 hook! {
     /// `sb_umount(struct vfsmount *mnt, int flags)`. Minimum kernel 5.7. Fails closed.
-    sb_umount, "sb_umount", |ctx, subject| {
+    sb_umount, "sb_umount", Lock::Mount, |ctx, subject| {
             let mount: u64 = ctx.arg(0);
             let root = peek(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0);
             object(subject, Lock::Mount, mount, root)
@@ -205,17 +205,17 @@ hook! {
 
 hook! {
     /// `sb_remount(struct super_block *sb, void *mnt_opts)`. Minimum kernel 5.7. Fails closed.
-    sb_remount, "sb_remount", |_ctx, subject| bare(subject, Lock::Mount, 0)
+    sb_remount, "sb_remount", Lock::Mount, |_ctx, subject| bare(subject, Lock::Mount, 0)
 }
 
 hook! {
     /// `userns_create(const struct cred *cred)`. Minimum kernel 6.1. Fails closed.
-    userns_create, "userns_create", |_ctx, subject| bare(subject, Lock::UserNamespaces, 0)
+    userns_create, "userns_create", Lock::UserNamespaces, |_ctx, subject| bare(subject, Lock::UserNamespaces, 0)
 }
 
 hook! {
     /// `bpf(int cmd, union bpf_attr *attr, unsigned int size)`. Minimum kernel 5.7. Fails closed.
-    bpf, "bpf", |ctx, subject| {
+    bpf, "bpf", Lock::Bpf, |ctx, subject| {
         let command: u64 = ctx.arg(0);
         bare(subject, Lock::Bpf, u64::from(command as u32))
     }
@@ -223,22 +223,22 @@ hook! {
 
 hook! {
     /// `perf_event_open(struct perf_event_attr *attr, int type)`. Minimum kernel 5.7. Fails closed.
-    perf_event_open, "perf_event_open", |_ctx, subject| bare(subject, Lock::Perf, 0)
+    perf_event_open, "perf_event_open", Lock::Perf, |_ctx, subject| bare(subject, Lock::Perf, 0)
 }
 
 hook! {
     /// `kernel_module_request(char *kmod_name)`. Minimum kernel 5.7. Fails closed.
-    kernel_module_request, "kernel_module_request", |_ctx, subject| bare(subject, Lock::Modules, 0)
+    kernel_module_request, "kernel_module_request", Lock::Modules, |_ctx, subject| bare(subject, Lock::Modules, 0)
 }
 
 hook! {
     /// `uring_override_creds(const struct cred *new)`. Minimum kernel 5.16. Fails closed.
-    uring_override_creds, "uring_override_creds", |_ctx, subject| bare(subject, Lock::UringCommands, 0)
+    uring_override_creds, "uring_override_creds", Lock::UringCommands, |_ctx, subject| bare(subject, Lock::UringCommands, 0)
 }
 
 hook! {
     /// `uring_cmd(struct io_uring_cmd *ioucmd)`. Minimum kernel 6.0. Fails closed.
-    uring_cmd, "uring_cmd", |_ctx, subject| bare(subject, Lock::UringCommands, 0)
+    uring_cmd, "uring_cmd", Lock::UringCommands, |_ctx, subject| bare(subject, Lock::UringCommands, 0)
 }
 
 /// Extended attributes: judged by a switch, since these hooks see no mount and so no path.
@@ -253,23 +253,23 @@ fn attribute(subject: Subject, dentry: u64) -> i32 {
 hook! {
     /// `inode_setxattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name, …)`. Minimum kernel 5.12 (the
     /// first argument). Fails closed.
-    inode_setxattr, "inode_setxattr", |ctx, subject| attribute(subject, ctx.arg(1))
+    inode_setxattr, "inode_setxattr", Lock::Xattrs, |ctx, subject| attribute(subject, ctx.arg(1))
 }
 
 hook! {
     /// `inode_removexattr(struct mnt_idmap *idmap, struct dentry *dentry, const char *name)`. Minimum kernel 5.12.
     /// Fails closed.
-    inode_removexattr, "inode_removexattr", |ctx, subject| attribute(subject, ctx.arg(1))
+    inode_removexattr, "inode_removexattr", Lock::Xattrs, |ctx, subject| attribute(subject, ctx.arg(1))
 }
 
 hook! {
     /// `inode_remove_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name)`. Minimum kernel 6.2.
     /// Fails closed.
-    inode_remove_acl, "inode_remove_acl", |ctx, subject| attribute(subject, ctx.arg(1))
+    inode_remove_acl, "inode_remove_acl", Lock::Xattrs, |ctx, subject| attribute(subject, ctx.arg(1))
 }
 
 hook! {
     /// `inode_set_acl(struct mnt_idmap *idmap, struct dentry *dentry, const char *acl_name, struct posix_acl *kacl)`.
     /// Minimum kernel 6.2; before, lists are extended attributes. Fails closed.
-    inode_set_acl, "inode_set_acl", |ctx, subject| attribute(subject, ctx.arg(1))
+    inode_set_acl, "inode_set_acl", Lock::Xattrs, |ctx, subject| attribute(subject, ctx.arg(1))
 }

@@ -1,10 +1,10 @@
 //! The hooks, one module for each family. A hook reads, asks `decide`, and emits; it holds no rules.
 
 /// Makes a program of a hook that does nothing for an ungoverned task: its body is given the hook's context
-/// and the governed subject. `where` is tested before anything else, for hooks that most processes pass
-/// often and that seldom have something to judge.
+/// and the governed subject. What it judges is named for a task that cannot have its label. `where` is tested
+/// before anything else, for hooks that most processes pass often and that seldom have something to judge.
 macro_rules! hook {
-    ($(#[$doc:meta])* $name:ident, $hook:literal, $(where |$context:ident| $test:expr,)? |$ctx:ident, $subject:ident| $body:expr) => {
+    ($(#[$doc:meta])* $name:ident, $hook:literal, $act:expr, $(where |$context:ident| $test:expr,)? |$ctx:ident, $subject:ident| $body:expr) => {
         $(#[$doc])*
         #[aya_ebpf::macros::lsm(hook = $hook)]
         pub fn $name(ctx: aya_ebpf::programs::LsmContext) -> i32 {
@@ -13,7 +13,9 @@ macro_rules! hook {
                 let $ctx = aya_ebpf::programs::LsmContext::new(ctx);
                 match $crate::label::standing(task) {
                     $crate::label::Standing::Ungoverned => 0,
-                    $crate::label::Standing::Unlabelled => $crate::hooks::unlabelled(),
+                    $crate::label::Standing::Unlabelled(membership) => {
+                        $crate::hooks::unlabelled(membership, $act)
+                    }
                     $crate::label::Standing::Governed($subject) => $body,
                 }
             }
@@ -46,9 +48,10 @@ mod sockets;
 pub mod traffic;
 pub mod unix;
 
+use agentguard_common::label::{Label, Membership};
 use agentguard_common::record::{RecordHeader, record_flags};
-use agentguard_common::verdict::{Operation, Reason, Verdict};
-use aya_ebpf::helpers::generated::bpf_d_path;
+use agentguard_common::verdict::{Lock, Operation, Reason, Verdict};
+use aya_ebpf::helpers::generated::{bpf_d_path, bpf_get_current_task_btf};
 
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit;
@@ -91,11 +94,48 @@ pub fn prepare<S: Slot>(subject: Subject, operation: Operation) -> Result<(Polic
     Ok((policy, slot_of(subject, operation, policy)?))
 }
 
-/// No memory for the label: deny (label-unavailable); counted, since a record needs the label.
+/// What a hook judges: an operation, or a lock.
+pub trait Act {
+    /// The operation, and what its record says besides.
+    fn parts(self) -> (Operation, u32);
+}
+
+impl Act for Operation {
+    #[inline(always)]
+    fn parts(self) -> (Operation, u32) {
+        (self, 0)
+    }
+}
+
+impl Act for Lock {
+    #[inline(always)]
+    fn parts(self) -> (Operation, u32) {
+        (Operation::Kernel, self as u32)
+    }
+}
+
+/// No memory for the label: deny (label-unavailable). The record names the agent of the task's cgroup.
 #[inline(always)]
-pub fn unlabelled() -> i32 {
-    crate::emit::count_loss(agentguard_common::record::class::DENIED);
-    crate::emit::DENIED_ERRNO
+pub fn unlabelled(membership: Membership, act: impl Act) -> i32 {
+    let (operation, aux) = act.parts();
+    nameless(membership, operation, aux)
+}
+
+#[inline(never)]
+fn nameless(membership: Membership, operation: Operation, aux: u32) -> i32 {
+    let mut label = Label {
+        agent: membership.agent,
+        session: membership.session,
+        exec_id: 0,
+    };
+    let subject = Subject {
+        // SAFETY: a helper without arguments.
+        task: unsafe { bpf_get_current_task_btf() } as *const u8,
+        label: &raw mut label,
+    };
+    let decision = Decision::failure(Reason::LabelUnavailable);
+    emit::event(subject, operation, decision, aux, 0);
+    emit::DENIED_ERRNO
 }
 
 /// Resolves the path of a file into a buffer; its length without the NUL, or a negative errno.

@@ -40,7 +40,7 @@ struct Move {
 hook! {
     /// `path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir, struct dentry
     /// *new_dentry, unsigned int flags)`. Minimum kernel 5.19 (flags). Fails closed.
-    path_rename, "path_rename", |ctx, subject| {
+    path_rename, "path_rename", Operation::Rename, |ctx, subject| {
             let flags: u64 = ctx.arg(4);
             // SAFETY: the hook's arguments.
             let (from, to) = unsafe { (typed_parts(ctx.arg(0)).0, typed_parts(ctx.arg(2)).0) };
@@ -59,7 +59,7 @@ hook! {
 hook! {
     /// `path_link(struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry)`. Minimum kernel
     /// 5.7. Fails closed. The kernel has made sure that both are on one mount.
-    path_link, "path_link", |ctx, subject| {
+    path_link, "path_link", Operation::Link, |ctx, subject| {
             // SAFETY: the hook's argument.
             let (mount, _) = unsafe { typed_parts(ctx.arg(1)) };
             governed(

@@ -90,17 +90,17 @@ fn whole(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
 
 hook! {
     /// `path_unlink(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
-    path_unlink, "path_unlink", |ctx, subject| entry(&ctx, subject, Operation::Unlink, 0)
+    path_unlink, "path_unlink", Operation::Unlink, |ctx, subject| entry(&ctx, subject, Operation::Unlink, 0)
 }
 
 hook! {
     /// `path_rmdir(const struct path *dir, struct dentry *dentry)`. Minimum kernel 5.7. Fails closed.
-    path_rmdir, "path_rmdir", |ctx, subject| entry(&ctx, subject, Operation::Rmdir, 0)
+    path_rmdir, "path_rmdir", Operation::Rmdir, |ctx, subject| entry(&ctx, subject, Operation::Rmdir, 0)
 }
 
 hook! {
     /// `path_mkdir(const struct path *dir, struct dentry *dentry, umode_t mode)`. Minimum kernel 5.7. Fails closed.
-    path_mkdir, "path_mkdir", |ctx, subject| {
+    path_mkdir, "path_mkdir", Operation::Mkdir, |ctx, subject| {
         let mode: u64 = ctx.arg(2);
         entry(&ctx, subject, Operation::Mkdir, u32::from(mode as u16))
     }
@@ -109,13 +109,13 @@ hook! {
 hook! {
     /// `path_symlink(const struct path *dir, struct dentry *dentry, const char *old_name)`. Minimum kernel 5.7.
     /// Fails closed. Where the link points to has no say: whoever follows it is judged there.
-    path_symlink, "path_symlink", |ctx, subject| entry(&ctx, subject, Operation::Symlink, 0)
+    path_symlink, "path_symlink", Operation::Symlink, |ctx, subject| entry(&ctx, subject, Operation::Symlink, 0)
 }
 
 hook! {
     /// `path_mknod(const struct path *dir, struct dentry *dentry, umode_t mode, unsigned int dev)`. Minimum
     /// kernel 5.7. Fails closed. Also called when an open or a `bind` makes a file.
-    path_mknod, "path_mknod", |ctx, subject| {
+    path_mknod, "path_mknod", Operation::Mknod, |ctx, subject| {
         let (mode, device): (u64, u64) = (ctx.arg(2), ctx.arg(3));
         let mode = u32::from(mode as u16);
         match mode & S_IFMT {
@@ -132,12 +132,12 @@ hook! {
 
 hook! {
     /// `path_truncate(const struct path *path)`. Minimum kernel 5.7. Fails closed.
-    path_truncate, "path_truncate", |ctx, subject| whole(&ctx, subject, Operation::Truncate, 0)
+    path_truncate, "path_truncate", Operation::Truncate, |ctx, subject| whole(&ctx, subject, Operation::Truncate, 0)
 }
 
 hook! {
     /// `path_chmod(const struct path *path, umode_t mode)`. Minimum kernel 5.7. Fails closed.
-    path_chmod, "path_chmod", |ctx, subject| {
+    path_chmod, "path_chmod", Operation::Chmod, |ctx, subject| {
         let mode: u64 = ctx.arg(1);
         whole(&ctx, subject, Operation::Chmod, u32::from(mode as u16))
     }
@@ -145,7 +145,7 @@ hook! {
 
 hook! {
     /// `path_chown(const struct path *path, kuid_t uid, kgid_t gid)`. Minimum kernel 5.7. Fails closed.
-    path_chown, "path_chown", |ctx, subject| whole(&ctx, subject, Operation::Chown, 0)
+    path_chown, "path_chown", Operation::Chown, |ctx, subject| whole(&ctx, subject, Operation::Chown, 0)
 }
 
 /// Judges one name, and leaves the record.

@@ -55,7 +55,7 @@ unsafe extern "C" fn connect(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
     match standing(task) {
         Standing::Ungoverned => 0,
-        Standing::Unlabelled => unlabelled(),
+        Standing::Unlabelled(membership) => unlabelled(membership, Operation::Connect),
         Standing::Governed(subject) => {
             let len: i32 = ctx.arg(2);
             let (socket, address) = (ctx.arg(0), ctx.arg(1));
@@ -79,7 +79,7 @@ unsafe extern "C" fn sendmsg(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
     match standing(task) {
         Standing::Ungoverned => 0,
-        Standing::Unlabelled => unlabelled(),
+        Standing::Unlabelled(membership) => unlabelled(membership, Operation::Send),
         Standing::Governed(subject) => {
             let msg: *const u8 = ctx.arg(1);
             // SAFETY: fields of the hook's argument.
@@ -106,7 +106,7 @@ hook! {
     /// `socket_create(int family, int type, int protocol, int kern)`. Minimum kernel 5.7. Fails closed. Sockets
     /// that could never be judged are never made: raw and packet sockets, vsock, SCTP with its own ways to
     /// connect, and whatever this version does not know.
-    socket_create, "socket_create", |ctx, subject| create(&ctx, subject)
+    socket_create, "socket_create", Operation::Socket, |ctx, subject| create(&ctx, subject)
 }
 
 #[inline(always)]

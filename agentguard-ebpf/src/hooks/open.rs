@@ -10,12 +10,14 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{Object, doors, identify, object, prepare, resolve, resolve_within, script};
+use super::{
+    Object, doors, identify, object, prepare, resolve, resolve_within, script, unlabelled,
+};
 use crate::approval::{self, Asked, Use};
 use crate::bound::forget;
 use crate::budget;
 use crate::decide::{self, Policy, with_table};
-use crate::emit::{self, DENIED_ERRNO, Facts};
+use crate::emit::{self, Facts};
 use crate::identity::{self, Identity};
 use crate::label::{Standing, Subject, enter, standing};
 use crate::maps::{PATH_BUFFER, PathScratch, SHORT_PATH};
@@ -42,11 +44,7 @@ unsafe extern "C" fn opening(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
     match standing(task) {
         Standing::Ungoverned => 0,
-        Standing::Unlabelled => {
-            // No memory for the label: deny (label-unavailable); counted, since a record needs the label.
-            emit::count_loss(agentguard_common::record::class::DENIED);
-            DENIED_ERRNO
-        }
+        Standing::Unlabelled(membership) => unlabelled(membership, Operation::Open),
         Standing::Governed(subject) => {
             let file = ctx.arg(0);
             emit::noted!(

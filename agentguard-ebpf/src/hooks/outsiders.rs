@@ -44,7 +44,7 @@ fn reach(subject: Subject, task: *const u8, lock: Lock, extra: u64) -> i32 {
 hook! {
     /// `ptrace_access_check(struct task_struct *child, unsigned int mode)`. Minimum kernel 5.7. Fails closed. Also asked
     /// for reading another process's memory, environment and descriptors, and for taking a descriptor from it.
-    ptrace_access_check, "ptrace_access_check", |ctx, subject| {
+    ptrace_access_check, "ptrace_access_check", Lock::Ptrace, |ctx, subject| {
         let task = ctx.arg(0);
         if ctx.arg::<u64>(1) & PTRACE_MODE_NOAUDIT == 0 {
             reach(subject, task, Lock::Ptrace, 0)
@@ -59,13 +59,13 @@ hook! {
 hook! {
     /// `ptrace_traceme(struct task_struct *parent)`. Minimum kernel 5.7. Fails closed. A child that makes its parent its
     /// tracer stops, and is waited for, in ways that a supervisor outside does not expect.
-    ptrace_traceme, "ptrace_traceme", |ctx, subject| reach(subject, ctx.arg(0), Lock::Ptrace, 0)
+    ptrace_traceme, "ptrace_traceme", Lock::Ptrace, |ctx, subject| reach(subject, ctx.arg(0), Lock::Ptrace, 0)
 }
 
 hook! {
     /// `task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred)`. Minimum kernel
     /// 5.7. Fails closed. Signal 0 sends nothing.
-    task_kill, "task_kill", |ctx, subject| {
+    task_kill, "task_kill", Lock::Signals, |ctx, subject| {
         let signal = ctx.arg::<u64>(2) as u32;
         if signal == 0 {
             0
@@ -78,7 +78,7 @@ hook! {
 hook! {
     /// `file_send_sigiotask(struct task_struct *tsk, struct fown_struct *fown, int sig)`. Minimum kernel 5.7. Fails
     /// closed. A descriptor can be told to send any signal to any process.
-    file_send_sigiotask, "file_send_sigiotask", |ctx, subject| {
+    file_send_sigiotask, "file_send_sigiotask", Lock::Signals, |ctx, subject| {
 let signal = ctx.arg::<u64>(2) as u32;
     reach(subject, ctx.arg(0), Lock::Signals, u64::from(signal))
 }
@@ -87,25 +87,25 @@ let signal = ctx.arg::<u64>(2) as u32;
 hook! {
     /// `task_setrlimit(struct task_struct *p, unsigned int resource, struct rlimit *new_rlim)`. Minimum kernel 5.7.
     /// Fails closed.
-    task_setrlimit, "task_setrlimit", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
+    task_setrlimit, "task_setrlimit", Lock::Priorities, |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
 hook! {
     /// `task_setscheduler(struct task_struct *p)`. Minimum kernel 5.7. Fails closed.
-    task_setscheduler, "task_setscheduler", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
+    task_setscheduler, "task_setscheduler", Lock::Priorities, |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
 hook! {
     /// `task_setnice(struct task_struct *p, int nice)`. Minimum kernel 5.7. Fails closed.
-    task_setnice, "task_setnice", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
+    task_setnice, "task_setnice", Lock::Priorities, |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
 hook! {
     /// `task_setioprio(struct task_struct *p, int ioprio)`. Minimum kernel 5.7. Fails closed.
-    task_setioprio, "task_setioprio", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
+    task_setioprio, "task_setioprio", Lock::Priorities, |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }
 
 hook! {
     /// `task_movememory(struct task_struct *p)`. Minimum kernel 5.7. Fails closed.
-    task_movememory, "task_movememory", |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
+    task_movememory, "task_movememory", Lock::Priorities, |ctx, subject| reach(subject, ctx.arg(0), Lock::Priorities, 0)
 }

@@ -32,7 +32,7 @@ const EFAULT: i64 = -14;
 hook! {
     /// `unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`. Minimum kernel 5.7. Fails
     /// closed.
-    unix_stream_connect, "unix_stream_connect", |ctx, subject| {
+    unix_stream_connect, "unix_stream_connect", Operation::Connect, |ctx, subject| {
         reach(subject, Operation::Connect, ctx.arg(1))
     }
 }
@@ -40,7 +40,7 @@ hook! {
 hook! {
     /// `unix_may_send(struct socket *sock, struct socket *other)`. Minimum kernel 5.7. Fails closed. Connecting a
     /// datagram socket comes here as well, and is a `send` in the record.
-    unix_may_send, "unix_may_send", |ctx, subject| {
+    unix_may_send, "unix_may_send", Operation::Send, |ctx, subject| {
         let own: u64 = peek(ctx.arg::<u64>(0) + get(&off::OFF_SOCKET_SK) as u64, 0);
         let other: u64 = peek(ctx.arg::<u64>(1) + get(&off::OFF_SOCKET_SK) as u64, 0);
         if other != 0 && peek::<u64>(own + get(&off::OFF_UNIX_PEER) as u64, 0) == other {

@@ -1,4 +1,4 @@
-//! Programs that do nothing, at the same places of the kernel as those of `AgentGuard`: what the kernel itself
+//! Programs that do nothing, or next to nothing, at the same places of the kernel as those of `AgentGuard`: what the kernel itself
 //! takes for calling a program there, which no program can be without. They never judge anything.
 
 use std::io;
@@ -22,7 +22,9 @@ const BY_TRAMPOLINE: u32 = 2;
 const AT_TRACEPOINT: u32 = 23;
 const AT_LSM_HOOK: u32 = 27;
 /// `r0 = 0; exit`.
-const NOTHING: [u64; 2] = [0xb7, 0x95];
+pub const NOTHING: &[u64] = &[0xb7, 0x95];
+/// The same behind `bpf_get_current_task_btf()`: the least that a program does which tells processes apart.
+pub const WHO: &[u64] = &[158 << 32 | 0x85, 0xb7, 0x95];
 /// Words of `struct bpf_link_info` and `struct bpf_prog_info` up to what is read of them, and where that is.
 const LINK_WORDS: usize = 4;
 const LINK_PROGRAM: usize = 2;
@@ -105,21 +107,22 @@ pub struct Attached(
 
 impl Attached {
     /// Attaches one to each place.
-    pub fn to(places: &[Place]) -> Result<Self> {
+    pub fn to(places: &[Place], instructions: &[u64]) -> Result<Self> {
         let attached = places.iter().map(|place| {
-            attached(*place).with_context(|| format!("failed to attach nothing to {place:?}"))
+            attached(*place, instructions)
+                .with_context(|| format!("failed to attach a program to {place:?}"))
         });
         attached.collect::<Result<_>>().map(Self)
     }
 }
 
 /// The link keeps its program.
-fn attached(place: Place) -> io::Result<OwnedFd> {
+fn attached(place: Place, instructions: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let mut load = Load {
         kind: place.kind,
-        count: NOTHING.len() as u32,
-        instructions: NOTHING.as_ptr() as u64,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         way: place.way(),
         function: place.function,

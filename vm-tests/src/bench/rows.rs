@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use bench_report::figures::{Records, Row, Table};
 use bench_report::number::counted;
 use bench_report::promises::EMPTY;
@@ -128,12 +128,23 @@ pub fn run(peers: &Path, out: &Path, only: &[String]) -> Result<()> {
     peers_before(&mut tables, peers);
     let places = of_ours(&mut tables)?;
     let title = "empty programs at AgentGuard's hooks: the kernel's own part";
-    tables.row(EMPTY, title, || {
-        let _attached = empty::Attached::to(&places?)?;
-        Ok((measured(&Confined::Not)?, None))
-    });
-    // A program is not gone before all that may still run it has passed.
-    thread::sleep(SETTLE);
+    let floors = [
+        (EMPTY, title, empty::NOTHING),
+        (
+            "asking-programs",
+            "programs there that ask for the current task, and nothing else",
+            empty::WHO,
+        ),
+    ];
+    for (name, title, instructions) in floors {
+        tables.row(name, title, || {
+            let places = places.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+            let _attached = empty::Attached::to(places, instructions)?;
+            Ok((measured(&Confined::Not)?, None))
+        });
+        // A program is not gone before all that may still run it has passed.
+        thread::sleep(SETTLE);
+    }
     let again = "bare kernel, again, after AgentGuard was removed";
     tables.confined("bare-again", again, &Confined::Not);
     // Both leave something behind in the kernel that costs: nothing is measured after them.
