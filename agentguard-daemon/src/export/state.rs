@@ -26,6 +26,11 @@ pub enum Doing {
 }
 
 impl Doing {
+    /// Whether records wait for something else than their turn.
+    pub fn is_trouble(self) -> bool {
+        matches!(self, Self::Waiting | Self::Refused | Self::Failed)
+    }
+
     /// As text.
     pub fn name(self) -> &'static str {
         match self {

@@ -171,6 +171,17 @@ metrics! {
     QUESTIONS: Counter "agentguard_resolver_questions_total" "{question}" ["agent", "verdict", "reply"]
         "Questions for names, by verdict and by what the agent was told (NOERROR, NXDOMAIN, REFUSED, …)";
 
+    SINK_SENT: Counter "agentguard_sink_sent_records_total" "{record}" ["sink"]
+        "Records that a sink has handed to the network since the daemon started; those that were sent again are counted again";
+    SINK_WAITING: Gauge "agentguard_sink_waiting_records" "{record}" ["sink"]
+        "Records that the receiver of a sink has not got yet; they wait in the log";
+    SINK_TROUBLE: Gauge "agentguard_sink_in_trouble" "" ["sink"]
+        "1 while a sink waits for another try, its receiver does not want what it is sent, or it cannot go on by itself, else 0";
+    SINK_FAILURES: Counter "agentguard_sink_failures_total" "{try}" ["sink"]
+        "Tries to send that failed";
+    SINK_UNSENT: Counter "agentguard_sink_undelivered_records_total" "{record}" ["sink", "cause"]
+        "Records that a receiver will never have: gone from the log before they could be sent (missing), thrown away by the receiver (rejected), or left out by an operator (skipped); counted since the sink first was there";
+
     PUSHES: Counter "agentguard_metrics_pushes_total" "{push}" ["outcome"]
         "Pushes of all metrics by OTLP: delivered, partial (the receiver says that it has thrown some away), or failed";
 }

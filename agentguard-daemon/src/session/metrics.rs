@@ -18,6 +18,7 @@ use super::engine::{Engine, lock};
 use super::{AgentInfo, SessionError, canary};
 use crate::agent::{Cgroup, cgroup::FOLDER};
 use crate::audit::{LogWork, Totals};
+use crate::export::SinkState;
 use crate::kernel::OtherEnd;
 use crate::metrics::{Amount, Counts, Made, Process, Pushes, Scrape, Source, list};
 use crate::policy::limits::{MICROS, PICO, Quantity};
@@ -49,6 +50,7 @@ impl Engine {
         put_log(&mut scrape, &recorded);
         self.put_budgets(&mut scrape)?;
         self.put_approvals(&mut scrape);
+        put_sinks(&mut scrape, &self.sinks());
         for (agent, counts) in self.all_traffic()? {
             let both = [
                 ("in", counts.bytes_in, counts.packets_in),
@@ -279,6 +281,27 @@ fn put_log(scrape: &mut Scrape, recorded: &Recorded) {
     if let Ok(disk) = rustix::fs::statvfs(&recorded.folder) {
         scrape.put(&list::DISK_SIZE, &[], disk.f_blocks * disk.f_frsize);
         scrape.put(&list::DISK_FREE, &[], disk.f_bavail * disk.f_frsize);
+    }
+}
+
+fn put_sinks(scrape: &mut Scrape, sinks: &[SinkState]) {
+    // What is kept with a sink's position began at a time that nobody has written down.
+    let unknown = SystemTime::UNIX_EPOCH;
+    for sink in sinks {
+        let name = [&*sink.name];
+        scrape.put(&list::SINK_SENT, &name, sink.sent);
+        scrape.put(&list::SINK_WAITING, &name, sink.lag);
+        scrape.put(&list::SINK_TROUBLE, &name, sink.doing.is_trouble());
+        scrape.put(&list::SINK_FAILURES, &name, sink.retries);
+        let causes = [
+            ("missing", sink.missing),
+            ("rejected", sink.rejected),
+            ("skipped", sink.skipped),
+        ];
+        for (cause, count) in causes {
+            let labels = [&*sink.name, cause];
+            scrape.put_since(&list::SINK_UNSENT, &labels, count, unknown);
+        }
     }
 }
 

@@ -3,7 +3,9 @@
 use agentguard_common::verdict::{Operation, Reason, Verdict};
 
 use super::*;
+use crate::daemon::Config;
 use crate::event::sample::Sample;
+use crate::export::{Place, Sinks};
 use crate::gateway::Used;
 use crate::kernel::OtherEnd;
 use crate::metrics::{list, otlp};
@@ -73,6 +75,12 @@ async fn every_metric_of_the_list_is_told_and_no_other() {
         ..record(op::MODEL)
     });
     sent(&bench, 1, 7);
+    let root = bench.folder.path();
+    let text = "sinks: { here: { syslog: { to: 'unix:///nowhere' } } }";
+    let config = Config::parse(Path::new("test.yaml"), text).unwrap();
+    let place = Place::new(root.join("audit.jsonl"), root.join("state"));
+    let sinks = Sinks::start(&config.sinks, &place);
+    bench.engine.send_to(sinks);
     // The self-test has no series.
     let canary = format!("canary-{}", std::process::id());
     bench.engine.recorder().begin_session(9, &canary);

@@ -47,6 +47,13 @@ async fn sinks_send_what_is_recorded_and_can_be_asked_about() {
         (&*state.name, &*state.kind, state.lag),
         ("here", "syslog", 0)
     );
+    let metrics = bench.engine.metrics().unwrap().text().unwrap();
+    for line in [
+        "agentguard_sink_waiting_records{sink=\"here\"} 0\n",
+        "agentguard_sink_in_trouble{sink=\"here\"} 0\n",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
     sinks.stop().await;
     assert_eq!(bench.engine.sinks()[0].doing.name(), "stopped");
     server.abort();
@@ -94,6 +101,13 @@ async fn who_leaves_out_a_record_is_recorded_and_may_do_it_for_that_one_only() {
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     };
+    let metrics = || bench.engine.metrics().unwrap().text().unwrap();
+    for line in [
+        "agentguard_sink_in_trouble{sink=\"otel\"} 1\n",
+        "agentguard_sink_undelivered_records_total{sink=\"otel\",cause=\"skipped\"} 0\n",
+    ] {
+        assert!(metrics().contains(line), "{line}: {}", metrics());
+    }
     let order = |record| crate::api::wire::SkipRequest { record };
     let (this, next) = (order(first), order(first + 1));
     let mut skip = async |sink: &str, record| {
@@ -113,6 +127,8 @@ async fn who_leaves_out_a_record_is_recorded_and_may_do_it_for_that_one_only() {
         }
     };
     assert_eq!((state.position, state.skipped), (first, 1));
+    let line = "agentguard_sink_undelivered_records_total{sink=\"otel\",cause=\"skipped\"} 1\n";
+    assert!(metrics().contains(line), "{line}: {}", metrics());
     let records = bench.records();
     let said = records.iter().find(|it| it.op == op::SINK).unwrap();
     let detail = said.detail.as_deref().unwrap();
