@@ -20,6 +20,7 @@ use crate::run::Tally;
 use crate::trail::{Trail, Wanted};
 
 const HOME: &str = "/home/agent";
+const ROOTS_HOME: &str = "/root";
 const POLICY: &str = "coding-agent";
 
 /// One job.
@@ -27,6 +28,8 @@ struct Job {
     name: &'static str,
     /// What the agent's shell runs in a folder of its own, with `set -eu`.
     script: &'static str,
+    /// Whether it is root's agent, and not the user's.
+    root: bool,
     /// Shell lines that an ungoverned process of the same user runs there afterwards; each must succeed.
     proofs: &'static [&'static str],
     /// Programs of which the log must say that they ran: else there is no log of this job.
@@ -71,10 +74,30 @@ const FORBIDDEN: &[Asked] = &[
     },
 ];
 
+/// The same where the agent is root's.
+const FORBIDDEN_TO_ROOT: &[Asked] = &[
+    Asked {
+        by: "ssh-keys",
+        target: "/root/.ssh/id_rsa",
+        why: "a key",
+    },
+    Asked {
+        by: "run-later",
+        target: "/root/.bashrc",
+        why: "a shell reads it later",
+    },
+    Asked {
+        by: "other-identity",
+        target: "/usr/bin/sudo",
+        why: "another identity",
+    },
+];
+
 const JOBS: &[Job] = &[
     Job {
         name: "git",
         script: include_str!("../workshop/git.sh"),
+        root: false,
         proofs: &[
             "git -C upstream.git log --format=%s main | grep -qx Third",
             "git -C copy log --format=%s | grep -qx Second",
@@ -89,6 +112,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "gcc, make",
         script: include_str!("../workshop/c.sh"),
+        root: false,
         proofs: &[
             "test \"$(cat said.txt)\" = \"$(printf 'compiled 42\\ncompiled 42')\"",
             "test \"$(./program)\" = 'compiled 42'",
@@ -101,6 +125,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "ssh-keygen",
         script: include_str!("../workshop/keys.sh"),
+        root: false,
         proofs: &[
             "grep -q ED25519 fingerprint.txt",
             "test \"$(cut -d' ' -f1,2 again.pub)\" = \"$(cut -d' ' -f1,2 deploy-key.pub)\"",
@@ -114,6 +139,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "python: venv, pip from a local index",
         script: include_str!("../workshop/python.sh"),
+        root: false,
         proofs: &[
             "grep -qx 'greetings from the index' greeting.txt",
             "grep -q '^greet  *1.0' installed.txt",
@@ -127,6 +153,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "cargo build",
         script: include_str!("../workshop/cargo.sh"),
+        root: false,
         proofs: &[
             "grep -qx 'BUILT 42' said.txt",
             "test \"$(target/debug/program)\" = 'BUILT 42'",
@@ -139,6 +166,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "tmux",
         script: include_str!("../workshop/tmux.sh"),
+        root: false,
         proofs: &[
             "grep -qx typed typed.txt",
             "grep -q 'screen of 42' screen.txt",
@@ -150,6 +178,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "what is denied is in the log",
         script: include_str!("../workshop/control.sh"),
+        root: false,
         proofs: &["test ! -e denied-nothing"],
         ran: &["/usr/bin/cat"],
         asked: FORBIDDEN,
@@ -158,6 +187,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "node, npm from a local registry",
         script: include_str!("../workshop/node.sh"),
+        root: false,
         proofs: &[
             "grep -qx 'answered greetings from the registry from a tarball 8999994' said.txt",
             "grep -qx 'greetings from the registry' said.txt",
@@ -172,6 +202,7 @@ const JOBS: &[Job] = &[
     Job {
         name: "what NODE_OPTIONS carries into node",
         script: include_str!("../workshop/carrier.sh"),
+        root: false,
         proofs: &[
             "test \"$(grep -c '^carried$' said.txt)\" = 2",
             "test \"$(grep -c '^read: EPERM$' said.txt)\" = 2",
@@ -183,11 +214,27 @@ const JOBS: &[Job] = &[
         asked: FORBIDDEN,
         skip: None,
     },
+    Job {
+        name: "what NODE_OPTIONS carries into node, as root",
+        script: include_str!("../workshop/carrier.sh"),
+        root: true,
+        proofs: &[
+            "test \"$(grep -c '^carried$' said.txt)\" = 2",
+            "test \"$(grep -c '^read: EPERM$' said.txt)\" = 2",
+            "test \"$(grep -c '^append: EPERM$' said.txt)\" = 2",
+            "test \"$(grep -c '^start: EPERM$' said.txt)\" = 2",
+            "test \"$(wc -l <said.txt)\" = 8 && ! test -s ~/.bashrc",
+        ],
+        ran: &["/usr/bin/node"],
+        asked: FORBIDDEN_TO_ROOT,
+        skip: None,
+    },
 ];
 
 /// Runs the jobs whose name contains `filter`.
 pub fn run(filter: &str, tally: &mut Tally) -> Result<()> {
-    home()?;
+    home(HOME, USER)?;
+    home(ROOTS_HOME, 0)?;
     compile()?;
     let _daemon = Daemon::start()?;
     let mut trail = Trail::at(guard::AUDIT);
@@ -210,9 +257,9 @@ pub fn run(filter: &str, tally: &mut Tally) -> Result<()> {
 
 /// A home as it is before any of the tools has run: they make their own folders. But for `~/.cargo`: what its
 /// owner runs is in there too, so `coding-agent` lets no agent make it.
-fn home() -> Result<()> {
+fn home(home: &str, user: u32) -> Result<()> {
     for folder in ["", ".ssh", ".cargo"] {
-        fs::create_dir_all(Path::new(HOME).join(folder))?;
+        fs::create_dir_all(Path::new(home).join(folder))?;
     }
     let identity =
         "[user]\n\tname = Agent\n\temail = agent@example.org\n[init]\n\tdefaultBranch = main\n";
@@ -221,10 +268,10 @@ fn home() -> Result<()> {
         (".bashrc", ""),
         (".ssh/id_rsa", "PRIVATE KEY"),
     ] {
-        fs::write(Path::new(HOME).join(name), text)?;
+        fs::write(Path::new(home).join(name), text)?;
     }
     for name in ["", ".gitconfig", ".bashrc", ".ssh", ".ssh/id_rsa", ".cargo"] {
-        owned(&Path::new(HOME).join(name))?;
+        owned(&Path::new(home).join(name), user)?;
     }
     Ok(())
 }
@@ -251,33 +298,47 @@ fn compile() -> Result<()> {
     Ok(())
 }
 
-fn owned(path: &Path) -> Result<()> {
-    chown(path, Some(USER), Some(USER))
+fn owned(path: &Path, user: u32) -> Result<()> {
+    chown(path, Some(user), Some(user))
         .with_context(|| format!("failed to give {}", path.display()))
 }
 
 impl Job {
+    /// Whose agent it is, and where that is at home.
+    fn owner(&self) -> (u32, &'static str) {
+        if self.root {
+            (0, ROOTS_HOME)
+        } else {
+            (USER, HOME)
+        }
+    }
+
     fn run(&self, number: usize, trail: &mut Trail) -> Result<()> {
         let agent = format!("work-{number}");
-        let folder = PathBuf::from(HOME).join("work").join(&agent);
+        let (user, home) = self.owner();
+        let folder = PathBuf::from(home).join("work").join(&agent);
         fs::create_dir_all(&folder)?;
-        owned(&folder)?;
+        owned(&folder, user)?;
         let script = folder.join("job.sh");
         fs::write(&script, self.script)?;
         fs::set_permissions(&script, Permissions::from_mode(0o755))?;
         let mark = trail.mark()?;
-        // As `sudo agentguard run` is used, by the user whom it becomes.
-        let output = Command::new("agentguard")
+        let mut command = Command::new("agentguard");
+        command
             .args(["run", "--policy", POLICY, "--name", &agent])
             .args(["--", "bash", "-eux", "job.sh"])
             .current_dir(&folder)
-            .env("SUDO_UID", USER.to_string())
-            .env("SUDO_GID", USER.to_string())
-            .env("SUDO_USER", "agent")
+            .env("HOME", home)
             .env("PS4", "+ ${SECONDS} s: ")
-            .stdin(Stdio::null())
-            .output()
-            .context("failed to start agentguard run")?;
+            .stdin(Stdio::null());
+        if !self.root {
+            // As `sudo agentguard run` is used, by the user whom it becomes.
+            command
+                .env("SUDO_UID", user.to_string())
+                .env("SUDO_GID", user.to_string())
+                .env("SUDO_USER", "agent");
+        }
+        let output = command.output().context("failed to start agentguard run")?;
         let wrong = self.complaints(&agent, mark, trail)?.join("\n      ");
         if !output.status.success() {
             let said = tail(&output.stdout, &output.stderr);
@@ -286,7 +347,7 @@ impl Job {
         ensure!(wrong.is_empty(), "it ended well, but:\n      {wrong}");
         self.proofs
             .iter()
-            .try_for_each(|proof| proved(proof, &folder))
+            .try_for_each(|proof| proved(proof, &folder, self.owner()))
     }
 
     /// What is wrong with the log; nothing when every denial is one that was asked for.
@@ -357,13 +418,13 @@ fn unwell(record: &Value) -> Option<String> {
 }
 
 /// An ungoverned process of the same user looks at what the job made.
-fn proved(proof: &str, folder: &Path) -> Result<()> {
+fn proved(proof: &str, folder: &Path, (user, home): (u32, &str)) -> Result<()> {
     let output = Command::new("/usr/bin/bash")
         .args(["-c", proof])
         .current_dir(folder)
-        .env("HOME", HOME)
-        .uid(USER)
-        .gid(USER)
+        .env("HOME", home)
+        .uid(user)
+        .gid(user)
         .stdin(Stdio::null())
         .output()?;
     ensure!(
