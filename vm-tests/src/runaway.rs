@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::wait::waitpid;
@@ -33,8 +34,9 @@ const GATEWAY: &str = "127.0.0.1:8377";
 const KEY: &str = "the-provider's-key";
 /// Tokens that the provider says each call took.
 const TOKENS: u64 = 18;
-/// Processes between two calls, as long as calls are answered, and when they are not any more.
-const FEW: usize = 10;
+/// Processes between two calls, as long as calls are answered, and when they are not any more. Few, so that a slow
+/// machine too makes more calls in a minute than are permitted.
+const FEW: usize = 2;
 const MANY: usize = 500;
 
 /// What an agent does: a call for each line `call`, then, for the line `for ever`, calls and processes without end.
@@ -207,6 +209,7 @@ pub fn is_stopped(trail: &mut Trail) -> Result<()> {
     ensure!(status == "403", "who is no agent was answered {status}");
 
     let mark = trail.mark()?;
+    let began = Instant::now();
     looping.say("for ever")?;
     trail.wait(mark, &refused("wild", "model", "runaway-calls"))?;
     trail.wait(mark, &refused("wild", "fork", "runaway-processes"))?;
@@ -223,8 +226,18 @@ pub fn is_stopped(trail: &mut Trail) -> Result<()> {
         spent("wild", "runaway-session")?,
         spent("wild", "runaway-processes")?,
     );
-    ensure!(calls <= 121, "{calls} calls in a minute");
-    ensure!(processes == 2_000, "{processes} processes in a minute");
+    // A minute forgets in steps of a second: where all this took longer, as many are permitted anew, and processes
+    // from before have been forgotten.
+    let took = began.elapsed().as_secs();
+    let minutes = took / 59 + 1;
+    ensure!(
+        calls <= 1 + 120 * minutes,
+        "{calls} calls in {took} seconds"
+    );
+    ensure!(
+        processes == 2_000 || minutes > 1 && processes < 2_000,
+        "{processes} processes in {took} seconds"
+    );
     for _ in 0..3 {
         let status = answer(&mut beside)?;
         ensure!(status == "200", "another agent was answered {status}");

@@ -44,8 +44,16 @@ struct Job {
 struct Asked {
     /// Its rule, or its cause where no rule is named.
     by: &'static str,
+    /// `~` is the home of the agent's owner.
     target: &'static str,
     why: &'static str,
+}
+
+impl Asked {
+    fn target(&self, home: &str) -> String {
+        let own = self.target.strip_prefix('~');
+        own.map_or_else(|| self.target.to_owned(), |rest| format!("{home}{rest}"))
+    }
 }
 
 /// Denials that the policy asks for, and that may come in any job.
@@ -59,12 +67,12 @@ const TOLERATED: &[Asked] = &[Asked {
 const FORBIDDEN: &[Asked] = &[
     Asked {
         by: "ssh-keys",
-        target: "/home/agent/.ssh/id_rsa",
+        target: "~/.ssh/id_rsa",
         why: "a key",
     },
     Asked {
         by: "run-later",
-        target: "/home/agent/.bashrc",
+        target: "~/.bashrc",
         why: "a shell reads it later",
     },
     Asked {
@@ -74,23 +82,13 @@ const FORBIDDEN: &[Asked] = &[
     },
 ];
 
-/// The same where the agent is root's.
-const FORBIDDEN_TO_ROOT: &[Asked] = &[
-    Asked {
-        by: "ssh-keys",
-        target: "/root/.ssh/id_rsa",
-        why: "a key",
-    },
-    Asked {
-        by: "run-later",
-        target: "/root/.bashrc",
-        why: "a shell reads it later",
-    },
-    Asked {
-        by: "other-identity",
-        target: "/usr/bin/sudo",
-        why: "another identity",
-    },
+/// What code that `NODE_OPTIONS` carries has written down: it ran in both programs, and could do nothing in either.
+const CARRIED: &[&str] = &[
+    "test \"$(grep -c '^carried$' said.txt)\" = 2",
+    "test \"$(grep -c '^read: EPERM$' said.txt)\" = 2",
+    "test \"$(grep -c '^append: EPERM$' said.txt)\" = 2",
+    "test \"$(grep -c '^start: EPERM$' said.txt)\" = 2",
+    "test \"$(wc -l <said.txt)\" = 8 && ! test -s ~/.bashrc",
 ];
 
 const JOBS: &[Job] = &[
@@ -203,13 +201,7 @@ const JOBS: &[Job] = &[
         name: "what NODE_OPTIONS carries into node",
         script: include_str!("../workshop/carrier.sh"),
         root: false,
-        proofs: &[
-            "test \"$(grep -c '^carried$' said.txt)\" = 2",
-            "test \"$(grep -c '^read: EPERM$' said.txt)\" = 2",
-            "test \"$(grep -c '^append: EPERM$' said.txt)\" = 2",
-            "test \"$(grep -c '^start: EPERM$' said.txt)\" = 2",
-            "test \"$(wc -l <said.txt)\" = 8 && ! test -s ~/.bashrc",
-        ],
+        proofs: CARRIED,
         ran: &["/usr/bin/node"],
         asked: FORBIDDEN,
         skip: None,
@@ -218,15 +210,9 @@ const JOBS: &[Job] = &[
         name: "what NODE_OPTIONS carries into node, as root",
         script: include_str!("../workshop/carrier.sh"),
         root: true,
-        proofs: &[
-            "test \"$(grep -c '^carried$' said.txt)\" = 2",
-            "test \"$(grep -c '^read: EPERM$' said.txt)\" = 2",
-            "test \"$(grep -c '^append: EPERM$' said.txt)\" = 2",
-            "test \"$(grep -c '^start: EPERM$' said.txt)\" = 2",
-            "test \"$(wc -l <said.txt)\" = 8 && ! test -s ~/.bashrc",
-        ],
+        proofs: CARRIED,
         ran: &["/usr/bin/node"],
-        asked: FORBIDDEN_TO_ROOT,
+        asked: FORBIDDEN,
         skip: None,
     },
 ];
@@ -369,7 +355,7 @@ impl Job {
         let refused = |it: &&&Value| !matches!(it["verdict"].as_str(), None | Some("allow"));
         for record in own.iter().filter(refused) {
             let is = |asked: &Asked| {
-                record["target"] == asked.target
+                record["target"] == asked.target(self.owner().1)
                     && (record["rule"] == asked.by || record["cause"] == asked.by)
             };
             if let Some(at) = self.asked.iter().position(is) {
