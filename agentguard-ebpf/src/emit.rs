@@ -217,10 +217,10 @@ pub fn deliver(chunk: *mut Chunk, tail: u64, decision: Decision, outcome: Outcom
             return;
         }
         let len = HEADER_LEN as u64 + crate::bound::at_most_64(tail, SHORT_PATH as u64 - 1);
-        let lost = !put(DENIED.as_ptr_for_helper(), chunk.cast(), len);
+        let sent = put(false, chunk.cast(), len);
         discard(chunk);
-        if lost {
-            count_loss(class::DENIED);
+        if !sent {
+            lose(false, 1);
         }
     }
 }
@@ -246,70 +246,63 @@ pub fn send_or_count<const MAX: u32>(
 pub fn send<const MAX: u32>(header: *mut RecordHeader, tail: u32, outcome: Outcome) {
     let tail = crate::bound::at_most(tail, MAX);
     let len = HEADER_LEN as u32 + tail;
+    let allowed = outcome.verdict == Verdict::Allow as u32;
     // SAFETY: the caller owns the memory; the tail is bounded by the size of its buffer.
     let sent = unsafe {
         (*header).len = len;
-        let (record, len) = (header.cast(), u64::from(len));
-        if outcome.verdict == Verdict::Allow as u32 {
-            put(ALLOWED.as_ptr_for_helper(), record, len)
-        } else {
-            put(DENIED.as_ptr_for_helper(), record, len)
-        }
+        put(allowed, header.cast(), u64::from(len))
     };
     if !sent {
-        lose(outcome);
+        lose(allowed, 1);
     }
 }
 
-/// Copies a record to a ring; whether it is there. A second time where it is not: kernels from 6.15 on may give up on
-/// a ring's lock although the ring has room.
+/// Copies a record to the ring of allowed actions or to that of denials; whether it is there. A second time where it
+/// is not: kernels from 6.15 on may give up on a ring's lock although the ring has room.
 ///
 /// # Safety
-/// `record` must be the caller's memory of `len` bytes, and `ring` one of the two.
+/// `record` must be the caller's memory of `len` bytes.
 #[inline(always)]
-pub unsafe fn put(ring: *mut c_void, record: *mut c_void, len: u64) -> bool {
+pub unsafe fn put(allowed: bool, record: *mut c_void, len: u64) -> bool {
     // SAFETY: the caller's promise.
-    unsafe {
+    let put = |ring| unsafe {
         bpf_ringbuf_output(ring, record, len, WAKE_IDLE) == 0
             || bpf_ringbuf_output(ring, record, len, WAKE_IDLE) == 0
+    };
+    // VERIFIER: all kernels: a call knows its ring.
+    if allowed {
+        put(ALLOWED.as_ptr_for_helper())
+    } else {
+        put(DENIED.as_ptr_for_helper())
     }
 }
 
-/// Space in a ring for a header, or null. A second time as in [`put`].
-///
-/// # Safety
-/// `ring` must be one of the two.
+/// Space in one of them for a header, or null. A second time as in [`put`].
 #[inline(always)]
-unsafe fn space(ring: *mut c_void) -> *mut RecordHeader {
-    // SAFETY: the caller's promise.
-    unsafe {
+fn space(allowed: bool) -> *mut RecordHeader {
+    // SAFETY: a helper.
+    let space = |ring| unsafe {
         let mut space = bpf_ringbuf_reserve(ring, HEADER_LEN as u64, 0);
         if space.is_null() {
             space = bpf_ringbuf_reserve(ring, HEADER_LEN as u64, 0);
         }
         space.cast()
+    };
+    if allowed {
+        space(ALLOWED.as_ptr_for_helper())
+    } else {
+        space(DENIED.as_ptr_for_helper())
     }
 }
 
-/// Counts the record of a decision that could not be delivered.
+/// Counts a record that could not be delivered, and the acts that it stands for.
 #[inline(always)]
-fn lose(outcome: Outcome) {
-    count_loss(if outcome.verdict == Verdict::Allow as u32 {
+pub fn lose(allowed: bool, acts: u64) {
+    let class = if allowed {
         class::ALLOWED
     } else {
         class::DENIED
-    });
-}
-
-/// Counts a record that could not be delivered.
-#[inline(always)]
-pub fn count_loss(class: u32) {
-    count_losses(class, 1);
-}
-
-/// The same for one that stands for several acts.
-#[inline(always)]
-pub fn count_losses(class: u32, acts: u64) {
+    };
     if let Some(total) = LOSSES.get_ptr_mut(class) {
         crate::atomic::add(total, acts);
     }
@@ -328,15 +321,12 @@ fn headed(
         aux,
         ..Facts::default()
     };
+    let allowed = outcome.verdict == Verdict::Allow as u32;
     // SAFETY: helpers; what is reserved is filled and submitted on every way; every field of the header is written.
     unsafe {
-        let header = if outcome.verdict == Verdict::Allow as u32 {
-            space(ALLOWED.as_ptr_for_helper())
-        } else {
-            space(DENIED.as_ptr_for_helper())
-        };
+        let header = space(allowed);
         if header.is_null() {
-            lose(outcome);
+            lose(allowed, 1);
             return;
         }
         complete(&mut *header, subject, operation, decision, outcome, facts);

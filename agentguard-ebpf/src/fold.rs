@@ -7,7 +7,7 @@
 //! meanwhile has another number.
 
 use agentguard_common::record::{
-    FOLD_WINDOW, HEADER_LEN, REPEATED_PLACES, RecordHeader, class, folding, record_flags,
+    FOLD_WINDOW, HEADER_LEN, REPEATED_PLACES, RecordHeader, folding, record_flags,
 };
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Reason, Verdict};
@@ -199,18 +199,8 @@ unsafe extern "C" fn tell(place: *mut Place) {
         let len =
             HEADER_LEN as u64 + at_most_64(u64::from((*header).target_len), SHORT_PATH as u64 - 1);
         let record = (&raw mut (*place).record).cast();
-        let sent = if allowed {
-            emit::put(ALLOWED.as_ptr_for_helper(), record, len)
-        } else {
-            emit::put(DENIED.as_ptr_for_helper(), record, len)
-        };
-        if !sent {
-            let class = if allowed {
-                class::ALLOWED
-            } else {
-                class::DENIED
-            };
-            emit::count_losses(class, count);
+        if !emit::put(allowed, record, len) {
+            emit::lose(allowed, count);
         }
     }
 }
