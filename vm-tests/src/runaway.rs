@@ -21,14 +21,7 @@ use crate::fixture;
 use crate::guard::{Agent, PROVIDER, PROVIDER_KEY, agentguard_ok, write_policy};
 use crate::trail::Trail;
 
-/// An emulated guest does not make 20,000 processes in a minute: here it is 500, as any policy may say.
-const POLICY: &str = "\
-version: 1
-extends: [coding-agent]
-vars: {processes_per_minute: \"500\"}
-models: {providers: [local]}
-";
-/// The same number.
+/// An emulated guest does not make 20,000 processes in a minute: here it is fewer, as any policy may say.
 const PROCESSES: u64 = 500;
 /// Where the gateway listens for calls of the provider.
 const GATEWAY: &str = "127.0.0.1:8377";
@@ -195,7 +188,11 @@ fn answer(dialogue: &mut Dialogue) -> Result<String> {
 /// The limits of `coding-agent` stop a loop, and say so; nobody else notices.
 pub fn is_stopped(trail: &mut Trail) -> Result<()> {
     fixture::make(&[])?;
-    write_policy("looping", POLICY)?;
+    let policy = format!(
+        "version: 1\nextends: [coding-agent]\nvars: {{processes_per_minute: \"{PROCESSES}\"}}\n\
+         models: {{providers: [local]}}\n"
+    );
+    write_policy("looping", &policy)?;
     let provider = Provider::start()?;
     let (wild, calm) = (
         Agent::attach("wild", "looping")?,

@@ -1,5 +1,5 @@
-//! Programs that do nothing, or next to nothing, at the same places of the kernel as those of `AgentGuard`: what the kernel itself
-//! takes for calling a program there, which no program can be without. They never judge anything.
+//! Programs that do nothing, or next to nothing, at the same places of the kernel as those of `AgentGuard`: what the
+//! kernel itself takes for calling a program there, which no program can be without. They never judge anything.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
