@@ -33,6 +33,7 @@ macro_rules! shared {
 
 pub mod approval;
 pub mod budget;
+pub mod folder;
 pub mod identity;
 pub mod label;
 pub mod offsets;

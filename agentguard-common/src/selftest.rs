@@ -25,6 +25,9 @@ pub mod kind {
     /// Charging `count` of the kinds in `access`, with the marks in `args_len`: 0, or one more than the number of the
     /// meter that had not enough.
     pub const CHARGE: u32 = 10;
+    /// The record of a permitted open of a path of `path_len` bytes, from the space in the ring to its delivery; what it
+    /// says is nothing.
+    pub const RECORD: u32 = 11;
 }
 
 /// One case.

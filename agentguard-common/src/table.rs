@@ -71,6 +71,8 @@ shared! {
         pub command: Automaton,
         /// Socket destinations. Input: the 19 bytes of [`crate::record::Destination::key`].
         pub network: Automaton,
+        /// A digest of all that follows the header, and never 0: tables with the same one have the same states.
+        pub automata: u64,
     }
 }
 
@@ -182,7 +184,7 @@ pub const fn unpack(label: u32, shift: u32) -> Verdict {
 
 const _: () = {
     assert!(size_of::<Automaton>() == 16);
-    assert!(size_of::<TableHeader>() == 96);
+    assert!(size_of::<TableHeader>() == 104);
     assert!(size_of::<TableHeader>() <= PATH_CLASSES);
     assert!(core::mem::offset_of!(TableHeader, anchored) == 32);
     assert!(core::mem::offset_of!(TableHeader, floating) == 48);

@@ -43,6 +43,13 @@ impl<const BYTES: usize> Table<BYTES> {
         unsafe { *self.0.add(offset).cast::<u32>() }
     }
 
+    /// A long word of the header.
+    #[inline(always)]
+    pub fn long(self, offset: usize) -> u64 {
+        // SAFETY: as above; it is aligned for it.
+        unsafe { *self.0.add(offset).cast::<u64>() }
+    }
+
     /// Class of a byte, as the distance of its word from the start of a row.
     #[inline(always)]
     fn class(self, map: usize, byte: u8) -> u32 {
@@ -213,11 +220,17 @@ impl<const BYTES: usize> Table<BYTES> {
     /// from `len`. The verifier follows every combination of blocks, which are few here.
     #[inline(always)]
     pub fn walk_short(self, path: *const u8, len: u64, state: u32) -> u32 {
+        self.walk_up_to::<{ SHORT_PATH as u64 }>(path, len, state)
+    }
+
+    /// The same for `len` bytes from `path` on, which are less than `MAX`, a power of two up to [`SHORT_PATH`].
+    #[inline(always)]
+    pub fn walk_up_to<const MAX: u64>(self, path: *const u8, len: u64, state: u32) -> u32 {
         let (mut a, mut b) = (u64::from(state), 0);
-        let (mut path, mut left) = (path, apart(len, SHORT_PATH as u64 - 1));
+        let (mut path, mut left) = (path, apart(len, MAX - 1));
         macro_rules! rest {
             ($($n:literal)+) => {
-                $(if left >= $n {
+                $(if MAX > $n && left >= $n {
                     self.step_paths::<NARROW, $n>(path, 0, &mut a, &mut b);
                     // SAFETY: still inside the buffer, or at its end.
                     path = unsafe { path.add($n) };

@@ -100,7 +100,7 @@ pub unsafe fn climb(
 
 /// The entry at the root of a mount.
 #[inline(always)]
-fn root_of(mount: u64) -> u64 {
+pub fn root_of(mount: u64) -> u64 {
     peek(mount + get(&off::OFF_VFSMOUNT_ROOT) as u64, 0)
 }
 

@@ -288,6 +288,12 @@ pub fn label_of_short<const BYTES: usize>(table: Table<BYTES>, path: *const u8, 
     label_within::<BYTES, SHORT_PATH>(table, path, len as u32)
 }
 
+/// Which automata a table has.
+#[inline(always)]
+pub fn automata<const BYTES: usize>(table: Table<BYTES>) -> u64 {
+    table.long(offset_of!(TableHeader, automata))
+}
+
 /// Decides on reading, writing or both.
 #[inline(always)]
 pub fn file<const BYTES: usize>(

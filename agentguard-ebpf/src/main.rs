@@ -18,6 +18,7 @@ mod climb;
 mod decide;
 mod emit;
 mod fold;
+mod folder;
 mod hooks;
 mod identity;
 mod label;

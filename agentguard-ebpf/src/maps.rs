@@ -6,6 +6,7 @@ use core::ffi::c_void;
 use crate::decide::Decision;
 use agentguard_common::approval::{Grant, Key, MAX_GRANTS, MAX_OBJECT};
 use agentguard_common::budget::{Limits, MAX_METERS, Meter};
+use agentguard_common::folder::Learning;
 use agentguard_common::identity::{FILTER_WORDS, MAX_OBJECTS, Object};
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::opened::{Address, MAX_OPENED, Opened, PORT_WORDS, Redirect, Resolver};
@@ -28,6 +29,8 @@ pub struct LocalStorage<T, const KIND: usize, const FLAGS: usize = NO_PREALLOC> 
     map_flags: *const [i32; FLAGS],
 }
 
+/// `BPF_MAP_TYPE_INODE_STORAGE`.
+pub type InodeStorage<T> = LocalStorage<T, 28>;
 /// `BPF_MAP_TYPE_TASK_STORAGE`.
 pub type TaskStorage<T> = LocalStorage<T, 29>;
 /// `BPF_MAP_TYPE_SK_STORAGE`.
@@ -145,6 +148,7 @@ pub struct NameScratch {
     /// 0 when free; claimed by compare-and-swap.
     pub owner: u64,
     pub climb: Climb,
+    pub folder: Folder,
     pub decision: Decision,
     /// Places of both names, and their lengths.
     pub places: [u64; 2],
@@ -175,6 +179,41 @@ pub struct Climb {
     pub end: u64,
     /// The beginning of the entry.
     pub entry: [u8; ENTRY],
+}
+
+/// Longest path of a folder that is kept, with its `/`.
+pub const FOLDER_TEXT: usize = 192;
+
+/// Where a folder's entry is: which it is, in which folder and by which name (its hash and length), and whether it is of a
+/// kind that is not kept.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub address: u64,
+    pub above: u64,
+    pub hash: u32,
+    pub len: u32,
+    pub unsettled: u64,
+}
+
+/// The path of a folder, and when it was that. Never changed: a new one takes its place.
+#[repr(C)]
+pub struct Folder {
+    /// How often anything had been renamed and mounted.
+    pub counts: u64,
+    /// Addresses of the mount through which it was reached, and of the one at whose root the task's root is.
+    pub mount: u64,
+    pub root: u64,
+    pub entry: Entry,
+    /// When, in the kernel's ticks.
+    pub since: u64,
+    /// [`TableHeader::automata`](agentguard_common::table::TableHeader::automata) of the table that `state` is of, or 0.
+    pub automata: u64,
+    /// Where its automaton stands behind the text.
+    pub state: u32,
+    /// Bytes of text.
+    pub len: u32,
+    pub text: [u8; FOLDER_TEXT],
 }
 
 /// Bytes of a `struct dentry` that are read at once: its sequence count, its parent and its name.
@@ -309,6 +348,14 @@ pub static OBJECTS: HashMap<Object, u32, MAX_OBJECTS> = HashMap::new();
 /// Which inode numbers may be in [`OBJECTS`]. Written by the daemon before the entry, cleared after it.
 #[btf_map]
 pub static OBJECT_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+
+/// folder → its path. Written and read by the programs; freed with the inode.
+#[btf_map]
+pub static FOLDERS: InodeStorage<Folder> = InodeStorage::new();
+
+/// When folders become known. Written and read by the programs; the daemon only says once that they may.
+#[btf_map]
+pub static LEARNING: Array<Learning, 1> = Array::new();
 
 /// agent and address → what names opened it for. Written by the daemon before an answer leaves; entries end by
 /// their deadlines and are removed by the daemon. A full map takes no more, and what is not in it is not open.

@@ -13,6 +13,15 @@ macro_rules! globals {
 
 agentguard_common::kernel_offsets!(globals);
 
+/// Addresses of the kernel's counts of renames and mounts (`rename_lock`, `mount_lock`); 0 where they are not known.
+#[unsafe(no_mangle)]
+pub static RENAME_LOCK: u64 = 0;
+#[unsafe(no_mangle)]
+pub static MOUNT_LOCK: u64 = 0;
+/// 1 where `f_path` is in a union of `struct file` (from 6.18 on).
+#[unsafe(no_mangle)]
+pub static FILE_PATH_SHARED: u32 = 0;
+
 /// Makes a number of each field: its place in the list.
 macro_rules! numbers {
     ($($name:ident : $type:literal . $field:literal,)+) => {
@@ -69,4 +78,11 @@ pub(crate) use field;
 pub fn get(global: &u32) -> usize {
     // SAFETY: a valid reference; volatile because the loader replaces the value that the compiler sees.
     unsafe { core::ptr::read_volatile(global) as usize }
+}
+
+/// The same for an address.
+#[inline(always)]
+pub fn address(global: &u64) -> u64 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(global) }
 }

@@ -9,9 +9,14 @@ use aya_ebpf::programs::TcContext;
 
 use crate::bound::{at_most, at_most_64};
 use crate::budget::charged;
+use agentguard_common::label::Label;
 use agentguard_common::table::{MARKS, flags};
+use agentguard_common::verdict::{Operation, Reason, Verdict};
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 
-use crate::decide::{self, Command, Moved, Place, with_table};
+use crate::decide::{self, Command, Decision, Moved, Place, with_table};
+use crate::emit::{self, Facts};
+use crate::label::Subject;
 use crate::maps::{ExecScratch, NameScratch, SHORT_PATH};
 use crate::scratch;
 
@@ -101,9 +106,42 @@ pub fn selftest(_ctx: TcContext) -> i32 {
             kind::CHARGE => {
                 return charged(1, (*case).access | (*case).args_len, (*case).count) as i32;
             }
+            kind::RECORD => {
+                record(path_len);
+                return 0;
+            }
             _ => return 0,
         }
     };
     let quiet = decision.flags & (flags::QUIET | flags::QUIET_OPENS);
     ((decision.flags & MARKS) << 12 | quiet << 18 | decision.verdict << 16 | decision.reason) as i32
+}
+
+/// What an open does from its verdict on, and before that for the space; the current task stands for a governed one.
+fn record(path_len: u32) {
+    let mut label = Label {
+        agent: 1,
+        session: 1,
+        exec_id: 1,
+    };
+    let Some(chunk) = emit::reserve() else {
+        return;
+    };
+    // SAFETY: the chunk is this program's until it is delivered; the task is live while it runs.
+    unsafe {
+        let subject = Subject {
+            task: bpf_get_current_task_btf() as *const u8,
+            label: &raw mut label,
+        };
+        let len = at_most_64(u64::from(path_len), SHORT_PATH as u64 - 1);
+        let decision = Decision::failure(Reason::Rule).with(Verdict::Allow, Reason::Rule);
+        let outcome = emit::outcome(decision);
+        let facts = Facts {
+            target_len: len,
+            ..Facts::default()
+        };
+        let header = &mut (*chunk).header;
+        emit::complete(header, subject, Operation::Open, decision, outcome, facts);
+        emit::deliver(chunk, len, decision, outcome);
+    }
 }

@@ -2,6 +2,8 @@
 //! `BPF_PROG_TEST_RUN` (which needs root), reading records, sealing lines, the way of a record to the disk.
 //! `cargo xtask bench --native` stores what it prints; it judges nothing.
 //!
+//! `native steps` measures what a guest counts in instructions.
+//!
 //! `native store FOLDER [RECORDS]` only fills a log, for measuring searches.
 
 #[path = "../../tests/support/selftest.rs"]
@@ -27,6 +29,7 @@ const TIMES: u32 = 200_000;
 type Measure = (&'static str, &'static str, fn() -> anyhow::Result<Spread>);
 
 const MEASURES: &[Measure] = &[
+    ("record", RECORD, || walk::record(RECORDS)),
     (
         "walk",
         "walk of the table in the kernel, ns a byte",
@@ -42,10 +45,32 @@ const MEASURES: &[Measure] = &[
     ("store", "a record from the ring to the disk", stored),
 ];
 
+/// What a guest measures whose time counts instructions.
+const STEPS: &[Measure] = &[
+    ("record", RECORD, || walk::record(RECORDS)),
+    (
+        "decision",
+        "decision, 63 bytes, the whole walk",
+        walk::decision,
+    ),
+];
+const RECORD: &str = "record of an open in the kernel: space in the ring, header, delivery";
+/// Records that fit the ring.
+const RECORDS: u32 = 20_000;
+
 fn main() -> anyhow::Result<()> {
     // Cargo adds an argument of its own.
     let mut arguments = std::env::args().skip(1).filter(|word| word != "--bench");
-    if arguments.next().as_deref() == Some("store") {
+    let task = arguments.next();
+    if task.as_deref() == Some("steps") {
+        let (name, title) = ("steps", "Steps of an open that is permitted");
+        println!(
+            "{}",
+            serde_json::to_string(&table(name, title, "instructions", STEPS))?
+        );
+        return Ok(());
+    }
+    if task.as_deref() == Some("store") {
         let folder = PathBuf::from(arguments.next().context("name a folder for the log")?);
         let total = arguments
             .next()
@@ -55,12 +80,16 @@ fn main() -> anyhow::Result<()> {
         println!("{total} records, {nanoseconds:.0} ns each");
         return Ok(());
     }
-    println!("{}", serde_json::to_string(&table())?);
+    let (name, title) = ("native", "Parts that need no guest");
+    println!(
+        "{}",
+        serde_json::to_string(&table(name, title, "ns", MEASURES))?
+    );
     Ok(())
 }
 
-fn table() -> Table {
-    let cells = MEASURES.iter().map(|(name, _, measure)| {
+fn table(name: &str, title: &str, unit: &str, measures: &[Measure]) -> Table {
+    let cells = measures.iter().map(|(name, _, measure)| {
         let cell = match measure() {
             Ok(spread) => Cell::Measured(spread),
             Err(error) => Cell::Absent(format!("{error:#}")),
@@ -74,10 +103,10 @@ fn table() -> Table {
         cells: cells.collect(),
     };
     Table {
-        name: "native".into(),
-        title: "Parts that need no guest".into(),
-        unit: "ns".into(),
-        operations: MEASURES
+        name: name.into(),
+        title: title.into(),
+        unit: unit.into(),
+        operations: measures
             .iter()
             .map(|(name, title, _)| Operation {
                 name: (*name).to_owned(),

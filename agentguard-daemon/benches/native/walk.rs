@@ -29,8 +29,36 @@ pub fn nanoseconds_a_byte() -> anyhow::Result<Spread> {
     Spread::of(figures).context("no rounds")
 }
 
+/// The record of a permitted open of such a path, from the space in the ring to its delivery, without a reader that
+/// would be woken. `repeat` of them in a round must fit the ring together.
+pub fn record(repeat: u32) -> anyhow::Result<Spread> {
+    let mut figures = Vec::new();
+    for _ in 0..ROUNDS.min(3) {
+        // A ring that nobody has written.
+        let mut kernel = governing()?;
+        let mut time = |kind, path_len| {
+            let case = kernel.case();
+            (case.kind, case.path_len) = (kind, path_len);
+            kernel.set();
+            kernel.time(repeat).as_secs_f64() * 1e9
+        };
+        let nothing = time(0, 0);
+        figures.push(time(kind::RECORD, SHORT as u32) - nothing);
+    }
+    Spread::of(figures).context("no rounds")
+}
+
 /// What a decision about a path of so many bytes takes, in each round.
 fn times(len: usize) -> anyhow::Result<Vec<f64>> {
+    let mut kernel = governing()?;
+    ask(kernel.case(), len);
+    kernel.set();
+    let time = |_| kernel.time(REPEAT).as_secs_f64() * 1e9;
+    Ok((0..ROUNDS).map(time).collect())
+}
+
+/// The programs under a policy of 1,000 rules.
+fn governing() -> anyhow::Result<Kernel> {
     anyhow::ensure!(
         nix::unistd::geteuid().is_root(),
         "loading a kernel program needs root"
@@ -43,10 +71,7 @@ fn times(len: usize) -> anyhow::Result<Vec<f64>> {
     .context("failed to read the policy")?;
     let mut kernel = Kernel::load();
     kernel.guard.install(1, &policy.compile(1)?.bytes)?;
-    ask(kernel.case(), len);
-    kernel.set();
-    let time = |_| kernel.time(REPEAT).as_secs_f64() * 1e9;
-    Ok((0..ROUNDS).map(time).collect())
+    Ok(kernel)
 }
 
 /// Makes the case that of reading a path of so many bytes.

@@ -21,6 +21,8 @@ const PRIVATE: &[&str] = &[
     "NAME_SCRATCH",
     "GRANT_SCRATCH",
     "ZEROES",
+    "FOLDERS",
+    "LEARNING",
     "SELFTEST",
     "AYA_",
 ];

@@ -103,6 +103,15 @@ impl<'a> Structs<'a> {
 
     /// Byte offset of a field, also inside anonymous members.
     pub fn offset(&self, structure: &str, field: &str) -> Result<u32, BtfError> {
+        Ok(self.place(structure, field)?.0)
+    }
+
+    /// Whether a field has its bytes in common with others: it is in a union.
+    pub fn is_shared(&self, structure: &str, field: &str) -> Result<bool, BtfError> {
+        Ok(self.place(structure, field)?.1)
+    }
+
+    fn place(&self, structure: &str, field: &str) -> Result<(u32, bool), BtfError> {
         let id = self
             .by_name
             .get(structure.as_bytes())
@@ -111,11 +120,13 @@ impl<'a> Structs<'a> {
             .ok_or_else(|| BtfError::NoField(structure.into(), field.into()))
     }
 
-    fn find(&self, id: u32, field: &[u8], depth: u32) -> Result<Option<u32>, BtfError> {
+    /// The offset of a field, and whether it is in a union.
+    fn find(&self, id: u32, field: &[u8], depth: u32) -> Result<Option<(u32, bool)>, BtfError> {
         let kind = *self.types.get(id as usize).ok_or(BtfError::Damaged(0))?;
         if depth > 8 || !matches!(kind.kind(), KIND_STRUCT | KIND_UNION) {
             return Ok(None);
         }
+        let union = kind.kind() == KIND_UNION;
         for index in 0..kind.len() {
             let at = kind.body + 12 * index;
             let (name, member) = (word(self.data, at)?, word(self.data, at + 4)?);
@@ -126,11 +137,11 @@ impl<'a> Structs<'a> {
                 (bits, 0)
             };
             if name == 0 {
-                if let Some(inner) = self.find(member, field, depth + 1)? {
-                    return Ok(Some(bits / 8 + inner));
+                if let Some((inner, shared)) = self.find(member, field, depth + 1)? {
+                    return Ok(Some((bits / 8 + inner, shared || union)));
                 }
             } else if width == 0 && self.string(name)? == field {
-                return Ok(Some(bits / 8));
+                return Ok(Some((bits / 8, union)));
             }
         }
         Ok(None)
@@ -176,6 +187,8 @@ mod tests {
         // Inside an anonymous union of an anonymous struct.
         assert!(structs.offset("qstr", "len").unwrap() <= 4);
         assert!(structs.offset("file", "f_path").unwrap() > 0);
+        assert!(structs.is_shared("qstr", "len").unwrap());
+        assert!(!structs.is_shared("path", "dentry").unwrap());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use sha2::Digest as _;
 use super::adopt::{living_state, plan, read_journal, shared_maps};
 use super::journal::{Entry, Journal};
 use super::pins::Pins;
+use super::symbols::Counts;
 use super::{BtfError, Guard, KernelError, OBJECT, Structs, probe};
 
 /// Where the running kernel describes its types.
@@ -75,6 +76,7 @@ impl Guard {
         let mut guard = Self::load_object(options)?;
         let btf = btf(options)?.1;
         guard.load_programs(&btf, options.loaded)?;
+        guard.prove_folders();
         guard.attach(None)?;
         Ok(guard)
     }
@@ -119,6 +121,7 @@ impl Guard {
             pins.keep_only(entry.link_set)?;
         } else {
             guard.load_programs(&btf, options.loaded)?;
+            guard.prove_folders();
         }
         guard.keep(pins.clone(), journal, object);
         if origin == Origin::Fresh {
@@ -159,9 +162,12 @@ impl Guard {
 
     fn load_maps(options: &GuardOptions, pins: Option<&Pins>) -> Result<Self, KernelError> {
         let (data, btf) = btf(options)?;
-        let offsets = offsets(&Structs::parse(&data)?)?;
+        let structs = Structs::parse(&data)?;
+        let shared = u32::from(structs.is_shared("file", "f_path")?);
+        let offsets = offsets(&structs)?;
         let names = shared_maps(pins)?;
         let state = pins.map_or(Ok(None), living_state)?;
+        let counts = Counts::of_kernel();
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).allow_unsupported_maps();
         if options.log {
@@ -171,6 +177,9 @@ impl Guard {
         for (name, offset) in &offsets {
             loader.override_global(name, offset, true);
         }
+        loader.override_global("FILE_PATH_SHARED", &shared, true);
+        loader.override_global("RENAME_LOCK", &counts.renames, true);
+        loader.override_global("MOUNT_LOCK", &counts.mounts, true);
         for (name, path) in &names {
             loader.map_pin_path(name.as_str(), path.as_path());
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use sha2::Digest as _;
 
+use super::symbols::Counts;
 use super::{KernelError, Structs};
 
 /// How a probe came out.
@@ -83,8 +84,29 @@ pub fn probe() -> Vec<Probe> {
         Probe::of("preemption", preemption()),
         Probe::of("cgroup-v2", cgroup()),
         hooks(),
+        folders(),
         Probe::of("enforcement", load()),
     ]
+}
+
+/// What opens in known folders need to be cheap.
+fn folders() -> Probe {
+    let name = "known-folders";
+    if Counts::of_kernel() != Counts::default() {
+        return Probe::ok(
+            name,
+            "paths of folders are remembered while nothing is renamed or mounted",
+        );
+    }
+    Probe {
+        name,
+        status: ProbeStatus::Degraded,
+        detail: "paths of folders are not remembered, so that opens cost twice as much".into(),
+        remedy: cfg!(target_arch = "x86_64").then(|| {
+            "let root read the addresses in /proc/kallsyms: `sysctl kernel.kptr_restrict=1`, before the daemon starts"
+                .into()
+        }),
+    }
 }
 
 fn root() -> Result<String, KernelError> {

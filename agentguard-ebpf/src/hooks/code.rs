@@ -12,6 +12,7 @@ use super::{object, policy_of, script, slot_of};
 use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
 use crate::emit;
+use crate::folder;
 use crate::identity;
 use crate::label::Subject;
 use crate::maps::NameScratch;
@@ -59,7 +60,12 @@ fn judge(subject: Subject, file: *const u8, policy: Policy, scratch: *mut NameSc
     // SAFETY: this task owns the slot until it is released.
     unsafe {
         let (mount, dentry) = typed_parts(file.add(get(&off::OFF_FILE_PATH)));
-        let len = climb(scratch, subject.task, mount, dentry, 0);
+        let entry = folder::entry_of(file);
+        let len = if entry.is_null() {
+            climb(scratch, subject.task, mount, dentry, 0)
+        } else {
+            folder::path_of(scratch, subject.task, mount as *const u8, entry, 0)
+        };
         let tail = &raw const (*scratch).tail as *const u8;
         let object = identity::of_typed(dentry as *const u8);
         let decision = if len < 0 {

@@ -77,6 +77,7 @@ fn received(subject: Subject, file: *const u8) -> i32 {
         operation: Operation::Receive,
         mount: path.0,
         dentry: path.1,
+        believed: false,
         wanted,
         aux,
     };
@@ -194,6 +195,7 @@ fn ioctl(ctx: &LsmContext, subject: Subject) -> i32 {
         operation: Operation::Attribute,
         mount,
         dentry,
+        believed: false,
         wanted: access::WRITE,
         aux: command,
     };

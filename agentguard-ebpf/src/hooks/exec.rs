@@ -15,12 +15,13 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{identify, resolve, script, unlabelled};
+use super::{identify, script, unlabelled};
 use crate::approval::{self, Asked, Use};
 use crate::bound::{self, at_most, forget};
 use crate::budget;
 use crate::decide::{self, Command, Decision, Policy, with_table};
 use crate::emit::{self, DENIED_ERRNO};
+use crate::folder;
 use crate::label::{Standing, Subject, enter, load, peek, standing};
 use crate::maps::{ExecScratch, PATH_BUFFER, Script, Walk, exec_ids};
 use crate::offsets::{self as off, get};
@@ -221,7 +222,7 @@ fn check(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecSc
         let len = if file.is_null() {
             -2
         } else {
-            resolve(file, tail)
+            folder::path_of_file(subject.task, file, folder::entry_of(file), tail).0
         };
         let header = &mut (*scratch).header;
         header.flags = 0;
@@ -355,7 +356,7 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         let len = if file.is_null() {
             -2
         } else {
-            resolve(file, tail)
+            folder::path_of_file(subject.task, file, folder::entry_of(file), tail).0
         };
         let header = &mut (*scratch).header;
         header.flags = 0;

@@ -12,6 +12,7 @@ use crate::bound::forget;
 use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
 use crate::emit::{self, Outcome};
+use crate::folder;
 use crate::identity;
 use crate::label::{Subject, peek};
 use crate::maps::{NameScratch, PATH_BUFFER};
@@ -30,6 +31,8 @@ pub struct Request {
     /// `struct vfsmount` and `struct dentry` of the object.
     pub mount: u64,
     pub dentry: u64,
+    /// Whether the verifier believes the type of `dentry`.
+    pub believed: bool,
     pub wanted: u8,
     pub aux: u32,
 }
@@ -67,6 +70,7 @@ fn entry(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
         operation,
         mount,
         dentry: ctx.arg(1),
+        believed: true,
         wanted: access::WRITE,
         aux,
     };
@@ -82,6 +86,7 @@ fn whole(ctx: &LsmContext, subject: Subject, operation: Operation, aux: u32) -> 
         operation,
         mount,
         dentry,
+        believed: true,
         wanted: access::WRITE,
         aux,
     };
@@ -164,7 +169,12 @@ pub fn judge(subject: Subject, request: Request) -> i32 {
 fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut NameScratch) -> i32 {
     // SAFETY: this task owns the slot until it is released.
     unsafe {
-        let len = climb(scratch, subject.task, request.mount, request.dentry, 0);
+        let (mount, dentry) = (request.mount as *const u8, request.dentry as *const u8);
+        let len = if request.believed {
+            folder::path_of(scratch, subject.task, mount, dentry, 0)
+        } else {
+            climb(scratch, subject.task, request.mount, request.dentry, 0)
+        };
         let tail = &raw const (*scratch).tail as *const u8;
         let object = identity::of_typed(request.dentry as *const u8);
         let decision = if len < 0 {

@@ -10,18 +10,17 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{
-    Object, doors, identify, object, prepare, resolve, resolve_within, script, unlabelled,
-};
+use super::{Object, doors, identify, object, prepare, resolve_within, script, unlabelled};
 use crate::approval::{self, Asked, Use};
-use crate::bound::forget;
+use crate::bound::{at_most_64, forget};
 use crate::budget;
 use crate::decide::{self, Policy, with_table};
 use crate::emit::{self, Facts};
+use crate::folder::{self, Found};
 use crate::identity::{self, Identity};
 use crate::label::{Standing, Subject, enter, standing};
-use crate::maps::{PATH_BUFFER, PathScratch, SHORT_PATH};
-use crate::offsets::field;
+use crate::maps::{FOLDER_TEXT, Folder, PATH_BUFFER, PathScratch, SHORT_PATH};
+use crate::offsets::{self as off, field, get};
 use crate::scratch;
 
 /// `FMODE_READ`, `FMODE_WRITE` of `f_mode`: the same bits as those of `access`.
@@ -47,23 +46,34 @@ unsafe extern "C" fn opening(ctx: *mut c_void, task: *const u8) -> i32 {
         Standing::Unlabelled(membership) => unlabelled(membership, Operation::Open),
         Standing::Governed(subject) => {
             let file = ctx.arg(0);
-            emit::noted!(
-                ctx,
-                "file_open",
-                match in_place(subject, file) {
-                    Some(refused) => crate::bound::verdict(refused),
-                    None => governed(task, subject.label, file),
-                }
-            )
+            let came = match in_place(subject, file) {
+                Some(came) => came,
+                None => governed(task, subject.label, file),
+            };
+            if came & UNKNOWN != 0 {
+                // SAFETY: the verifier knows all three; the label is a live map value.
+                unsafe { folder::learn(task, subject.label, file) };
+            }
+            emit::noted!(ctx, "file_open", crate::bound::verdict(came & REFUSED != 0))
         }
     }
 }
 
-/// The short way, which nearly every open takes: the record is built where the daemon will read it.
-/// Some: whether the open is refused, and there is a record of it. None: nothing has happened, and the
-/// long way decides. Every failure takes the long way, which says what it is.
+/// What an open came to, in bits: whether it is refused, and whether its folder may become known.
+const REFUSED: u32 = 1;
+const UNKNOWN: u32 = 2;
+
+/// What it came to, put together.
 #[inline(always)]
-fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
+const fn came(refused: bool, unknown: bool) -> u32 {
+    refused as u32 * REFUSED | unknown as u32 * UNKNOWN
+}
+
+/// The short way, which nearly every open takes: the record is built where the daemon will read it.
+/// Some: what the open came to, and there is a record of it. None: nothing has happened, and the long way
+/// decides. Every failure takes the long way, which says what it is.
+#[inline(always)]
+fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
     // SAFETY: the label is a live map value; the chunk is this program's until it is sent or discarded;
     // `file` is the hook's argument.
     unsafe {
@@ -75,7 +85,26 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let wanted = wanted(file, file_flags);
         let chunk = emit::reserve()?;
         let tail = &raw mut (*chunk).tail as *mut u8;
-        let len = resolve_within::<SHORT_PATH>(file, tail);
+        let found = known(subject, file, tail);
+        let mut start = Start {
+            len: found.len() as i64,
+            at: found.above,
+            state: 0,
+            unknown: found.learn,
+        };
+        if !found.is_known() {
+            start.len = resolve_within::<SHORT_PATH>(file, tail);
+        } else if (*found.folder).automata == decide::automata(policy.head()) {
+            // Where the table's automaton stood when the folder became known.
+            start.state = u64::from((*found.folder).state);
+        }
+        let Start {
+            len,
+            at,
+            state,
+            unknown,
+        } = forget((&raw mut (*chunk).header).cast(), start);
+        let unknown = unknown != 0;
         if len < 0 {
             emit::discard(chunk);
             return None;
@@ -86,7 +115,13 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
             return None;
         }
         let len = crate::bound::at_most_64(len as u64, SHORT_PATH as u64 - 1);
-        let label = with_table!(policy, t => decide::label_of_short(t, tail, len));
+        let label = if state == 0 {
+            with_table!(policy, t => decide::label_of_short(t, tail, len))
+        } else {
+            let at = at_most_64(at, FOLDER_TEXT as u64);
+            let (name, left) = (tail.add(at as usize), len.wrapping_sub(at));
+            with_table!(policy, t => t.walk_up_to::<{ folder::SHORT_NAME }>(name, left, state as u32))
+        };
         let decision = decide::file_aloud(policy.head(), label, u32::from(wanted));
         if decision.verdict == Verdict::Ask as u32 {
             // Somebody may have granted it.
@@ -98,7 +133,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let outcome = emit::outcome(decision);
         if decision.is_allowed() && decide::is_hushed(label, u32::from(wanted)) {
             emit::discard(chunk);
-            return Some(false);
+            return Some(came(false, unknown));
         }
         let facts = Facts {
             access: wanted,
@@ -111,7 +146,62 @@ fn in_place(subject: Subject, file: *const u8) -> Option<bool> {
         let header = &mut (*chunk).header;
         emit::complete(header, subject, Operation::Open, decision, outcome, facts);
         emit::deliver(chunk, len, decision, outcome);
-        Some(outcome.refused)
+        Some(came(outcome.refused, unknown))
+    }
+}
+
+/// Where the walk of a path begins, and what is left of it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Start {
+    /// Bytes of the whole path, or a negative errno.
+    len: i64,
+    /// Bytes that are walked already, and the state behind them, or 0.
+    at: u64,
+    state: u64,
+    /// Whether the folder may become known.
+    unknown: u64,
+}
+const _: () = assert!(size_of::<Start>() <= agentguard_common::record::HEADER_LEN);
+
+/// The path of a file in a known folder.
+///
+/// # Safety
+/// The verifier must know the file; the buffer must be owned and hold [`SHORT_PATH`] bytes, aligned as words.
+#[inline(always)]
+unsafe fn known(subject: Subject, file: *const u8, buffer: *mut u8) -> Found {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mount = field!(file.add(get(&off::OFF_FILE_PATH)), OFF_PATH_MNT, u64) as *const u8;
+        let entry = folder::opened_entry(subject.task, file);
+        folder::find(subject.task, mount, entry, buffer, |folder, len, to| {
+            words::<0>(folder, to);
+            if len > 64 {
+                words::<64>(folder, to);
+                if len > 128 {
+                    words::<128>(folder, to);
+                }
+            }
+        })
+    }
+}
+
+/// 64 bytes of a folder's path, from `FROM` on.
+#[inline(always)]
+unsafe fn words<const FROM: usize>(folder: *const Folder, to: *mut u8) {
+    let mut at = FROM;
+    while at < FROM + 64 {
+        // SAFETY: inside both.
+        unsafe {
+            let word = (&raw const (*folder).text)
+                .cast::<u8>()
+                .add(at)
+                .cast::<u64>();
+            to.add(at)
+                .cast::<u64>()
+                .write_volatile(word.read_volatile());
+        }
+        at += 8;
     }
 }
 
@@ -140,11 +230,11 @@ unsafe fn wanted(file: *const u8, file_flags: u32) -> u8 {
 
 /// The long way: any path, any object, starting a program, a full ring.
 #[inline(never)]
-extern "C" fn governed(task: *const u8, label: *mut Label, file: *const u8) -> i32 {
+extern "C" fn governed(task: *const u8, label: *mut Label, file: *const u8) -> u32 {
     let subject = Subject { task, label };
     let (policy, scratch) = match prepare::<PathScratch>(subject, Operation::Open) {
         Ok(prepared) => prepared,
-        Err(refused) => return refused,
+        Err(refused) => return came(refused != 0, false),
     };
     let result = judged(subject, file, policy, scratch);
     scratch::release(scratch);
@@ -152,7 +242,7 @@ extern "C" fn governed(task: *const u8, label: *mut Label, file: *const u8) -> i
 }
 
 #[inline(always)]
-fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathScratch) -> i32 {
+fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathScratch) -> u32 {
     // SAFETY: this task owns the slot until it is released; `file` is the hook's argument.
     unsafe {
         let header = &mut (*scratch).header;
@@ -164,7 +254,8 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
             wanted(file, file_flags)
         };
         let tail = &raw mut (*scratch).tail as *mut u8;
-        let len = resolve(file, tail);
+        let entry = folder::opened_entry(subject.task, file);
+        let (len, unknown) = folder::path_of_file(subject.task, file, entry, tail);
         header.flags = 0;
         let anonymous = identify(file, header);
         let (inode, device) = (header.inode, header.device);
@@ -227,12 +318,12 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         if !anonymous && !for_exec && operation == Operation::Open {
             decision = budget::charge(subject, decision, kind::OPENS);
         }
-        let bits = i64::from(anonymous) | i64::from(for_exec) << 1;
+        let bits = i64::from(anonymous) | i64::from(for_exec) << 1 | i64::from(unknown) << 2;
         let [len, bits] = forget(&raw mut (*scratch).facts, [len, bits]);
-        let (anonymous, for_exec) = (bits & 1 != 0, bits & 2 != 0);
+        let (anonymous, for_exec, unknown) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
         let (decision, outcome) = emit::settle(kept, decision);
         if decision.is_unheard(flags::QUIET_OPENS) {
-            return 0;
+            return came(false, unknown);
         }
         emit::fill(header, subject, operation, decision, outcome);
         header.access = wanted;
@@ -255,6 +346,6 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         } else {
             emit::send_or_count::<{ PATH_BUFFER as u32 - 1 }>(header, len, decision, outcome);
         }
-        crate::bound::verdict(outcome.refused)
+        came(outcome.refused, unknown)
     }
 }

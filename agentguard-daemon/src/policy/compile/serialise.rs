@@ -6,6 +6,7 @@ use agentguard_common::table::{
     TableHeader, flags,
 };
 use agentguard_common::verdict::access;
+use sha2::Digest as _;
 use zerocopy::IntoBytes as _;
 
 use super::classes::Classes;
@@ -66,10 +67,18 @@ pub fn serialise(
         floating,
         command,
         network,
+        automata: digest(&bytes[PATH_CLASSES..]),
     };
     let head = header.as_bytes();
     bytes[..head.len()].copy_from_slice(head);
     bytes
+}
+
+/// A number of the bytes, which is not 0.
+fn digest(bytes: &[u8]) -> u64 {
+    let digest = sha2::Sha256::digest(bytes);
+    let number = digest.first_chunk().map_or(0, |it| u64::from_le_bytes(*it));
+    number.max(1)
 }
 
 /// The columns of the classes of bytes, if each fits a byte.
