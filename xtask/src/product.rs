@@ -2,7 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
@@ -36,6 +36,34 @@ pub fn build() -> Result<PathBuf> {
 /// and so what depends on these would be built twice.
 pub fn build_with_tests() -> Result<PathBuf> {
     built(&["--workspace", "--tests", "--bins"])
+}
+
+/// Builds a benchmark of a package, and says where it is.
+pub fn bench(package: &str, name: &str) -> Result<PathBuf> {
+    let output = cargo()
+        .args([
+            "bench",
+            "--profile",
+            PROFILE,
+            "--package",
+            package,
+            "--bench",
+            name,
+        ])
+        .args(["--no-run", "--message-format", "json"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("failed to start cargo bench")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut artifact = text.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        (message["target"]["name"] == name)
+            .then(|| message["executable"].as_str().map(PathBuf::from))?
+    });
+    artifact
+        .next_back()
+        .filter(|_| output.status.success())
+        .with_context(|| format!("failed to build the benchmark `{name}` ({})", output.status))
 }
 
 fn built(what: &[&str]) -> Result<PathBuf> {

@@ -47,6 +47,9 @@ pub fn judge(figures: &Figures) -> Vec<Promise> {
         promises.extend(ours_of_ungoverned(table));
         promises.push(untouched(table));
     }
+    if let Some(table) = figures.table("steps") {
+        promises.push(record(table));
+    }
     if let Some(table) = figures.table("work") {
         promises.extend([
             work(
@@ -211,6 +214,16 @@ fn work(table: &Table, row: &str, demand: &'static str) -> Promise {
         worst.map(|(operation, part)| {
             let text = format!("at most {} ({})", percent(part, 1.0), operation.title);
             (text, part <= 0.03)
+        }),
+    )
+}
+
+fn record(table: &Table) -> Promise {
+    promise(
+        "an allowed open: at most 600 instructions from its verdict to the committed record",
+        table.spread("agentguard", "record").map(|spread| {
+            let text = format!("{:.0}, with the space for it", spread.least);
+            (text, spread.least <= 600.0)
         }),
     )
 }

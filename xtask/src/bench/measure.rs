@@ -17,6 +17,8 @@ use crate::{product, userland};
 
 /// Where the guest leaves what it measured.
 const RESULT: &str = "/tmp/bench.json";
+/// The same for single steps.
+const STEPS: &str = "/tmp/steps.json";
 /// Where it leaves the names of the kernel's security modules.
 const MODULES: &str = "/tmp/modules";
 /// What the daemon says, in a guest.
@@ -31,13 +33,16 @@ const METHOD: &[&str] = &[
     "The measured process has a real-time priority, so its figure is what the call itself takes, with the interrupts in between. Between rounds it sleeps, and whoever records catches up.",
     "Addresses are not randomised in the measured process, because where things lie decides how many page tables a new process needs.",
     "All rows of a kernel are from one guest, in this order; what is loaded for one is removed before the next. One pass before the first row is thrown away.",
+    "Steps are the code of the hooks, run in bulk by `BPF_PROG_TEST_RUN` before the daemon is started; of the record that is all but the name, which lies in the ring's space already.",
     "AgentGuard is the daemon as users run it, with its log on; rows that are governed are measured in a cgroup that was attached to it. Peers that permit (AppArmor, Landlock) record nothing of what they permit. Supervisors behind fanotify and seccomp look at nothing, and permit: the least that one can do.",
 ];
 
 /// What all runs share.
 pub struct Bench {
-    /// Compiled profiles of the peers.
     binaries: PathBuf,
+    /// What runs single steps of the programs.
+    steps: PathBuf,
+    /// Compiled profiles of the peers.
     peers: Scratch,
     policy: String,
 }
@@ -46,6 +51,7 @@ impl Bench {
     /// Builds what is measured, and the profiles of the peers.
     pub fn prepare() -> Result<Self> {
         let binaries = product::build()?;
+        let steps = product::bench("agentguard-daemon", "native")?;
         let program = binaries.join("vm-tests");
         let peers = Scratch::new("bench")?;
         quiet(
@@ -57,6 +63,7 @@ impl Bench {
         let policy = quiet(Command::new(&program).args(["bench", "policy"]))?;
         Ok(Self {
             binaries,
+            steps,
             peers,
             policy,
         })
@@ -71,7 +78,7 @@ impl Bench {
             .map(|part| format!(" --only {}", shell_quoted(part)))
             .collect();
         let job = format!(
-            "cat /sys/kernel/security/lsm >{MODULES}\nexec /guest/vm-tests bench run --out {RESULT}{}\n",
+            "cat /sys/kernel/security/lsm >{MODULES}\n/guest/native steps >{STEPS} || exit\nexec /guest/vm-tests bench run --out {RESULT}{}\n",
             words.concat()
         );
         let mut guest = Guest::new(kernel, job);
@@ -79,9 +86,10 @@ impl Bench {
         guest.memory = MEMORY;
         guest.timeout = PATIENCE;
         guest.show = Show::Everything;
-        guest.wanted = vec![RESULT.into(), MODULES.into(), LOG.into()];
+        guest.wanted = vec![RESULT.into(), STEPS.into(), MODULES.into(), LOG.into()];
         guest.userland = Some(userland::BENCH.get()?);
         product::put(&mut guest, &self.binaries)?;
+        guest.overlay.copy(&self.steps, "guest/native")?;
         guest.overlay.copy(self.peers.path(), "guest/bench")?;
         let outcome = guest.run()?;
         let text = |wanted: &str| {
@@ -96,8 +104,10 @@ impl Bench {
             );
         }
         let result = text(RESULT).context("the guest brought no figures back")?;
-        let tables: Vec<Table> =
+        let mut tables: Vec<Table> =
             serde_json::from_str(&result).context("the guest's figures cannot be read")?;
+        let steps = text(STEPS).context("the guest brought no figures of steps back")?;
+        tables.push(serde_json::from_str(&steps).context("the guest's steps cannot be read")?);
         let mut about = circumstances::here(command);
         about.kernel = name;
         about.release = release;
