@@ -205,7 +205,7 @@ pub unsafe fn find(
         }
         let folder = kept(inode);
         if folder.is_null() {
-            return Found::unknown(1);
+            return Found::unknown(u64::from(is_settled(parent)));
         }
         // What is kept may be younger than what led to it: all of that is read again, or for the first time, now.
         if field!(dentry, OFF_DENTRY_PARENT, u64) != parent as u64
@@ -230,7 +230,7 @@ pub unsafe fn find(
         let called = dentry.add(get(&off::OFF_DENTRY_NAME));
         let name = u64::from(field!(called, OFF_QSTR_LEN, u32));
         if name >= SHORT_NAME {
-            return Found::unknown(1);
+            return Found::unknown(0);
         }
         let name = at_most_64(name, SHORT_NAME - 1);
         copy(folder, len, to);
@@ -247,6 +247,19 @@ pub unsafe fn find(
             name,
             learn: 0,
         }
+    }
+}
+
+/// Whether a folder is of a file system that only this kernel changes.
+///
+/// # Safety
+/// The verifier must know the entry.
+#[inline(always)]
+unsafe fn is_settled(entry: *const u8) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sb = field!(entry, OFF_DENTRY_SB, u64) as *const u8;
+        !sb.is_null() && SETTLED.contains(&field!(sb, OFF_SB_MAGIC, u64))
     }
 }
 
@@ -355,9 +368,8 @@ pub unsafe extern "C" fn learn(task: *const u8, label: *const Label, file: *cons
             return;
         }
         let inode = field!(folder, OFF_DENTRY_INODE, u64) as *const u8;
-        let sb = field!(folder, OFF_DENTRY_SB, u64) as *const u8;
         let root = root_of(task);
-        if inode.is_null() || sb.is_null() || root.is_null() {
+        if inode.is_null() || root.is_null() || !is_settled(folder) {
             return;
         }
         let known = kept(inode);
@@ -370,7 +382,8 @@ pub unsafe extern "C" fn learn(task: *const u8, label: *const Label, file: *cons
             // It has no path that can be kept, or somebody else was quicker.
             return;
         }
-        if !SETTLED.contains(&field!(sb, OFF_SB_MAGIC, u64)) || !may_learn(learning) {
+        // One that takes another's place takes no more memory.
+        if known.is_null() && !may_learn(learning) {
             return;
         }
         let Some(slot) = scratch::claim::<NameScratch>() else {
