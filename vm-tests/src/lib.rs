@@ -12,6 +12,7 @@ pub mod contend;
 pub mod demo;
 pub mod dialogue;
 pub mod fixture;
+pub mod folders;
 pub mod guard;
 pub mod hung;
 pub mod idle;

@@ -10,8 +10,8 @@ use vm_tests::demo::Scene;
 use vm_tests::guard::{self, Daemon};
 use vm_tests::run::{Mode, Runner, Tally};
 use vm_tests::{
-    act, bench, contend, fixture, installed, listen, names, row, runaway, scenario, survival,
-    table, workshop,
+    act, bench, contend, fixture, folders, installed, listen, names, row, runaway, scenario,
+    survival, table, workshop,
 };
 
 /// Tests that run in a guest.
@@ -57,6 +57,17 @@ enum Task {
     /// Call a model and start processes, as told on standard input.
     #[command(hide = true)]
     Runaway,
+    /// Open files as told on standard input.
+    #[command(hide = true)]
+    Opener,
+    /// Move a folder while others open what is in it.
+    #[command(hide = true)]
+    Mover {
+        /// How long.
+        seconds: u64,
+        /// Where.
+        root: PathBuf,
+    },
     /// Start a process outside of every agent, for setup.
     Victim {
         /// `plain`, or `giver NAME FILE`.
@@ -87,6 +98,10 @@ fn main() -> ExitCode {
             said(contend::main(what, who).map_err(std::io::Error::other))
         }
         Task::Runaway => said(runaway::main().map_err(std::io::Error::other)),
+        Task::Opener => said(folders::opener::main().map_err(std::io::Error::other)),
+        Task::Mover { seconds, root } => {
+            said(folders::mover::main(seconds, &root).map_err(std::io::Error::other))
+        }
         Task::Victim { words } => said(act::victim::start(&words)),
         Task::Outsider { words } => said(act::victim::serve(&words)),
         Task::Table { folder } => match row::load(&folder) {
@@ -184,6 +199,7 @@ fn rows(folder: &Path, filter: &str, mode: Mode) -> Result<Tally> {
     }
     let mut tally = runner.tally;
     if mode == Mode::Policies {
+        folders::run(guard::AUDIT.as_ref(), filter, &mut tally);
         scenario::run(guard::AUDIT.as_ref(), filter, &mut tally);
         names::run(guard::AUDIT, filter, &mut tally);
         names::containers::run(guard::AUDIT, filter, &mut tally);

@@ -71,14 +71,19 @@ fn run(verb: &str, seconds: u64, group: Option<&Group>) -> Result<Seen> {
     Seen::read(&String::from_utf8_lossy(&done.output))
 }
 
-/// Runs a race without a guard, where it must be won now and then, and with one, where it must not.
-pub fn race(verb: &str) -> Result<()> {
-    let seconds = match std::env::var(SECONDS) {
+/// How long a race takes.
+pub fn seconds() -> Result<u64> {
+    match std::env::var(SECONDS) {
         Ok(text) => text
             .parse()
-            .with_context(|| format!("{SECONDS} is no number: {text}"))?,
-        Err(_) => DEFAULT,
-    };
+            .with_context(|| format!("{SECONDS} is no number: {text}")),
+        Err(_) => Ok(DEFAULT),
+    }
+}
+
+/// Runs a race without a guard, where it must be won now and then, and with one, where it must not.
+pub fn race(verb: &str) -> Result<()> {
+    let seconds = seconds()?;
     let control = run(verb, 2, None)?;
     ensure!(
         control.forbidden > 0,

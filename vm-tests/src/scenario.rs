@@ -195,6 +195,10 @@ pub const SCENARIOS: &[Scenario] = &[
         "race: an argument is rewritten while a program starts",
         |_| races::race("race-arguments"),
     ),
+    (
+        "folders: nothing is opened under a name it does not have while folders move",
+        |stage| crate::folders::while_folders_move(&mut stage.trail),
+    ),
     ("race: no alarm, nothing malformed in the races", calm),
 ];
 
