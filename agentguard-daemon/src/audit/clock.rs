@@ -1,7 +1,8 @@
 //! Kernel time to wall time, and wall time to text, cheaply.
 //!
 //! Records carry `CLOCK_BOOTTIME`, which no agent can set; people read wall time. The difference of
-//! the two clocks is taken again for each batch, so a step of the wall clock shows from then on.
+//! the two clocks is taken again for each batch, so a step of the wall clock shows from then on. Nothing else may change
+//! it: times of one boot keep their order.
 
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -34,7 +35,19 @@ impl Clock {
 
     /// Takes the difference of the clocks again.
     pub fn refresh(&mut self) {
-        self.offset = wall_nanoseconds() - nanoseconds(boot_nanoseconds());
+        let before = nanoseconds(boot_nanoseconds());
+        let wall = wall_nanoseconds();
+        let after = nanoseconds(boot_nanoseconds());
+        self.compare(before, wall, after);
+    }
+
+    /// The wall clock was read between two readings of the other. However long somebody else had the processor meanwhile,
+    /// the difference is between these; while the one that is known is too, nobody has set the clock.
+    const fn compare(&mut self, before: i64, wall: i64, after: i64) {
+        let (least, most) = (wall.saturating_sub(after), wall.saturating_sub(before));
+        if self.offset < least || self.offset > most {
+            self.offset = least + (most - least) / 2;
+        }
     }
 
     /// The wall time at a boot time (nanoseconds), as RFC 3339 in UTC.
@@ -113,6 +126,24 @@ mod tests {
             clock.format(1_795_406_400_999_999_999),
             "2026-11-23T04:00:00.999999999Z"
         );
+    }
+
+    #[test]
+    fn only_a_step_of_the_wall_clock_changes_the_difference() {
+        let mut clock = Clock::new();
+        clock.offset = 0;
+        clock.compare(100, 1_000_104, 110);
+        let known = clock.offset;
+        assert!((999_994..=1_000_004).contains(&known));
+        // The processor was taken away before, and behind.
+        clock.compare(200, known + 90_200, 90_200);
+        clock.compare(200, known + 200, 90_200);
+        assert_eq!(clock.offset, known);
+        // Set back, and forward, by a microsecond.
+        clock.compare(100_000, known + 99_000, 100_010);
+        assert_eq!(clock.offset, known - 1_005);
+        clock.compare(200_000, known + 200_000, 200_010);
+        assert_eq!(clock.offset, known - 5);
     }
 
     #[test]
