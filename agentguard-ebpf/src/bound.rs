@@ -380,6 +380,19 @@ pub fn at_most_64(mut value: u64, max: u64) -> u64 {
     if value > max { max } else { value }
 }
 
+/// A value about which LLVM knows nothing.
+///
+/// VERIFIER: 7.3: of two values that LLVM finds equal it uses one for the other, and the verifier may believe the type
+/// of one only.
+#[inline(always)]
+pub fn opaque(mut value: u64) -> u64 {
+    // SAFETY: a move of a register to itself.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags));
+    }
+    value
+}
+
 /// Bytes of a path whose length is given, or nothing where that is an error.
 #[inline(always)]
 pub fn path_len(len: i64) -> u32 {

@@ -20,7 +20,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use core::mem::offset_of;
 
-use crate::bound::{NARROW, at_most, at_most_64, forget};
+use crate::bound::{NARROW, at_most, at_most_64, forget, opaque};
 use crate::climb::{self, climb};
 use crate::decide::{self, with_table};
 use crate::maps::{Entry, FOLDER_TEXT, FOLDERS, Folder, LEARNING, NameScratch, PATH_BUFFER};
@@ -316,21 +316,11 @@ pub unsafe fn opened_entry(task: *const u8, file: *const u8) -> *const u8 {
             u64
         );
         let own = field!(file.add(get(&off::OFF_FILE_PATH)), OFF_PATH_DENTRY, u64);
-        if apart(entry) != own {
+        if opaque(entry) != own {
             return core::ptr::null();
         }
         entry as *const u8
     }
-}
-
-/// VERIFIER: 7.3: what LLVM finds equal it uses one for the other, and the verifier believes the type of one only.
-#[inline(always)]
-fn apart(mut value: u64) -> u64 {
-    // SAFETY: a move of a register to itself.
-    unsafe {
-        core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags));
-    }
-    value
 }
 
 /// Keeps the path of the folder of what is opened, if nothing has changed anywhere since a task last asked for it: while
