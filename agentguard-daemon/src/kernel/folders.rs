@@ -6,22 +6,18 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use agentguard_common::folder::Learning;
-use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 
 use super::attach::{of_program, program};
 use super::guard::Bytes;
-use super::load::{failed, open};
+use super::load::failed;
 use super::{Guard, KernelError};
 
 /// The program that reads the counts, and where it leaves them.
 const COUNTING: &str = "counting";
-const LEARNING: &str = "LEARNING";
+pub(super) const LEARNING: &str = "LEARNING";
 /// `FSCONFIG_CMD_CREATE`.
 const CREATE: libc::c_uint = 6;
-
-// SAFETY: a `repr(C)` struct of integers without padding.
-unsafe impl aya::Pod for Bytes<Learning> {}
 
 impl Guard {
     /// Lets the programs that were loaded now remember folders, if a rename and a mount of our own are counted.
@@ -62,31 +58,20 @@ impl Guard {
         program
             .test_run(options)
             .map_err(|error| of_program("run", COUNTING, error))?;
-        Ok(self.learning()?.0.counts)
+        Ok(self.learnt()?.0.counts)
     }
 
-    fn learning(&mut self) -> Result<Bytes<Learning>, KernelError> {
-        let map = self.object().map(LEARNING).ok_or_else(missing)?;
-        let map: Array<&MapData, Bytes<Learning>> =
-            Array::try_from(map).map_err(|error| failed(LEARNING, &error))?;
-        map.get(&0, 0).map_err(|error| failed(LEARNING, &error))
+    fn learnt(&self) -> Result<Bytes<Learning>, KernelError> {
+        let learning = self.learning.get(&0, 0);
+        learning.map_err(|error| failed(LEARNING, &error))
     }
 
     /// The programs' own words in the map may change meanwhile, which does no harm.
     fn remember_folders(&mut self) -> Result<(), KernelError> {
-        let mut learning = self.learning()?;
+        let mut learning = self.learnt()?;
         learning.0.proved = 1;
-        let map = self.object().take_map(LEARNING).ok_or_else(missing)?;
-        let mut map: Array<MapData, Bytes<Learning>> = open(LEARNING, map)?;
-        map.set(0, learning, 0)
-            .map_err(|error| failed(LEARNING, &error))
-    }
-}
-
-fn missing() -> KernelError {
-    KernelError::Map {
-        map: LEARNING,
-        error: "not in the object".into(),
+        let set = self.learning.set(0, learning, 0);
+        set.map_err(|error| failed(LEARNING, &error))
     }
 }
 

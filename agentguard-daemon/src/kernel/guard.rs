@@ -4,6 +4,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use agentguard_common::folder::Learning;
 use agentguard_common::label::{Control, Label, Membership, State};
 use agentguard_common::record::{class, folding};
 use agentguard_common::table::{LARGE_TABLE, MAGIC, MAX_AGENTS, SMALL_TABLE};
@@ -14,6 +15,7 @@ use aya::programs::Iter;
 use super::approvals::Approvals;
 use super::attach::{LABELLING, TELLING, of_program, program};
 use super::budget::Budgets;
+use super::folders::LEARNING;
 use super::journal::Journal;
 use super::load::{failed, open};
 use super::objects::Objects;
@@ -31,12 +33,14 @@ const MAX_WALKS: u32 = 16;
 #[derive(Clone, Copy)]
 pub(super) struct Bytes<T>(pub T);
 
-// SAFETY: both are `repr(C)` structs of integers without padding.
+// SAFETY: all are `repr(C)` structs of integers without padding.
 unsafe impl aya::Pod for Bytes<Membership> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Bytes<State> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Bytes<Control> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Bytes<Learning> {}
 
 /// What outlives a guard on pins.
 struct Kept {
@@ -55,6 +59,7 @@ pub struct Guard {
     losses: Array<MapData, u64>,
     control: Array<MapData, Bytes<Control>>,
     folding: Array<MapData, u64>,
+    pub(super) learning: Array<MapData, Bytes<Learning>>,
     state: Array<MapData, Bytes<State>>,
     objects: Objects,
     pub(super) names: Names,
@@ -84,6 +89,7 @@ impl Guard {
             losses: open("LOSSES", take("LOSSES")?)?,
             control: open("CONTROL", take("CONTROL")?)?,
             folding: open("FOLDING", take("FOLDING")?)?,
+            learning: open(LEARNING, take(LEARNING)?)?,
             state: open(".bss", take(".bss")?)?,
             objects: Objects::open(take("OBJECTS")?, take("OBJECT_FILTER")?)?,
             names: Names::open([

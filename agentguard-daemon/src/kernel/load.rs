@@ -73,7 +73,7 @@ impl Guard {
     /// Needs root, BPF LSM and Linux 6.1.54, or 6.2 and later. On any error the kernel is as it was.
     pub fn load(options: &GuardOptions) -> Result<Self, KernelError> {
         probe::require()?;
-        let mut guard = Self::load_object(options)?;
+        let mut guard = Self::load_maps(options, None, Counts::of_kernel())?;
         let btf = btf(options)?.1;
         guard.load_programs(&btf, options.loaded)?;
         guard.prove_folders();
@@ -110,7 +110,12 @@ impl Guard {
         origin: Origin,
         object: [u8; 32],
     ) -> Result<Self, KernelError> {
-        let mut guard = Self::load_maps(options, Some(pins))?;
+        // Programs that go on have their own.
+        let counts = match origin {
+            Origin::Adopted => Counts::default(),
+            Origin::Fresh | Origin::Upgraded => Counts::of_kernel(),
+        };
+        let mut guard = Self::load_maps(options, Some(pins), counts)?;
         let btf = btf(options)?.1;
         if origin == Origin::Adopted {
             guard.load_iterators(&btf)?;
@@ -157,17 +162,20 @@ impl Guard {
     /// Loads the maps and takes the programs apart, without loading one. For tests of single programs.
     #[doc(hidden)]
     pub fn load_object(options: &GuardOptions) -> Result<Self, KernelError> {
-        Self::load_maps(options, None)
+        Self::load_maps(options, None, Counts::default())
     }
 
-    fn load_maps(options: &GuardOptions, pins: Option<&Pins>) -> Result<Self, KernelError> {
+    fn load_maps(
+        options: &GuardOptions,
+        pins: Option<&Pins>,
+        counts: Counts,
+    ) -> Result<Self, KernelError> {
         let (data, btf) = btf(options)?;
         let structs = Structs::parse(&data)?;
         let shared = u32::from(structs.is_shared("file", "f_path")?);
         let offsets = offsets(&structs)?;
         let names = shared_maps(pins)?;
         let state = pins.map_or(Ok(None), living_state)?;
-        let counts = Counts::of_kernel();
         let mut loader = EbpfLoader::new();
         loader.btf(Some(&btf)).allow_unsupported_maps();
         if options.log {

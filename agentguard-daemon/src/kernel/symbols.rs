@@ -44,42 +44,15 @@ impl Counts {
 
     /// A line: address, kind, name, and the module if it is one's.
     fn note(&mut self, line: &[u8]) {
-        let place = match line {
-            [
-                ..,
-                b' ',
-                b'r',
-                b'e',
-                b'n',
-                b'a',
-                b'm',
-                b'e',
-                b'_',
-                b'l',
-                b'o',
-                b'c',
-                b'k',
-            ] => &mut self.renames,
-            [
-                ..,
-                b' ',
-                b'm',
-                b'o',
-                b'u',
-                b'n',
-                b't',
-                b'_',
-                b'l',
-                b'o',
-                b'c',
-                b'k',
-            ] => &mut self.mounts,
-            _ => return,
+        let place = if line.ends_with(b" rename_lock") {
+            &mut self.renames
+        } else if line.ends_with(b" mount_lock") {
+            &mut self.mounts
+        } else {
+            return;
         };
-        let digits = line
-            .split(|byte| *byte == b' ')
-            .next()
-            .and_then(|it| str::from_utf8(it).ok());
+        let digits = line.split(|byte| *byte == b' ').next();
+        let digits = digits.and_then(|it| str::from_utf8(it).ok());
         *place = digits
             .and_then(|it| u64::from_str_radix(it, 16).ok())
             .unwrap_or(0);

@@ -1,13 +1,13 @@
 //! The parts that need no guest, on this machine.
 
-use std::process::Stdio;
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use bench_report::figures::{FORMAT, Figures, Table};
 
 use super::{circumstances, store};
-use crate::command::answer;
-use crate::product::{PROFILE, cargo};
+use crate::command::{answer, quiet};
+use crate::product;
 
 const METHOD: &[&str] = &[
     "Wall time of this machine, which others may use meanwhile: these figures are to be read with their spread, and are not judged when they are compared.",
@@ -16,25 +16,12 @@ const METHOD: &[&str] = &[
 
 /// Measures them.
 pub fn run() -> Result<Figures> {
-    let output = cargo()
-        .args([
-            "bench",
-            "--profile",
-            PROFILE,
-            "--package",
-            "agentguard-daemon",
-        ])
-        .args(["--bench", "native"])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("failed to start cargo bench")?;
-    if !output.status.success() {
-        bail!("cargo bench failed ({})", output.status);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().last().context("the benchmark said nothing")?;
+    let text = quiet(&mut Command::new(product::bench(
+        "agentguard-daemon",
+        "native",
+    )?))?;
     let table: Table =
-        serde_json::from_str(line).context("the benchmark's figures cannot be read")?;
+        serde_json::from_str(&text).context("the benchmark's figures cannot be read")?;
     let mut about = circumstances::here("cargo xtask bench --native".into());
     about.kernel = store::NATIVE.into();
     about.release = answer("uname", &["-r"]).unwrap_or_default();
