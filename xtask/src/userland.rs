@@ -39,24 +39,13 @@ pub const GUEST: Userland = Userland {
     system: false,
 };
 
-/// What is measured, and what it is compared with.
-pub const BENCH: Userland = Userland {
-    name: "bench userland",
-    why: "the programs of the measured work, and bubblewrap",
-    file: "bench",
-    edition: 1,
-    packages: &[BASE, &["bubblewrap"]],
-    unwanted: &[DOCUMENTATION, SYSTEM, SPARE],
-    system: false,
-};
-
-/// The tools of a day's work, for the tests that nothing of it is broken. Ten times as large.
+/// The tools of a day's work, for the tests that nothing of it is broken and for what it costs. Ten times as large.
 pub const WORKSHOP: Userland = Userland {
     name: "guest workshop",
-    why: "compilers, node, package managers and clients of all kinds, to show that ordinary work goes on",
+    why: "compilers, node, package managers and clients of all kinds, to show that ordinary work goes on, and what it costs",
     file: "workshop",
-    edition: 2,
-    packages: &[BASE, TOOLS, CLIENTS],
+    edition: 3,
+    packages: &[BASE, TOOLS, CLIENTS, &["bubblewrap"]],
     unwanted: &[DOCUMENTATION, SYSTEM, HEAVY],
     system: false,
 };

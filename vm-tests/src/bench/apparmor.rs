@@ -14,16 +14,17 @@ pub const PROFILES: [(&str, usize); 2] = [("apparmor-10", 10), ("apparmor-1000",
 
 /// What a policy permits, in `AppArmor`'s words.
 const PERMITTED: &[&str] = &[
-    "/x rw,",
-    "/tmp/** rw,",
-    "/dev/** rw,",
-    "/{usr,bin,lib,lib64,etc,proc}/** mr,",
+    "/x rwk,",
+    "/tmp/** rwkl,",
+    "/dev/** rwk,",
+    "/{usr,bin,lib,lib64,etc,proc,sys}/** mr,",
     "/{,usr/}bin/* mrix,",
+    "/usr/{libexec,share/nodejs}/** mrix,",
 ];
 
 fn source(name: &str, rules: usize) -> String {
     let mut text = format!(
-        "abi <abi/3.0>,\nprofile {name} {{\n  network inet,\n  network unix,\n  capability,\n  unix,\n  signal,\n"
+        "abi <abi/3.0>,\nprofile {name} {{\n  network inet,\n  network netlink,\n  network unix,\n  capability,\n  unix,\n  signal,\n"
     );
     for rule in PERMITTED {
         let _ = writeln!(text, "  {rule}");

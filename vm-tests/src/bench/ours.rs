@@ -1,9 +1,10 @@
 //! `AgentGuard` as its users run it: the daemon, attached cgroups, the log.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bench_report::figures::Records;
 use nix::sys::signal::{Signal, kill};
 use nix::time::{ClockId, clock_gettime};
@@ -81,7 +82,8 @@ impl Running {
         let cells = measure(agent.group.path().display().to_string())?;
         thread::sleep(SETTLE);
         let spent = spent(self.0.pid())? - before;
-        Ok((cells, Some(records(&mut trail, spent)?)))
+        let records = records(&mut trail, spent, kind.permits())?;
+        Ok((cells, Some(records)))
     }
 }
 
@@ -94,15 +96,32 @@ fn spent(pid: u32) -> Result<u64> {
     u64::try_from(Duration::from(time).as_nanos()).context("a process's time is too long")
 }
 
-/// What became of the records since the trail was opened.
-fn records(trail: &mut Trail, spent: u64) -> Result<Records> {
+/// What became of the records since the trail was opened. Under a policy that permits what is measured, a denial
+/// says that something else was measured.
+fn records(trail: &mut Trail, spent: u64, permitted: bool) -> Result<Records> {
     let (mut written, mut lost) = (0, 0);
+    let mut denied = BTreeSet::new();
     for record in trail.since(0)? {
+        let text = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
         match record.get("lost").and_then(serde_json::Value::as_u64) {
             Some(count) => lost += count,
             None => written += 1,
         }
+        if permitted && text("verdict") == "deny" {
+            denied.insert(["op", "access", "target", "exe"].map(text).join(" "));
+        }
     }
+    ensure!(
+        denied.is_empty(),
+        "the policy denied {} things, as {}",
+        denied.len(),
+        denied
+            .iter()
+            .take(20)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; ")
+    );
     Ok(Records {
         written,
         lost,

@@ -15,11 +15,20 @@ pub enum Kind {
     Shadow,
 }
 
+impl Kind {
+    /// Whether what is measured is permitted, and not only let through.
+    pub fn permits(self) -> bool {
+        matches!(self, Self::Recorded | Self::DenialsRecorded)
+    }
+}
+
 /// Rules that permit what is measured; those before the denials.
 const PERMITS: usize = 4;
 
 /// What may only be read.
-const READ: &str = "/{usr,bin,lib,lib64,etc,proc}/**";
+const READ: &str = "/{usr,bin,lib,lib64,etc,proc,sys}/**";
+/// What may be started.
+const STARTED: &str = "/usr/{bin,libexec,share/nodejs}/**";
 
 /// Denials at any depth for so many rules: three in a hundred, and three at least.
 pub fn floating(rules: usize) -> usize {
@@ -45,7 +54,7 @@ pub fn denials(rules: usize) -> impl Iterator<Item = String> {
 
 /// The text of the policy.
 pub fn text(kind: Kind, rules: usize) -> String {
-    let permits = matches!(kind, Kind::Recorded | Kind::DenialsRecorded);
+    let permits = kind.permits();
     let mode = if kind == Kind::Shadow {
         "mode: shadow\n"
     } else {
@@ -76,7 +85,10 @@ pub fn text(kind: Kind, rules: usize) -> String {
     list(&mut text, "allow", owned(both).into_iter());
     list(&mut text, "deny", denials(rules));
     if permits {
-        text += "exec:\n  default: deny\n  allow: [{ path: \"/usr/bin/**\" }]\n";
+        let _ = writeln!(
+            text,
+            "exec:\n  default: deny\n  allow: [{{ path: \"{STARTED}\" }}]"
+        );
         text += "network:\n  default: deny\n  allow: [\"127.0.0.0/8\"]\n  listen: { default: deny, allow: [\"127.0.0.0/8\"] }\n  unix: { default: deny, allow: [\"/tmp/**\"] }\n";
     } else {
         text += "exec:\n  default: deny\nnetwork:\n  default: deny\n";

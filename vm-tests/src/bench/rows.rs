@@ -111,7 +111,7 @@ fn push(table: &mut Table, name: &str, title: &str, measure: impl FnOnce() -> Re
 /// Measures everything and writes the tables.
 pub fn run(peers: &Path, out: &Path, only: &[String]) -> Result<()> {
     scene::make()?;
-    work::make()?;
+    let _registry = work::make()?;
     server::start()?;
     thread::sleep(SETTLE);
     // What is done for the first time costs more: that is nobody's fault.

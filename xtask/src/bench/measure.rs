@@ -26,7 +26,7 @@ const LOG: &str = "/var/log/agentguard-daemon.txt";
 /// After which a guest is taken to stand still.
 const PATIENCE: Duration = Duration::from_hours(2);
 /// Memory in MiB: the log of all that is recorded is in it.
-const MEMORY: u32 = 4096;
+const MEMORY: u32 = userland::WORKSHOP_MEMORY + 1024;
 
 const METHOD: &[&str] = &[
     "Guest time counts instructions: with one CPU and `-icount shift=0`, each executed instruction is one nanosecond of guest time. Wall time has no say, and what else the machine does has none either. A copy of n bytes by `rep movsb` counts as n instructions.",
@@ -87,7 +87,7 @@ impl Bench {
         guest.timeout = PATIENCE;
         guest.show = Show::Everything;
         guest.wanted = vec![RESULT.into(), STEPS.into(), MODULES.into(), LOG.into()];
-        guest.userland = Some(userland::BENCH.get()?);
+        guest.userland = Some(userland::WORKSHOP.get()?);
         product::put(&mut guest, &self.binaries)?;
         guest.overlay.copy(&self.steps, "guest/native")?;
         guest.overlay.copy(self.peers.path(), "guest/bench")?;

@@ -1,0 +1,45 @@
+//! The registry that packages are installed from: a server of files, which nothing confines in any row.
+
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+/// Where it listens.
+pub const PORT: u16 = 7003;
+
+/// A server that runs.
+pub struct Registry(Child);
+
+impl Registry {
+    /// Starts it, and waits until it answers.
+    pub fn start(folder: &Path) -> Result<Self> {
+        let child = Command::new("python3")
+            .args(["-m", "http.server", &PORT.to_string()])
+            .args(["--bind", "127.0.0.1", "--directory"])
+            .arg(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("failed to start the registry")?;
+        let mut registry = Self(child);
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_err() {
+            if let Some(status) = registry.0.try_wait()? {
+                bail!("the registry ended: {status}");
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(registry)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
