@@ -6,6 +6,9 @@ use crate::number::{counted, percent, signed};
 /// Name of the row with programs that do nothing, where `AgentGuard` has its own.
 pub const EMPTY: &str = "empty-programs";
 
+/// The same, with programs that let packets go on at the cgroup of what is measured, where `AgentGuard` counts them.
+pub const EMPTY_WITH_PACKETS: &str = "empty-programs-and-packets";
+
 /// One demand, and whether the figures meet it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Promise {
@@ -98,10 +101,19 @@ fn half_of_apparmor(table: &Table) -> Promise {
 }
 
 fn not_more_than_apparmor(table: &Table, operation: &str, demand: &'static str) -> Promise {
+    let floor = table
+        .added(EMPTY_WITH_PACKETS, operation)
+        .map(|floor| {
+            format!(
+                " (programs that do nothing in their place {})",
+                signed(floor)
+            )
+        })
+        .unwrap_or_default();
     promise(
         demand,
         pair(table, operation).map(|(ours, theirs)| {
-            let text = format!("{} against {}", signed(ours), signed(theirs));
+            let text = format!("{} against {}{floor}", signed(ours), signed(theirs));
             (text, ours <= theirs)
         }),
     )

@@ -1,8 +1,10 @@
 //! Programs that do nothing, or next to nothing, at the same places of the kernel as those of `AgentGuard`: what the
 //! kernel itself takes for calling a program there, which no program can be without. They never judge anything.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -10,11 +12,15 @@ const PROGRAM_LOAD: i32 = 5;
 const PROGRAM_BY_NUMBER: i32 = 13;
 const INFORMATION: i32 = 15;
 const ATTACH: i32 = 17;
+const LINK: i32 = 28;
 const LINK_BY_NUMBER: i32 = 30;
 const NEXT_LINK: i32 = 31;
 /// Kinds of programs: those that trace, and those at the hooks of security modules.
 const TRACING: u32 = 26;
 const LSM: u32 = 29;
+/// Those for the packets of a cgroup, with their ways to be attached: what it receives, what it sends.
+const PACKETS: u32 = 8;
+const WAYS_OF_PACKETS: [u32; 2] = [0, 1];
 /// Kinds of links: to a tracepoint, and through a trampoline.
 const TO_TRACEPOINT: u32 = 1;
 const BY_TRAMPOLINE: u32 = 2;
@@ -23,6 +29,8 @@ const AT_TRACEPOINT: u32 = 23;
 const AT_LSM_HOOK: u32 = 27;
 /// `r0 = 0; exit`.
 pub const NOTHING: &[u64] = &[0xb7, 0x95];
+/// `r0 = 1; exit`: the packet goes on.
+const GO_ON: &[u64] = &[1 << 32 | 0xb7, 0x95];
 /// The same behind `bpf_get_current_task_btf()`: the least that a program does which tells processes apart.
 pub const WHO: &[u64] = &[158 << 32 | 0x85, 0xb7, 0x95];
 /// Words of `struct bpf_link_info` and `struct bpf_prog_info` up to what is read of them, and where that is.
@@ -102,7 +110,8 @@ pub fn places() -> Result<Vec<Place>> {
 
 /// Programs that do nothing; they are gone when this is dropped.
 pub struct Attached(
-    #[expect(dead_code, reason = "they hold what they are attached to")] Vec<OwnedFd>,
+    /// They hold what they are attached to.
+    Vec<OwnedFd>,
 );
 
 impl Attached {
@@ -114,21 +123,42 @@ impl Attached {
         });
         attached.collect::<Result<_>>().map(Self)
     }
+
+    /// Attaches others, which let packets go on, to the packets of a cgroup, where those of `AgentGuard` count.
+    pub fn with_packets(mut self, cgroup: &Path) -> Result<Self> {
+        let folder =
+            File::open(cgroup).with_context(|| format!("failed to open {}", cgroup.display()))?;
+        for way in WAYS_OF_PACKETS {
+            let link = loaded(PACKETS, way, 0, GO_ON).and_then(|program| {
+                let [program, cgroup] =
+                    [program.as_raw_fd(), folder.as_raw_fd()].map(i32::cast_unsigned);
+                let mut link: Words = [program, cgroup, way, 0];
+                descriptor(bpf(LINK, &mut link)?)
+            });
+            self.0
+                .push(link.context("failed to attach a program to packets")?);
+        }
+        Ok(self)
+    }
+}
+
+fn loaded(kind: u32, way: u32, function: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let mut load = Load {
+        kind,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        way,
+        function,
+        ..Load::default()
+    };
+    descriptor(bpf(PROGRAM_LOAD, &mut load)?)
 }
 
 /// The link keeps its program.
 fn attached(place: Place, instructions: &[u64]) -> io::Result<OwnedFd> {
-    let license = c"GPL";
-    let mut load = Load {
-        kind: place.kind,
-        count: instructions.len() as u32,
-        instructions: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        way: place.way(),
-        function: place.function,
-        ..Load::default()
-    };
-    let program = descriptor(bpf(PROGRAM_LOAD, &mut load)?)?;
+    let program = loaded(place.kind, place.way(), place.function, instructions)?;
     // Without a name: the program knows its place.
     let mut link: Words = [0, 0, program.as_raw_fd().cast_unsigned(), 0];
     descriptor(bpf(ATTACH, &mut link)?)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use bench_report::figures::{Records, Row, Table};
 use bench_report::number::counted;
-use bench_report::promises::EMPTY;
+use bench_report::promises::{EMPTY, EMPTY_WITH_PACKETS};
 
 use super::audit::Auditing;
 use super::confine::{Cells, Confined, Measured, measured};
@@ -16,7 +16,7 @@ use super::fanotify::Permitting;
 use super::policy::{self, Kind};
 use super::programs::Place;
 use super::{apparmor, empty, landlock, operation, ours, scene, seccomp, server, starts, work};
-use crate::guard::write_policy;
+use crate::guard::{Group, write_policy};
 
 /// Guest time for what starts with the guest to come to an end; nobody uses it, so it costs nothing.
 pub const SETTLE: Duration = Duration::from_secs(30);
@@ -145,6 +145,15 @@ pub fn run(peers: &Path, out: &Path, only: &[String]) -> Result<()> {
         // A program is not gone before all that may still run it has passed.
         thread::sleep(SETTLE);
     }
+    let title = "empty programs there, and others that let a cgroup's packets go on";
+    tables.row(EMPTY_WITH_PACKETS, title, || {
+        let places = places.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        let group = Group::new("packets")?;
+        let _attached = empty::Attached::to(places, empty::NOTHING)?.with_packets(group.path())?;
+        let cgroup = group.path().display().to_string();
+        Ok((measured(&Confined::Cgroup(cgroup))?, None))
+    });
+    thread::sleep(SETTLE);
     let again = "bare kernel, again, after AgentGuard was removed";
     tables.confined("bare-again", again, &Confined::Not);
     // Both leave something behind in the kernel that costs: nothing is measured after them.
