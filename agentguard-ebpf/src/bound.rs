@@ -6,6 +6,7 @@ use agentguard_common::table::{
     COMMAND_CLASSES, MAX_COMMAND, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES,
 };
 use aya_ebpf::helpers::generated::bpf_loop;
+use core::mem::MaybeUninit;
 
 use crate::maps::{PATH_BUFFER, SHORT_PATH, Walk};
 
@@ -378,6 +379,36 @@ pub fn at_most_64(mut value: u64, max: u64) -> u64 {
         core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags))
     };
     if value > max { max } else { value }
+}
+
+/// Memory on the stack for a value, aligned as words.
+#[repr(C, align(8))]
+pub struct Words<T>(MaybeUninit<T>);
+
+impl<T> Words<T> {
+    /// Nothing is in it.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    /// Zeroes, word by word: the linker makes a call of `memset` of what the compiler writes, and that writes bytes, in
+    /// a loop.
+    ///
+    /// # Safety
+    /// Zeroes must be a value of the type.
+    #[inline(always)]
+    pub unsafe fn zeroed(&mut self) -> &mut T {
+        let words = (&raw mut self.0).cast::<u64>();
+        let mut i = 0;
+        while i < size_of::<Self>() / 8 {
+            // SAFETY: inside; a volatile write stays one.
+            unsafe { core::ptr::write_volatile(words.add(i), 0) };
+            i += 1;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.0.assume_init_mut() }
+    }
 }
 
 /// A value about which LLVM knows nothing.

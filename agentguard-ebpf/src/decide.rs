@@ -417,13 +417,23 @@ pub struct Command {
     pub walk: *mut Walk,
 }
 
+/// Decides on starting a program of whose arguments no rule speaks.
+#[inline(always)]
+pub fn started<const BYTES: usize>(table: Table<BYTES>, label: u32) -> Decision {
+    settle(
+        begin(table),
+        opinion(label, path_label::EXEC),
+        default_of(table, path_label::EXEC),
+    )
+}
+
 /// Decides on starting a program whose path has this label with these arguments.
 #[inline(always)]
 pub fn command<const BYTES: usize>(table: Table<BYTES>, label: u32, command: Command) -> Decision {
     let decision = begin(table);
     let mut verdict = opinion(label, path_label::EXEC);
     let walk = command.walk;
-    // Without rules on command lines the walk still measures the arguments, for the record.
+    // Without rules on them the walk still measures the arguments, for the record.
     // SAFETY: the caller owns the walk.
     let (left, state) = unsafe {
         let count = core::ptr::read_volatile(&raw const (*walk).left);

@@ -277,14 +277,15 @@ pub unsafe fn put(allowed: bool, record: *mut c_void, len: u64) -> bool {
     }
 }
 
-/// Space in one of them for a header, or null. A second time as in [`put`].
+/// Space in one of them for a record, or null. A second time as in [`put`].
 #[inline(always)]
-fn space(allowed: bool) -> *mut RecordHeader {
+fn space<T>(allowed: bool) -> *mut Built<T> {
+    let len = size_of::<Built<T>>() as u64;
     // SAFETY: a helper.
     let space = |ring| unsafe {
-        let mut space = bpf_ringbuf_reserve(ring, HEADER_LEN as u64, 0);
+        let mut space = bpf_ringbuf_reserve(ring, len, 0);
         if space.is_null() {
-            space = bpf_ringbuf_reserve(ring, HEADER_LEN as u64, 0);
+            space = bpf_ringbuf_reserve(ring, len, 0);
         }
         space.cast()
     };
@@ -308,7 +309,41 @@ pub fn lose(allowed: bool, acts: u64) {
     }
 }
 
-/// Sends a record that has a header only, which is built where the daemon will read it.
+/// A record whose tail is always of the same length.
+#[repr(C)]
+struct Built<T> {
+    header: RecordHeader,
+    tail: T,
+}
+
+/// Sends a record that is built where the daemon will read it: `rest` writes the tail, and what else the header says.
+#[inline(always)]
+pub fn build<T>(
+    subject: Subject,
+    operation: Operation,
+    decision: Decision,
+    outcome: Outcome,
+    facts: Facts,
+    rest: impl FnOnce(&mut RecordHeader, &mut T),
+) {
+    let allowed = outcome.verdict == Verdict::Allow as u32;
+    // SAFETY: helpers; what is reserved is filled and submitted on every way; every field of the header is written, and
+    // whatever is in the tail before is a value of it.
+    unsafe {
+        let record = space::<T>(allowed);
+        if record.is_null() {
+            lose(allowed, 1);
+            return;
+        }
+        let header = &mut (*record).header;
+        complete(header, subject, operation, decision, outcome, facts);
+        header.len = size_of::<Built<T>>() as u32;
+        rest(header, &mut (*record).tail);
+        bpf_ringbuf_submit(record.cast(), WAKE_IDLE);
+    }
+}
+
+/// Sends a record that has a header only.
 #[inline(always)]
 fn headed(
     subject: Subject,
@@ -321,19 +356,16 @@ fn headed(
         aux,
         ..Facts::default()
     };
-    let allowed = outcome.verdict == Verdict::Allow as u32;
-    // SAFETY: helpers; what is reserved is filled and submitted on every way; every field of the header is written.
-    unsafe {
-        let header = space(allowed);
-        if header.is_null() {
-            lose(allowed, 1);
-            return;
-        }
-        complete(&mut *header, subject, operation, decision, outcome, facts);
-        (*header).len = HEADER_LEN as u32;
-        (*header).new_exec_id = new_exec_id;
-        bpf_ringbuf_submit(header.cast(), WAKE_IDLE);
-    }
+    build::<()>(
+        subject,
+        operation,
+        decision,
+        outcome,
+        facts,
+        |header, ()| {
+            header.new_exec_id = new_exec_id;
+        },
+    );
 }
 
 /// Records a decision that has no scratch memory, and gives what the hook returns.

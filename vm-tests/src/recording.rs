@@ -384,3 +384,69 @@ pub fn levels(trail: &mut Trail) -> Result<()> {
     }
     Ok(())
 }
+
+/// Starts a program with each of some lists of arguments, in an environment that is not small; prints them.
+const STARTS: &str = r#"
+import json, os, random
+dice = random.Random(7)
+word = lambda most: "".join(dice.choice("abc ") for _ in range(dice.randrange(most)))
+lists = [[""], ["true", "", ""], ["true"] + ["n"] * 3000, ["true", "x" * 9000, "y"], ["true", "", "z" * 28000]]
+lists += [["true", "x" * length, "y"] for length in [4094, 4095, 4096, 4097]]
+lists += [["true"] + ["v" * length] * 8 for length in [3571, 3572, 3583, 3584, 4094]]
+lists += [["true"] + [word(most) for _ in range(dice.randrange(40))] for most in [2, 9, 90, 900] * 8]
+lists += [["true", "x" * 40000, "y"], ["true"] + ["w" * 400] * 90]
+for arguments in lists:
+    os.waitpid(os.posix_spawn("/usr/bin/true", arguments, {"LONG": "e" * 5000}), 0)
+print(json.dumps(lists))
+"#;
+/// What `argv` has at most, in bytes.
+const MOST: usize = 32 << 10;
+
+/// What a program got for arguments is what its record says, however many there are and however long they are.
+pub fn arguments(trail: &mut Trail) -> Result<()> {
+    write_policy("arguments", FOLDED)?;
+    let agent = Agent::attach("arguments", "arguments")?;
+    let mark = trail.mark()?;
+    let lists: Vec<Vec<String>> = serde_json::from_slice(&python(STARTS, &agent)?)?;
+    let exit = Wanted {
+        agent: Some("arguments".into()),
+        op: Some("agent-detach".into()),
+        ..Wanted::default()
+    };
+    drop(agent);
+    trail.wait(mark, &exit)?;
+    let records = trail.since(mark)?;
+    let starts: Vec<&Value> = records
+        .iter()
+        .filter(|record| record["op"] == "exec" && record["target"] == "/usr/bin/true")
+        .collect();
+    ensure!(
+        starts.len() == lists.len(),
+        "{} starts have {} records",
+        lists.len(),
+        starts.len()
+    );
+    let mut cut = 0;
+    for (list, record) in lists.iter().zip(starts) {
+        let said: Vec<String> = serde_json::from_value(record["argv"].clone())?;
+        let (first, there) = (list.iter().take(4).collect::<Vec<_>>(), list.len());
+        let bytes: usize = list.iter().map(|word| word.len() + 1).sum();
+        if bytes <= MOST {
+            ensure!(
+                said == *list,
+                "{there} arguments, {first:.60?}: {said:.200?}"
+            );
+            continue;
+        }
+        cut += 1;
+        let (all, said) = (list.join("\0"), said.join("\0"));
+        ensure!(
+            all.starts_with(&said) && said.len() + 1 >= MOST && record["argc"] == there,
+            "{there} arguments, of which the record has {} bytes, and argc {}",
+            said.len(),
+            record["argc"]
+        );
+    }
+    ensure!(cut == 2, "{cut} lists were too long");
+    Ok(())
+}

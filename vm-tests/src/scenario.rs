@@ -179,6 +179,9 @@ pub const SCENARIOS: &[Scenario] = &[
     ("record: levels of policies and of rules", |stage| {
         crate::recording::levels(&mut stage.trail)
     }),
+    ("record: the arguments that programs get", |stage| {
+        crate::recording::arguments(&mut stage.trail)
+    }),
     (
         "record: no alarm, no gap, nothing malformed in this run",
         quiet,

@@ -9,13 +9,14 @@ use agentguard_common::verdict::{Lock, Operation, Reason, Verdict, access};
 use super::locks;
 use super::names::{send, typed_parts};
 use super::{object, policy_of, script, slot_of};
+use crate::bound::at_most_64;
 use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
 use crate::emit;
 use crate::folder;
 use crate::identity;
 use crate::label::Subject;
-use crate::maps::NameScratch;
+use crate::maps::{FOLDER_TEXT, NameScratch};
 use crate::offsets::{self as off, field, get};
 use crate::scratch;
 
@@ -50,9 +51,48 @@ fn governed(subject: Subject, file: *const u8) -> i32 {
         Ok(scratch) => scratch,
         Err(refused) => return refused,
     };
-    let result = judge(subject, file, policy, scratch);
+    // SAFETY: this task owns the slot until it is released; the verifier knows the file by its type.
+    let result = if unsafe { is_known_library(subject.task, file, policy, scratch) } {
+        0
+    } else {
+        judge(subject, file, policy, scratch)
+    };
     scratch::release(scratch);
     result
+}
+
+/// Whether a file in a known folder is a library like any other: its label is found without its path, which nobody asks
+/// for. False says nothing.
+///
+/// # Safety
+/// The caller owns the slot; the verifier must know `task` and `file` by their types.
+#[inline(never)]
+unsafe fn is_known_library(
+    task: *const u8,
+    file: *const u8,
+    policy: Policy,
+    scratch: *mut NameScratch,
+) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let entry = folder::entry_of(file);
+        if entry.is_null() {
+            return false;
+        }
+        let tail = &raw mut (*scratch).tail as *mut u8;
+        let mount = field!(file.add(get(&off::OFF_FILE_PATH)), OFF_PATH_MNT, u64) as *const u8;
+        let found = folder::find(task, mount, entry, tail, |_, _, _| {});
+        if !found.is_known() || (*found.folder).automata != decide::automata(policy.head()) {
+            return false;
+        }
+        let state = (*found.folder).state;
+        if state == 0 {
+            return false;
+        }
+        let name = tail.add(at_most_64(found.above, FOLDER_TEXT as u64) as usize);
+        let label = with_table!(policy, t => t.walk_up_to::<{ folder::SHORT_NAME }>(name, found.name, state));
+        decide::mapped(policy.head(), label).is_none()
+    }
 }
 
 #[inline(always)]

@@ -166,9 +166,35 @@ fn read_arguments(subject: Subject, buffer: *mut u8, walk: *mut Walk) -> bool {
     }
 }
 
-/// What the loop over the arguments of a system call is handed.
+/// Copies the arguments of a program that nobody can change any more, from `start` on, behind `from` bytes of the
+/// buffer; their length is left in `walk`. False: they are too many or too long for that, or cannot be read.
+#[inline(always)]
+fn copy_arguments(start: u64, count: u32, from: u32, buffer: *mut u8, walk: *mut Walk) -> bool {
+    let mut reading = Reading {
+        list: start,
+        buffer,
+        walk,
+    };
+    // SAFETY: as above.
+    unsafe {
+        (*walk).from = u64::from(from);
+        (*walk).used = 0;
+        (*walk).left = u64::from(count);
+        bpf_loop(
+            // Each takes a byte at least.
+            at_most(count, MAX_COMMAND as u32),
+            copy_argument as *mut c_void,
+            core::ptr::from_mut(&mut reading).cast(),
+            0,
+        );
+        core::ptr::read_volatile(&raw const (*walk).left) == 0
+    }
+}
+
+/// What the loop over arguments is handed.
 #[repr(C)]
 struct Reading {
+    /// Where a list of them is, or they themselves.
     list: u64,
     buffer: *mut u8,
     walk: *mut Walk,
@@ -178,12 +204,12 @@ struct Reading {
 ///
 /// VERIFIER: all kernels: a loop helper; 64 rounds are otherwise verified one by one, for each way that leads to them.
 unsafe extern "C" fn read_argument(i: u64, reading: *mut Reading) -> u64 {
-    // SAFETY: the helper hands back the pointer that it was given; the caller owns buffer and walk; the helpers check
-    // user addresses; the offset is bounded before each read.
+    // SAFETY: the helper hands back the pointer that it was given; the caller owns the walk; the helper checks the
+    // address.
     unsafe {
-        let (reading, walk) = (&*reading, (*reading).walk);
+        let walk = (*reading).walk;
         let mut pointer = 0u64;
-        let slot = reading.list.wrapping_add(i * 8) as *const _;
+        let slot = (*reading).list.wrapping_add(i * 8) as *const _;
         if bpf_probe_read_user(core::ptr::from_mut(&mut pointer).cast(), 8, slot) != 0 {
             return 1;
         }
@@ -191,13 +217,44 @@ unsafe extern "C" fn read_argument(i: u64, reading: *mut Reading) -> u64 {
             core::ptr::write_volatile(&raw mut (*walk).whole, (*walk).left);
             return 1;
         }
+        let stop = append(reading, pointer);
+        core::ptr::write_volatile(&raw mut (*walk).left, (*walk).left + 1 - stop);
+        stop
+    }
+}
+
+/// Copies the next argument, which lies behind the last. Returns 1 to stop.
+unsafe extern "C" fn copy_argument(_: u64, reading: *mut Reading) -> u64 {
+    // SAFETY: as above.
+    unsafe {
+        let walk = (*reading).walk;
+        let left = core::ptr::read_volatile(&raw const (*walk).left);
+        if left == 0 {
+            return 1;
+        }
+        let used = core::ptr::read_volatile(&raw const (*walk).used);
+        let stop = append(reading, (*reading).list.wrapping_add(used));
+        core::ptr::write_volatile(&raw mut (*walk).left, left - 1 + stop);
+        stop
+    }
+}
+
+/// Copies an argument behind those before. Returns 1 if it is too long or cannot be read; then nothing is there.
+///
+/// # Safety
+/// The caller owns buffer and walk.
+#[inline(always)]
+unsafe fn append(reading: *const Reading, argument: u64) -> u64 {
+    // SAFETY: the caller's promise; the helper checks the address; the offset is bounded before the read.
+    unsafe {
+        let walk = (*reading).walk;
         let used = core::ptr::read_volatile(&raw const (*walk).used);
         let at = core::ptr::read_volatile(&raw const (*walk).from) + used;
         if at > (PATH_BUFFER + MAX_COMMAND) as u64 - u64::from(FIRST_CHECK_BYTES) {
             return 1;
         }
-        let to = reading.buffer.add(at as usize);
-        let mut len = bpf_probe_read_user_str(to.cast(), FIRST_CHECK_BYTES, pointer as *const _);
+        let to = (*reading).buffer.add(at as usize);
+        let mut len = bpf_probe_read_user_str(to.cast(), FIRST_CHECK_BYTES, argument as *const _);
         if len < 0 || len >= i64::from(FIRST_CHECK_BYTES) {
             return 1;
         }
@@ -207,7 +264,6 @@ unsafe extern "C" fn read_argument(i: u64, reading: *mut Reading) -> u64 {
             len = 1;
         }
         core::ptr::write_volatile(&raw mut (*walk).used, used + len as u64);
-        core::ptr::write_volatile(&raw mut (*walk).left, (*walk).left + 1);
     }
     0
 }
@@ -373,9 +429,25 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
         } else {
             there as u32
         };
-        let limit = at_most(limit, MAX_COMMAND as u32);
-        let to = tail.add(at_most(path_len, PATH_BUFFER as u32 - 1) as usize);
-        let fault = limit == 0 || bpf_probe_read_user(to.cast(), limit, start as *const _) != 0;
+        let mut limit = at_most(limit, MAX_COMMAND as u32);
+        let walk = &raw mut (*scratch).walk;
+        let behind = at_most(path_len, PATH_BUFFER as u32 - 1);
+        let copied = copy_arguments(start, count, behind, tail, walk)
+            && core::ptr::read_volatile(&raw const (*walk).used) <= u64::from(limit);
+        let fault = if copied {
+            limit == 0
+        } else {
+            let to = tail.add(behind as usize);
+            limit == 0 || bpf_probe_read_user(to.cast(), limit, start as *const _) != 0
+        };
+        if copied {
+            limit = core::ptr::read_volatile(&raw const (*walk).used) as u32;
+        }
+        // VERIFIER: 6.1: the ways of getting there are one from here on.
+        let bits = i64::from(copied) | i64::from(fault) << 1;
+        let [limit, bits] = forget(&raw mut (*scratch).facts, [i64::from(limit), bits]);
+        let (copied, fault) = (bits & 1 != 0, bits & 2 != 0);
+        let limit = at_most(limit as u32, MAX_COMMAND as u32);
         let kept = &raw mut (*scratch).decision;
         let mut used = 0;
         let mut cut = false;
@@ -388,15 +460,21 @@ fn commit(subject: Subject, bprm: *const u8, policy: Policy, scratch: *mut ExecS
             // What will run cannot be known: kill (arguments-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ArgumentsUnreadable))
         } else {
-            let walk = &raw mut (*scratch).walk;
-            (*walk).left = u64::from(count);
             let command = Command {
                 buffer: tail,
                 path_len,
                 limit,
                 walk,
             };
-            let decision = with_table!(policy, t => decide::command(t, decide::label_of(t, tail, path_len), command));
+            let label = with_table!(policy, t => decide::label_of(t, tail, path_len));
+            let asks =
+                policy.flags() & flags::HAS_COMMANDS != 0 && decide::asks_for_arguments(label);
+            let decision = if copied && !asks {
+                with_table!(policy, t => decide::started(t, label))
+            } else {
+                (*walk).left = u64::from(count);
+                with_table!(policy, t => decide::command(t, label, command))
+            };
             let mut decision = forget(kept, decision);
             used = at_most(
                 core::ptr::read_volatile(&raw const (*walk).used) as u32,

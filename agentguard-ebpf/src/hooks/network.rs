@@ -14,6 +14,7 @@ use core::ffi::c_void;
 use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, record};
 use super::{redirect, unlabelled};
 use crate::approval::{self, Asked};
+use crate::bound::Words;
 use crate::budget;
 use crate::decide::{self, Decision, with_table};
 use crate::emit;
@@ -191,22 +192,24 @@ fn governed(
         return emit::bare(subject, operation, Decision::failure(Reason::NoPolicy));
     };
     let mut name = 0;
-    let mut destination = Destination::default();
-    let kind = read(&mut destination, operation, socket, address, len);
+    let mut memory = Words::new();
+    // SAFETY: numbers.
+    let destination: &mut Destination = unsafe { memory.zeroed() };
+    let kind = read(destination, operation, socket, address, len);
     let decision = match kind {
         Address::Nowhere => return 0,
-        Address::Internet if redirect::is_resolver(&destination) => {
+        Address::Internet if redirect::is_resolver(destination) => {
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::ResolverOnly))
         }
         Address::Internet
-            if policy.flags() & flags::HAS_NAMES != 0 && redirect::is_question(&destination) =>
+            if policy.flags() & flags::HAS_NAMES != 0 && redirect::is_question(destination) =>
         {
             let sending = matches!(operation, Operation::Send);
-            redirect::question(subject, policy, socket, sending, &destination)
+            redirect::question(subject, policy, socket, sending, destination)
         }
         Address::Internet => {
-            let decision = with_table!(policy, t => decide::destination(t, (label.agent, label.session), &destination, &mut name));
-            let asked = Asked::address(access::CONNECT, &destination);
+            let decision = with_table!(policy, t => decide::destination(t, (label.agent, label.session), destination, &mut name));
+            let asked = Asked::address(access::CONNECT, destination);
             let decision = approval::consult(subject, decision, asked);
             budget::charge(subject, decision, kind::CONNECTS)
         }
@@ -214,14 +217,20 @@ fn governed(
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason))
         }
     };
-    record(subject, operation, decision, &destination, name, 0)
+    record(subject, operation, decision, destination, name, 0)
 }
 
 /// Copies bytes of the address out of kernel memory; false on a fault.
 #[inline(always)]
-fn copy<const N: usize>(to: &mut [u8; N], from: u64) -> bool {
-    // SAFETY: the helper checks the address.
-    unsafe { bpf_probe_read_kernel(to.as_mut_ptr().cast(), N as u32, from as *const _) == 0 }
+fn copy<T>(to: &mut T, from: u64) -> bool {
+    // SAFETY: the helper checks the address, and every value of `T` is one.
+    unsafe {
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(to).cast(),
+            size_of::<T>() as u32,
+            from as *const _,
+        ) == 0
+    }
 }
 
 #[inline(always)]
@@ -253,11 +262,20 @@ fn read(
         destination.family = own_family;
         return Address::Refuse(Reason::FamilyNotPermitted);
     }
-    let mut family = [0u8; 2];
-    if len < 2 || !copy(&mut family, address) {
+    // Family and port, and the address of IPv4: all of it at once, where it is there.
+    let mut start = 0u64;
+    let read = if len >= INET_LEN {
+        copy(&mut start, address)
+    } else {
+        let mut family = 0u16;
+        let read = len >= 2 && copy(&mut family, address);
+        start = u64::from(family);
+        read
+    };
+    if !read {
         return Address::Refuse(Reason::AddressUnreadable);
     }
-    let given = u16::from_ne_bytes(family);
+    let given = start as u16;
     destination.family = given;
     let judged = if given == AF_UNSPEC {
         if matches!(operation, Operation::Connect) {
@@ -271,36 +289,36 @@ fn read(
     };
     match judged {
         AF_INET => {
-            let mut bytes = [0u8; 6];
-            if len < INET_LEN || !copy(&mut bytes, address + 2) {
+            if len < INET_LEN {
                 return Address::Refuse(Reason::AddressUnreadable);
             }
-            destination.port = u16::from_be_bytes([bytes[0], bytes[1]]);
-            destination.address = [
-                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, bytes[2], bytes[3], bytes[4], bytes[5],
-            ];
+            destination.port = port_of(start);
+            // The bytes before these are zero.
+            destination.address[10] = 0xff;
+            destination.address[11] = 0xff;
+            let [a, b, c, d] = ((start >> 32) as u32).to_ne_bytes();
+            destination.address[12] = a;
+            destination.address[13] = b;
+            destination.address[14] = c;
+            destination.address[15] = d;
             internet(destination)
         }
         AF_INET6 => {
-            let mut port = [0u8; 2];
-            if len < INET6_LEN
-                || !copy(&mut port, address + 2)
-                || !copy(&mut destination.address, address + 8)
-            {
+            if len < INET6_LEN || !copy(&mut destination.address, address + 8) {
                 return Address::Refuse(Reason::AddressUnreadable);
             }
-            destination.port = u16::from_be_bytes(port);
+            destination.port = port_of(start);
             internet(destination)
         }
         AF_UNIX if own_family == AF_UNIX => Address::Nowhere,
         AF_NETLINK => {
             // sockaddr_nl: family, pad, pid, groups. Port id 0 without groups is the kernel; everybody else is
             // another process.
-            let mut port_and_groups = [0u8; 8];
+            let mut port_and_groups = 0u64;
             if len < 12 || !copy(&mut port_and_groups, address + 4) {
                 return Address::Refuse(Reason::AddressUnreadable);
             }
-            if u64::from_ne_bytes(port_and_groups) == 0 {
+            if port_and_groups == 0 {
                 Address::Nowhere
             } else {
                 Address::Refuse(Reason::FamilyNotPermitted)
@@ -308,6 +326,12 @@ fn read(
         }
         _ => Address::Refuse(Reason::FamilyNotPermitted),
     }
+}
+
+/// The port in the first word of an address of an internet family.
+#[inline(always)]
+const fn port_of(start: u64) -> u16 {
+    u16::from_be((start >> 16) as u16)
 }
 
 /// Protocols that policies speak of are judged by rules, all others refused. Raw sockets write headers,

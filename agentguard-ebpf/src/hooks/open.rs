@@ -10,11 +10,11 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::{Object, doors, identify, object, prepare, resolve_within, script, unlabelled};
+use super::{Object, doors, object, prepare, resolve_within, script, unlabelled};
 use crate::approval::{self, Asked, Use};
 use crate::bound::{at_most_64, forget};
 use crate::budget;
-use crate::decide::{self, Policy, with_table};
+use crate::decide::{self, Decision, Policy, with_table};
 use crate::emit::{self, Facts};
 use crate::folder::{self, Found};
 use crate::identity::{self, Identity};
@@ -79,9 +79,10 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
     unsafe {
         let policy = decide::policy((*subject.label).agent)?;
         let file_flags = field!(file, OFF_FILE_FLAGS, u32);
-        if file_flags & FMODE_EXEC != 0 || policy.flags() & flags::QUIET_OPENS != 0 {
+        if policy.flags() & flags::QUIET_OPENS != 0 {
             return None;
         }
+        let for_exec = file_flags & FMODE_EXEC != 0;
         let wanted = wanted(file, file_flags);
         let chunk = emit::reserve()?;
         let tail = &raw mut (*chunk).tail as *mut u8;
@@ -122,21 +123,36 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
             let (name, left) = (tail.add(at as usize), len.wrapping_sub(at));
             with_table!(policy, t => t.walk_up_to::<{ folder::SHORT_NAME }>(name, left, state as u32))
         };
-        let decision = decide::file_aloud(policy.head(), label, u32::from(wanted));
+        let (decision, wanted) = if for_exec {
+            to_start(policy, label)
+        } else {
+            let decision = decide::file_aloud(policy.head(), label, u32::from(wanted));
+            (decision, wanted)
+        };
         if decision.verdict == Verdict::Ask as u32 {
             // Somebody may have granted it.
             emit::discard(chunk);
             return None;
         }
         let decision = identity::guard(subject, decision, identity_of(object), wanted);
-        let decision = budget::charge(subject, decision, kind::OPENS);
+        let decision = if for_exec {
+            // Each is told.
+            let flags = decision.flags & !flags::FOLD;
+            Decision { flags, ..decision }
+        } else {
+            budget::charge(subject, decision, kind::OPENS)
+        };
         let outcome = emit::outcome(decision);
-        if decision.is_allowed() && decide::is_hushed(label, u32::from(wanted)) {
+        if wanted != access::EXEC
+            && decision.is_allowed()
+            && decide::is_hushed(label, u32::from(wanted))
+        {
             emit::discard(chunk);
             return Some(came(false, unknown));
         }
         let facts = Facts {
             access: wanted,
+            flags: if for_exec { record_flags::FOR_EXEC } else { 0 },
             inode: object.inode,
             device: object.device,
             aux: file_flags,
@@ -148,6 +164,24 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
         emit::deliver(chunk, len, decision, outcome);
         Some(came(outcome.refused, unknown))
     }
+}
+
+/// Decides on opening a program to start it, and what that is an access to.
+///
+/// Where no rule speaks of starting it, a program or a script's interpreter is refused by `bprm_check_security`, which
+/// always follows; the loader that a program names is opened here alone, and is read like a library. So nobody has to
+/// permit it as a program.
+#[inline(always)]
+fn to_start(policy: Policy, label: u32) -> (Decision, u8) {
+    let decision = decide::program_labelled(policy.head(), label);
+    if decision.is_allowed() || decision.reason != Reason::Default as u32 {
+        return (decision, access::EXEC);
+    }
+    let read = access::READ;
+    (
+        decide::file_labelled(policy.head(), label, u32::from(read)),
+        read,
+    )
 }
 
 /// Where the walk of a path begins, and what is left of it.
@@ -213,12 +247,15 @@ const fn identity_of(object: Object) -> Identity {
     }
 }
 
-/// What an open is for, where it is not for starting a program.
+/// What an open is for.
 ///
 /// # Safety
 /// `file` must be a `struct file` that the verifier knows.
 #[inline(always)]
 unsafe fn wanted(file: *const u8, file_flags: u32) -> u8 {
+    if file_flags & FMODE_EXEC != 0 {
+        return access::EXEC;
+    }
     // SAFETY: the caller's promise.
     let mode = unsafe { field!(file, OFF_FILE_MODE, u32) };
     let mut wanted = (mode & (FMODE_READ | FMODE_WRITE)) as u8;
@@ -248,17 +285,16 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         let header = &mut (*scratch).header;
         let file_flags = field!(file, OFF_FILE_FLAGS, u32);
         let for_exec = file_flags & FMODE_EXEC != 0;
-        let mut wanted = if for_exec {
-            access::EXEC
-        } else {
-            wanted(file, file_flags)
-        };
+        let mut wanted = wanted(file, file_flags);
         let tail = &raw mut (*scratch).tail as *mut u8;
         let entry = folder::opened_entry(subject.task, file);
         let (len, unknown) = folder::path_of_file(subject.task, file, entry, tail);
-        header.flags = 0;
-        let anonymous = identify(file, header);
-        let (inode, device) = (header.inode, header.device);
+        let Object {
+            inode,
+            device,
+            anonymous,
+            ..
+        } = object(file);
         let decision = if len < 0 {
             // The buffer holds somebody's earlier path: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
@@ -269,19 +305,15 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
                 Verdict::Allow
             };
             with_table!(policy, t => decide::fixed(t, verdict, Reason::Anonymous))
-        } else if for_exec {
-            let decision = with_table!(policy, t => decide::program(t, tail, len as u32));
-            if decision.is_allowed() || decision.reason != Reason::Default as u32 {
+        } else {
+            let label = with_table!(policy, t => decide::label_of(t, tail, len as u32));
+            if for_exec {
+                let (decision, access) = to_start(policy, label);
+                wanted = access;
                 decision
             } else {
-                // No rule speaks of starting it. A program or a script's interpreter is refused by
-                // `bprm_check_security`, which always follows; the loader that a program names is opened
-                // here alone, and is read like a library. So nobody has to permit it as a program.
-                wanted = access::READ;
-                with_table!(policy, t => decide::file(t, tail, len as u32, u32::from(wanted)))
+                decide::file_labelled(policy.head(), label, u32::from(wanted))
             }
-        } else {
-            with_table!(policy, t => decide::file(t, tail, len as u32, u32::from(wanted)))
         };
         let kept = &raw mut (*scratch).decision;
         let mut decision = forget(kept, decision);
@@ -301,12 +333,15 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
         let mut operation = Operation::Open;
         let mut aux = file_flags;
         if decision.is_allowed() && !anonymous {
-            let object = Identity { inode, device };
+            let identity = Identity { inode, device };
             decision = forget(
                 kept,
-                identity::guard_approved(subject, decision, object, wanted),
+                identity::guard_approved(subject, decision, identity, wanted),
             );
-            if let Some(lock) = doors::lock_of(subject, file as u64, wanted) {
+            // VERIFIER: 6.1: it is looked at again, and not kept meanwhile: the stack is full.
+            if doors::maybe(object(file), wanted)
+                && let Some(lock) = doors::lock_of(subject, file as u64, wanted)
+            {
                 let locked = with_table!(policy, t => decide::lock(t, lock as u32));
                 if !locked.is_allowed() {
                     decision = locked;

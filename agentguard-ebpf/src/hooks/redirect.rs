@@ -114,6 +114,15 @@ fn note(subject: Subject, socket: *const u8, sending: bool, to: &Destination) ->
 /// question to a name server.
 #[inline(always)]
 pub fn is_resolver(to: &Destination) -> bool {
+    // Few ports are one, and whether this is, is quickly seen.
+    let marked = match RESOLVER_PORTS.get_ptr(u32::from(to.port) / 64) {
+        // SAFETY: a live map value; an aligned word is read in one go.
+        Some(word) => unsafe { core::ptr::read_volatile(word) >> (to.port & 63) & 1 != 0 },
+        None => true,
+    };
+    if !marked {
+        return false;
+    }
     let key = to.key();
     let mut zero = 0;
     let mut i = 0;
@@ -123,15 +132,7 @@ pub fn is_resolver(to: &Destination) -> bool {
     }
     let v4 = key[10] == 0xff && key[11] == 0xff && key[12] == 127;
     let v6 = key[10] | key[11] | key[12] | key[13] | key[14] == 0 && key[15] == 1;
-    let loopback = zero == 0 && (v4 || v6);
-    if !loopback {
-        return false;
-    }
-    let Some(word) = RESOLVER_PORTS.get_ptr(u32::from(to.port) / 64) else {
-        return true;
-    };
-    // SAFETY: a live map value; an aligned word is read in one go.
-    unsafe { core::ptr::read_volatile(word) >> (to.port & 63) & 1 != 0 }
+    zero == 0 && (v4 || v6)
 }
 
 /// The note of a socket, if it has one.

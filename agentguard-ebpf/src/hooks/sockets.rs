@@ -2,11 +2,11 @@
 //! and the record of a decision about it.
 
 use agentguard_common::record::Destination;
-use agentguard_common::table::flags::QUIET;
+use agentguard_common::table::flags::{FOLD, QUIET};
 use agentguard_common::verdict::Operation;
 
 use crate::decide::Decision;
-use crate::emit;
+use crate::emit::{self, Facts};
 use crate::label::{Subject, peek};
 use crate::maps::PathScratch;
 use crate::offsets::{self as off, get};
@@ -69,11 +69,30 @@ pub fn record(
     if decision.is_unheard(QUIET) {
         return 0;
     }
+    let outcome = emit::outcome(decision);
+    if decision.flags & FOLD == 0 {
+        let facts = Facts {
+            flags,
+            target_len: u64::from(LEN),
+            ..Facts::default()
+        };
+        emit::build(
+            subject,
+            operation,
+            decision,
+            outcome,
+            facts,
+            |header, tail| {
+                header.name = name;
+                *tail = *address;
+            },
+        );
+        return crate::bound::verdict(outcome.refused);
+    }
     let Some(scratch) = scratch::claim::<PathScratch>() else {
         // The decision stands; only its target is missing from the record.
         return emit::bare(subject, operation, decision);
     };
-    let outcome = emit::outcome(decision);
     // SAFETY: this task owns the slot until it is released.
     unsafe {
         let header = &mut (*scratch).header;

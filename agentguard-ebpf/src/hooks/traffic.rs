@@ -19,6 +19,7 @@ use aya_ebpf::programs::SkBuffContext;
 use core::ptr::read_volatile;
 
 use crate::atomic;
+use crate::bound::Words;
 use crate::budget::charged;
 use crate::decide;
 use crate::maps::{ACCOUNTS, CGROUPS, FLOWS, OWNERS};
@@ -71,11 +72,11 @@ fn admit(who: Membership, direction: Direction, bytes: u64) -> bool {
 /// What both programs do: 1 lets the packet go on.
 #[inline(always)]
 fn count(skb: *mut __sk_buff, direction: Direction) -> i32 {
-    let mut flow = Flow {
-        protocol: UNREADABLE,
-        ..Flow::default()
-    };
-    read_headers(skb, direction, &mut flow);
+    let mut memory = Words::new();
+    // SAFETY: numbers.
+    let flow: &mut Flow = unsafe { memory.zeroed() };
+    flow.protocol = UNREADABLE;
+    read_headers(skb, direction, flow);
     let Some((who, called)) = owner(skb, direction, flow.protocol == TCP) else {
         return 1;
     };
@@ -89,7 +90,7 @@ fn count(skb: *mut __sk_buff, direction: Direction) -> i32 {
     if called {
         flow.port = 0;
     }
-    let counts = counts_of(&flow, called);
+    let counts = counts_of(flow, called);
     if !counts.is_null() {
         add(counts, direction, bytes);
     }
@@ -179,7 +180,7 @@ fn owner(skb: *mut __sk_buff, direction: Direction, is_tcp: bool) -> Option<(Mem
                 return Some((*who, (*known).called != 0));
             }
         }
-        let (cgroup, who) = governed(skb)?;
+        let (cgroup, who, is_own) = governed(skb)?;
         let first = if is_tcp {
             // A request that is not accepted yet has no memory of its own.
             state == TCP_LISTEN || state == TCP_NEW_SYN_RECV
@@ -190,6 +191,11 @@ fn owner(skb: *mut __sk_buff, direction: Direction, is_tcp: bool) -> Option<(Mem
             // The agent of before has gone, and another one has the cgroup.
             (*known).cgroup = cgroup;
             return Some((who, (*known).called != 0));
+        }
+        if is_tcp && !first && is_own {
+            // One that called, in the agent's very cgroup: the same is found again as quickly as it is remembered, and
+            // most live for a few packets.
+            return Some((who, false));
         }
         let mut value = Owner {
             cgroup,
@@ -202,14 +208,15 @@ fn owner(skb: *mut __sk_buff, direction: Direction, is_tcp: bool) -> Option<(Mem
     }
 }
 
-/// The nearest governed cgroup of a packet's socket. The kernel notes a socket's cgroup when it is made, and it stays.
+/// The nearest governed cgroup of a packet's socket, and whether it is the socket's own. The kernel notes a socket's
+/// cgroup when it is made, and it stays.
 #[inline(always)]
-fn governed(skb: *mut __sk_buff) -> Option<(u64, Membership)> {
+fn governed(skb: *mut __sk_buff) -> Option<(u64, Membership, bool)> {
     // SAFETY: the helpers take the context; entries are copied before anything else happens.
     unsafe {
         let own = bpf_skb_cgroup_id(skb);
         if let Some(who) = CGROUPS.get(&own) {
-            return Some((own, *who));
+            return Some((own, *who, true));
         }
         let mut level = MAX_DEPTH;
         while level > 0 {
@@ -217,7 +224,7 @@ fn governed(skb: *mut __sk_buff) -> Option<(u64, Membership)> {
             // 0 where the socket's cgroup is not that deep.
             let id = bpf_skb_ancestor_cgroup_id(skb, level);
             if let Some(who) = CGROUPS.get(&id) {
-                return Some((id, *who));
+                return Some((id, *who, false));
             }
         }
         None
@@ -272,11 +279,7 @@ fn read_linear(skb: *mut __sk_buff, direction: Direction, flow: &mut Flow) -> bo
             }
             flow.address[10] = 0xff;
             flow.address[11] = 0xff;
-            let mut i = 0;
-            while i < 4 {
-                flow.address[12 + i] = at(12 + 4 * other + i);
-                i += 1;
-            }
+            copy_word(flow, 12, packet.add(12 + 4 * other));
             let protocol = at(9);
             flow.protocol = u16::from(protocol);
             if has_ports(protocol) {
@@ -294,13 +297,28 @@ fn read_linear(skb: *mut __sk_buff, direction: Direction, flow: &mut Flow) -> bo
         }
         let mut i = 0;
         while i < 16 {
-            flow.address[i] = at(8 + 16 * other + i);
-            i += 1;
+            copy_word(flow, i, packet.add(8 + 16 * other + i));
+            i += 4;
         }
         flow.protocol = u16::from(protocol);
         let port = V6 + 2 * other;
         flow.port = u16::from_be_bytes([at(port), at(port + 1)]);
         true
+    }
+}
+
+/// Copies four bytes of a packet into the address, from a place that is a multiple of four on.
+///
+/// # Safety
+/// The packet must go on for as long.
+#[inline(always)]
+unsafe fn copy_word(flow: &mut Flow, to: usize, from: *const u8) {
+    // SAFETY: the caller's promise. x86-64, where words may lie anywhere in a packet; the address begins at a multiple of
+    // four, behind two numbers.
+    unsafe {
+        let word = from.cast::<u32>().read_volatile();
+        let at = (&raw mut flow.address).cast::<u8>().add(to);
+        at.cast::<u32>().write_volatile(word);
     }
 }
 
