@@ -390,7 +390,7 @@ const STARTS: &str = r#"
 import json, os, random
 dice = random.Random(7)
 word = lambda most: "".join(dice.choice("abc ") for _ in range(dice.randrange(most)))
-lists = [[""], ["true", "", ""], ["true"] + ["n"] * 3000, ["true", "x" * 9000, "y"], ["true", "", "z" * 28000]]
+lists = [["true", "", ""], ["true"] + ["n"] * 3000, ["true", "x" * 9000, "y"], ["true", "", "z" * 28000]]
 lists += [["true", "x" * length, "y"] for length in [4094, 4095, 4096, 4097]]
 lists += [["true"] + ["v" * length] * 8 for length in [3571, 3572, 3583, 3584, 4094]]
 lists += [["true"] + [word(most) for _ in range(dice.randrange(40))] for most in [2, 9, 90, 900] * 8]
