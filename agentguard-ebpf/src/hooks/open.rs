@@ -78,12 +78,9 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
     // `file` is the hook's argument.
     unsafe {
         let policy = decide::policy((*subject.label).agent)?;
-        let file_flags = field!(file, OFF_FILE_FLAGS, u32);
         if policy.flags() & flags::QUIET_OPENS != 0 {
             return None;
         }
-        let for_exec = file_flags & FMODE_EXEC != 0;
-        let wanted = wanted(file, file_flags);
         let chunk = emit::reserve()?;
         let tail = &raw mut (*chunk).tail as *mut u8;
         let found = known(subject, file, tail);
@@ -111,7 +108,7 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
             return None;
         }
         let object = object(file);
-        if object.anonymous || doors::maybe(object, wanted) {
+        if object.anonymous || doors::maybe(object, wanted(file).0) {
             emit::discard(chunk);
             return None;
         }
@@ -123,6 +120,9 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
             let (name, left) = (tail.add(at as usize), len.wrapping_sub(at));
             with_table!(policy, t => t.walk_up_to::<{ folder::SHORT_NAME }>(name, left, state as u32))
         };
+        // VERIFIER: 6.1: read here again: what is known of it before the walk makes that another one.
+        let (wanted, file_flags) = wanted(file);
+        let for_exec = wanted == access::EXEC;
         let (decision, wanted) = if for_exec {
             to_start(policy, label)
         } else {
@@ -247,22 +247,27 @@ const fn identity_of(object: Object) -> Identity {
     }
 }
 
-/// What an open is for.
+/// What an open is for, and the flags that say so.
 ///
 /// # Safety
 /// `file` must be a `struct file` that the verifier knows.
 #[inline(always)]
-unsafe fn wanted(file: *const u8, file_flags: u32) -> u8 {
-    if file_flags & FMODE_EXEC != 0 {
-        return access::EXEC;
-    }
+unsafe fn wanted(file: *const u8) -> (u8, u32) {
     // SAFETY: the caller's promise.
-    let mode = unsafe { field!(file, OFF_FILE_MODE, u32) };
+    let (file_flags, mode) = unsafe {
+        (
+            field!(file, OFF_FILE_FLAGS, u32),
+            field!(file, OFF_FILE_MODE, u32),
+        )
+    };
+    if file_flags & FMODE_EXEC != 0 {
+        return (access::EXEC, file_flags);
+    }
     let mut wanted = (mode & (FMODE_READ | FMODE_WRITE)) as u8;
     if file_flags & O_TRUNC != 0 {
         wanted |= access::WRITE;
     }
-    wanted
+    (wanted, file_flags)
 }
 
 /// The long way: any path, any object, starting a program, a full ring.
@@ -283,9 +288,8 @@ fn judged(subject: Subject, file: *const u8, policy: Policy, scratch: *mut PathS
     // SAFETY: this task owns the slot until it is released; `file` is the hook's argument.
     unsafe {
         let header = &mut (*scratch).header;
-        let file_flags = field!(file, OFF_FILE_FLAGS, u32);
-        let for_exec = file_flags & FMODE_EXEC != 0;
-        let mut wanted = wanted(file, file_flags);
+        let (mut wanted, file_flags) = wanted(file);
+        let for_exec = wanted == access::EXEC;
         let tail = &raw mut (*scratch).tail as *mut u8;
         let entry = folder::opened_entry(subject.task, file);
         let (len, unknown) = folder::path_of_file(subject.task, file, entry, tail);
