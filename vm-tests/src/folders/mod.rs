@@ -31,7 +31,7 @@ version: 1
 files:
   read: {default: allow, deny: [{id: denied, path: \"**/denied/**\"}]}
   write: {default: allow, deny: [{id: denied-too, path: \"**/denied/**\"}]}
-exec: {default: allow}
+exec: {default: allow, deny: [{id: not-run, path: \"**/denied/**\"}]}
 network: {default: deny}
 kernel: {mount: allow, user_namespaces: allow, capabilities: allow}
 ";
@@ -110,6 +110,7 @@ const CHANGES: &[Change] = &[
         make: mounts::overlaid,
     },
     Change::new("the policy changes", roots::policy_changes),
+    Change::new("what is mapped has moved", renames::mapped),
     Change::new("names and folders of many lengths", renames::lengths),
     Change::new("the folder of all, and a link", renames::topmost),
 ];

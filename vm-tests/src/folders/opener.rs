@@ -6,6 +6,7 @@ use std::io::BufRead as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -54,6 +55,7 @@ impl Opener {
             }
             ["mkdir", at, path] => mkdirat(self.at(at)?, path, Mode::S_IRWXU),
             ["rmdir", at, path] => unlinkat(self.at(at)?, path, UnlinkatFlags::RemoveDir),
+            ["map", name] => map(self.at(name)?),
             ["temporary", at] => {
                 let flags = OFlag::O_TMPFILE | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
                 openat(self.at(at)?, ".", flags, Mode::S_IRWXU).map(drop)
@@ -93,6 +95,20 @@ impl Opener {
         };
         let file = self.0.get(name).context("there is no such file")?;
         Ok(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    }
+}
+
+/// Maps the beginning of a file as code, for a moment.
+fn map(file: BorrowedFd<'_>) -> nix::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    let none = std::ptr::null_mut();
+    // SAFETY: wherever there is room; nobody reads it.
+    unsafe {
+        let mapped = libc::mmap(none, 1, protection, libc::MAP_PRIVATE, file.as_raw_fd(), 0);
+        if mapped == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Errno::result(libc::munmap(mapped, 1)).map(drop)
     }
 }
 

@@ -57,6 +57,22 @@ pub fn exchanged(scene: &mut Scene, agent: &Agent, below: &str) -> Result<()> {
     Ok(())
 }
 
+/// What was opened under one name is mapped under others.
+pub fn mapped(scene: &mut Scene, agent: &Agent) -> Result<()> {
+    make("free/d")?;
+    scene.start(agent, "free/d")?;
+    scene.keep("library", &(place("free/d") + "/f"))?;
+    let mut at = "free/d";
+    for to in ["free/e", "denied/d", "free/d", "denied/e", "free/e"] {
+        scene.in_folder(at)?;
+        scene.maps("library", &(place(at) + "/f"))?;
+        rename(at, to)?;
+        scene.maps("library", &(place(to) + "/f"))?;
+        at = to;
+    }
+    Ok(())
+}
+
 pub fn made_anew(scene: &mut Scene, agent: &Agent) -> Result<()> {
     scene.opener(agent)?;
     for turn in 0..20 {

@@ -159,10 +159,13 @@ pub fn policy_changes(scene: &mut Scene, agent: &Agent) -> Result<()> {
         way(1, "", &denied, &denied),
     ];
     scene.are(&ways)?;
+    scene.keep("library", &free)?;
+    scene.maps("library", &free)?;
     for (text, part) in [(reversed.as_str(), "/free/"), (POLICY, "/denied/")] {
         scene.installs(&agent.name, text)?;
         scene.denies(0, part);
         scene.are(&ways)?;
+        scene.maps("library", &free)?;
     }
     Ok(())
 }

@@ -123,6 +123,22 @@ impl Scene {
             .map(drop)
     }
 
+    /// The first process maps a file that it holds, as code. Where that is permitted there is no record.
+    pub fn maps(&mut self, name: &str, target: &str) -> Result<()> {
+        let (answer, said) = self.expected(0, "map", target);
+        for _ in 0..3 {
+            let given = self.ask(0, &["map", name])?;
+            ensure!(
+                given == answer,
+                "mapping {name}, which is {target}, gave errno {given}"
+            );
+            if answer != "0" {
+                self.openers[0].said.push(said.clone());
+            }
+        }
+        Ok(())
+    }
+
     /// From now on another part of paths is denied to a process.
     pub fn denies(&mut self, who: usize, part: &'static str) {
         self.openers[who].denied = part;
@@ -272,7 +288,7 @@ impl Scene {
         let records = self.trail.since(0)?.iter().filter(|record| {
             let op = record["op"].as_str().unwrap_or_default();
             record["pid"].as_u64() == Some(pid.into())
-                && ["open", "chmod", "mkdir", "rmdir"].contains(&op)
+                && ["open", "chmod", "mkdir", "rmdir", "map"].contains(&op)
         });
         let text = |record: &Value, key: &str| record[key].as_str().unwrap_or_default().to_owned();
         Ok(records
