@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::POLICY;
-use super::ground::{bind, make, place};
+use super::ground::{bind, make, place, rename};
 use super::scene::{Scene, way};
 use crate::guard::{Agent, write_policy};
 
@@ -167,5 +167,9 @@ pub fn policy_changes(scene: &mut Scene, agent: &Agent) -> Result<()> {
         scene.are(&ways)?;
         scene.maps("library", &free)?;
     }
-    Ok(())
+    // What the other one, who may have it, has made known says nothing to the first.
+    rename("free/d", "denied/moved")?;
+    let moved = place("denied/moved/f");
+    scene.opens(&way(1, "", &moved, &moved), 4)?;
+    scene.maps("library", &moved)
 }
