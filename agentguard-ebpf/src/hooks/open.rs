@@ -107,11 +107,6 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
             emit::discard(chunk);
             return None;
         }
-        let object = object(file);
-        if object.anonymous || doors::maybe(object, wanted(file).0) {
-            emit::discard(chunk);
-            return None;
-        }
         let len = crate::bound::at_most_64(len as u64, SHORT_PATH as u64 - 1);
         let label = if state == 0 {
             with_table!(policy, t => decide::label_of_short(t, tail, len))
@@ -120,8 +115,13 @@ fn in_place(subject: Subject, file: *const u8) -> Option<u32> {
             let (name, left) = (tail.add(at as usize), len.wrapping_sub(at));
             with_table!(policy, t => t.walk_up_to::<{ folder::SHORT_NAME }>(name, left, state as u32))
         };
-        // VERIFIER: 6.1: read here again: what is known of it before the walk makes that another one.
+        // VERIFIER: 6.1: behind the walk, which would be another one for all that is known before.
         let (wanted, file_flags) = wanted(file);
+        let object = object(file);
+        if object.anonymous || doors::maybe(object, wanted) {
+            emit::discard(chunk);
+            return None;
+        }
         let for_exec = wanted == access::EXEC;
         let (decision, wanted) = if for_exec {
             to_start(policy, label)
