@@ -379,8 +379,8 @@ pub static RESOLVER_PORTS: Array<u64, PORT_WORDS> = Array::new();
 #[btf_map]
 pub static REDIRECTS: SocketStorage<Redirect> = SocketStorage::new();
 
-/// socket → whose it is, and whether it is called. Written and read by the programs that count traffic; freed with
-/// the socket, and handed on to those that are accepted from it.
+/// socket → whose it is, and whether it is called. A TCP socket that called in the agent's very cgroup needs none. Written
+/// and read by the programs that count traffic; freed with the socket, and handed on to those that are accepted from it.
 #[btf_map]
 pub static OWNERS: InheritedStorage<Owner> = InheritedStorage::new();
 
