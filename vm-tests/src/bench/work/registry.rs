@@ -11,6 +11,14 @@ use anyhow::{Context as _, Result, bail};
 /// Where it listens.
 pub const PORT: u16 = 7003;
 
+/// More wait to be accepted than a server of Python lets wait by itself: whom it turns away tries again after a second,
+/// which would be measured.
+const SERVER: &str = "\
+import http.server, sys
+http.server.ThreadingHTTPServer.request_queue_size = 128
+http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()
+";
+
 /// A server that runs.
 pub struct Registry(Child);
 
@@ -18,9 +26,8 @@ impl Registry {
     /// Starts it, and waits until it answers.
     pub fn start(folder: &Path) -> Result<Self> {
         let child = Command::new("python3")
-            .args(["-m", "http.server", &PORT.to_string()])
-            .args(["--bind", "127.0.0.1", "--directory"])
-            .arg(folder)
+            .args(["-c", SERVER, &PORT.to_string()])
+            .current_dir(folder)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
