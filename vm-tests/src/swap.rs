@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::attempt::PATIENCE;
 use crate::fixture;
 use crate::guard::{Agent, Inside, write_policy};
 use crate::trail::{Trail, Wanted};
@@ -17,6 +20,8 @@ const NAME: &str = "swapped";
 const FILES: [&str; 2] = ["/t/ws/free.txt", "/t/secret/key"];
 const WORKERS: usize = 4;
 const SWAPS: usize = 6;
+/// Opens under each policy, at least.
+const OPENS: usize = 200;
 /// Within which a swap has to be seen by every process.
 const WITHIN: jiff::SignedDuration = jiff::SignedDuration::from_millis(50);
 
@@ -88,14 +93,34 @@ pub fn under_load(trail: &mut Trail) -> Result<()> {
             )?;
         }
         installs.push((generation(&installed)?, time(&installed)?));
-        for record in trail.since(mark)? {
-            opens.extend(open(record)?);
-        }
+        let under_this = opens_under(trail, mark, generation(&installed)?)?;
+        opens.extend(under_this);
         // Records are many, and a guest's memory is small.
         mark = trail.forget();
     }
     drop(workers);
     judge(&opens, &installs)
+}
+
+/// What was opened since a mark, when enough of it was under a policy: a quick machine swaps before anybody has opened much.
+fn opens_under(trail: &mut Trail, mark: usize, policy: u64) -> Result<Vec<Open>> {
+    let started = Instant::now();
+    loop {
+        let mut opens = Vec::new();
+        for record in trail.since(mark)? {
+            opens.extend(open(record)?);
+        }
+        let under = opens.iter().filter(|open| open.generation == policy);
+        let count = under.count();
+        if count >= OPENS {
+            return Ok(opens);
+        }
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "only {count} opens under policy {policy}"
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// What matters of one open.
@@ -177,7 +202,7 @@ fn judge(opens: &[Open], installs: &[(u64, jiff::Timestamp)]) -> Result<()> {
         most.as_millis()
     );
     ensure!(
-        opens.len() > 1000 && latest.len() == WORKERS,
+        opens.len() >= OPENS * SWAPS && latest.len() == WORKERS,
         "only {} opens of {} processes were recorded",
         opens.len(),
         latest.len()
