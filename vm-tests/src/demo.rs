@@ -3,17 +3,17 @@
 //! action went as it says.
 
 use std::fs::{self, Permissions};
-use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde_json::Value;
+
+use crate::service::Service;
 
 /// Port of the service that the policy permits.
 const SERVICE: u16 = 8000;
@@ -141,17 +141,6 @@ pub struct Scene {
     /// Use colours.
     #[arg(long)]
     colour: bool,
-}
-
-/// Stops a service when dropped.
-struct Service(Child);
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// What one action did.
@@ -399,25 +388,7 @@ impl Scene {
         }
         let mut services = Vec::new();
         for (address, port) in places {
-            let mut command = Command::new("python3");
-            command
-                .args(["-m", "http.server", "--bind", address, &port.to_string()])
-                .current_dir(&folder);
-            let service = command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .context("failed to start python3")?;
-            services.push(Service(service));
-            let started = Instant::now();
-            while TcpStream::connect((address, port)).is_err() {
-                ensure!(
-                    started.elapsed() < Duration::from_mins(1),
-                    "the service at {address}:{port} did not start"
-                );
-                thread::sleep(Duration::from_millis(20));
-            }
+            services.push(Service::start(&folder, address, port)?);
         }
         Ok(services)
     }

@@ -27,6 +27,7 @@ pub mod row;
 pub mod run;
 pub mod runaway;
 pub mod scenario;
+mod service;
 pub mod survival;
 pub mod swap;
 pub mod table;

@@ -408,13 +408,13 @@ pub fn arguments(trail: &mut Trail) -> Result<()> {
     let agent = Agent::attach("arguments", "arguments")?;
     let mark = trail.mark()?;
     let lists: Vec<Vec<String>> = serde_json::from_slice(&python(STARTS, &agent)?)?;
-    let exit = Wanted {
+    let detached = Wanted {
         agent: Some("arguments".into()),
         op: Some("agent-detach".into()),
         ..Wanted::default()
     };
     drop(agent);
-    trail.wait(mark, &exit)?;
+    trail.wait(mark, &detached)?;
     let records = trail.since(mark)?;
     let starts: Vec<&Value> = records
         .iter()
@@ -429,12 +429,15 @@ pub fn arguments(trail: &mut Trail) -> Result<()> {
     let mut cut = 0;
     for (list, record) in lists.iter().zip(starts) {
         let said: Vec<String> = serde_json::from_value(record["argv"].clone())?;
-        let (first, there) = (list.iter().take(4).collect::<Vec<_>>(), list.len());
+        let there = list.len();
         let bytes: usize = list.iter().map(|word| word.len() + 1).sum();
         if bytes <= MOST {
+            let lengths = |words: &[String]| words.iter().map(String::len).collect::<Vec<_>>();
             ensure!(
                 said == *list,
-                "{there} arguments, {first:.60?}: {said:.200?}"
+                "arguments of {:?} bytes are recorded as others, of {:?}",
+                lengths(list),
+                lengths(&said)
             );
             continue;
         }

@@ -93,8 +93,7 @@ pub fn under_load(trail: &mut Trail) -> Result<()> {
             )?;
         }
         installs.push((generation(&installed)?, time(&installed)?));
-        let under_this = opens_under(trail, mark, generation(&installed)?)?;
-        opens.extend(under_this);
+        opens.extend(opens_under(trail, mark, generation(&installed)?)?);
         // Records are many, and a guest's memory is small.
         mark = trail.forget();
     }
@@ -110,8 +109,10 @@ fn opens_under(trail: &mut Trail, mark: usize, policy: u64) -> Result<Vec<Open>>
         for record in trail.since(mark)? {
             opens.extend(open(record)?);
         }
-        let under = opens.iter().filter(|open| open.generation == policy);
-        let count = under.count();
+        let count = opens
+            .iter()
+            .filter(|open| open.generation == policy)
+            .count();
         if count >= OPENS {
             return Ok(opens);
         }

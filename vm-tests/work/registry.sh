@@ -23,4 +23,4 @@ for (const name of names) {
 fs.writeFileSync('app/package.json', JSON.stringify({name: 'app', version: '1.0.0', dependencies: Object.fromEntries(names.map(name => [`high-${name}`, '1.0.0']))}));
 INNER
 node make.js "$PORT"
-printf 'registry=http://127.0.0.1:%s/\ncache=/tmp/work/cache\naudit=false\nfund=false\nupdate-notifier=false\n' "$PORT" >app/.npmrc
+printf 'registry=http://127.0.0.1:%s/\ncache=%s/cache\naudit=false\nfund=false\nupdate-notifier=false\n' "$PORT" "$PWD" >app/.npmrc

@@ -29,10 +29,10 @@ const AT_TRACEPOINT: u32 = 23;
 const AT_LSM_HOOK: u32 = 27;
 /// `r0 = 0; exit`.
 pub const NOTHING: &[u64] = &[0xb7, 0x95];
-/// `r0 = 1; exit`: the packet goes on.
-const GO_ON: &[u64] = &[1 << 32 | 0xb7, 0x95];
 /// The same behind `bpf_get_current_task_btf()`: the least that a program does which tells processes apart.
 pub const WHO: &[u64] = &[158 << 32 | 0x85, 0xb7, 0x95];
+/// `r0 = 1; exit`: the packet goes on.
+const GO_ON: &[u64] = &[1 << 32 | 0xb7, 0x95];
 /// Words of `struct bpf_link_info` and `struct bpf_prog_info` up to what is read of them, and where that is.
 const LINK_WORDS: usize = 4;
 const LINK_PROGRAM: usize = 2;

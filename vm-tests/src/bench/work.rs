@@ -1,8 +1,6 @@
 //! Ordinary work, as a whole: unpacking and searching a tree, the state of a repository, a build, an installation
 //! of packages, a test run.
 
-mod registry;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -12,13 +10,15 @@ use bench_report::figures::{Cell, Operation, Table};
 
 use super::confine::Cells;
 use super::programs::{Place, Program, measured};
-use registry::Registry;
+use crate::service::Service;
 
 /// Files in the tree that is unpacked and searched, and in the repository.
 const FILES: usize = 800;
 /// Modules of tests.
 const MODULES: usize = 10;
 const FOLDER: &str = "/tmp/work";
+/// Port of the registry, which nothing confines in any row.
+const REGISTRY: u16 = 7003;
 
 /// A piece of work.
 struct Job {
@@ -65,9 +65,9 @@ const JOBS: &[Job] = &[
 
 /// What makes what they need.
 const MAKING: &[&str] = &[
-    include_str!("../../../work/repository.sh"),
-    include_str!("../../../work/crate.sh"),
-    include_str!("../../../work/registry.sh"),
+    include_str!("../../work/repository.sh"),
+    include_str!("../../work/crate.sh"),
+    include_str!("../../work/registry.sh"),
 ];
 
 /// An empty table.
@@ -88,7 +88,7 @@ pub fn table() -> Table {
 }
 
 /// Makes what is worked on; the registry serves as long as what is returned lives.
-pub fn make() -> Result<Registry> {
+pub fn make() -> Result<Service> {
     for file in 0..FILES {
         let lines: Vec<String> = (0..60)
             .map(|line| format!("int value_{line} = {}; /* of file {file} */", file * line))
@@ -115,7 +115,7 @@ pub fn make() -> Result<Registry> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Registry::start(&Path::new(FOLDER).join("registry"))
+    Service::start(&Path::new(FOLDER).join("registry"), "127.0.0.1", REGISTRY)
 }
 
 fn put(name: &str, text: &str) -> Result<()> {
@@ -128,10 +128,8 @@ fn put(name: &str, text: &str) -> Result<()> {
 
 /// What starts a shell that does it, in the folder, at home there.
 fn words(script: &str) -> [String; 3] {
-    let script = format!(
-        "set -e\ncd {FOLDER}\nexport HOME={FOLDER}/home PORT={}\n{script}",
-        registry::PORT
-    );
+    let script =
+        format!("set -e\ncd {FOLDER}\nexport HOME={FOLDER}/home PORT={REGISTRY}\n{script}");
     ["sh".into(), "-c".into(), script]
 }
 
