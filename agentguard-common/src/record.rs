@@ -93,6 +93,8 @@ shared! {
 shared! {
     /// A socket destination in the one form that rules and records use.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    // Read and copied by words.
+    #[repr(align(8))]
     pub struct Destination {
         /// Address family as the caller gave it (`AF_INET` 2, `AF_INET6` 10, `AF_UNIX` 1, …).
         pub family: u16,
@@ -109,6 +111,30 @@ shared! {
 
 /// Length of the network automaton's input.
 pub const DESTINATION_KEY: usize = 19;
+
+/// The lower half of the second word of an IPv4 address in IPv6 form, as it lies in memory; the first word is 0. They are
+/// the first [`MAPPED_LEN`] bytes of the network automaton's input.
+pub const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+/// See [`MAPPED`].
+pub const MAPPED_LEN: usize = 12;
+/// `127.0.0.1`, as it lies in memory.
+const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+/// The second word of `0.0.0.0` in IPv6 form.
+const UNSPECIFIED_V4: u64 = MAPPED as u64;
+/// The second word of `::1`, as it lies in memory; the first word is 0.
+pub const LOOPBACK_V6: u64 = u64::from_ne_bytes([0, 0, 0, 0, 0, 0, 0, 1]);
+
+/// The address that a connection to another one reaches, both as words as they lie in memory: what [`Destination::key`]
+/// replaces.
+#[inline(always)]
+pub const fn reached([first, second]: [u64; 2]) -> [u64; 2] {
+    let second = match (first, second) {
+        (0, 0) => LOOPBACK_V6,
+        (0, UNSPECIFIED_V4) => UNSPECIFIED_V4 | (LOOPBACK_V4 as u64) << 32,
+        _ => second,
+    };
+    [first, second]
+}
 
 impl Destination {
     /// The automaton's input: address (16), protocol (1), port (2, big-endian).

@@ -61,8 +61,8 @@ shared! {
         pub network_default: u32,
         /// What the `kernel` section permits: bit `n` for [`crate::verdict::Lock`] number `n`.
         pub kernel: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// Where `network` stands behind [`MAPPED`](crate::record::MAPPED), with which every address of IPv4 begins.
+        pub mapped: u32,
         /// Rules anchored at the root: `/usr/bin/*`. All rules on paths where [`flags::ONE_WALK`] is set.
         pub anchored: Automaton,
         /// Rules that match at any depth: `**/.env`. Stepped in lockstep with `anchored`, over the same classes.

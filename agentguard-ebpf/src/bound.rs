@@ -1,12 +1,12 @@
 //! The one home of verifier shaping: bounded reads and the walks of the automata.
 //! Nothing here knows what a verdict means.
 
-use agentguard_common::record::DESTINATION_KEY;
+use agentguard_common::record::{Destination, MAPPED};
 use agentguard_common::table::{
-    COMMAND_CLASSES, MAX_COMMAND, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES,
+    COMMAND_CLASSES, MAX_COMMAND, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES, TableHeader,
 };
 use aya_ebpf::helpers::generated::bpf_loop;
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use crate::maps::{PATH_BUFFER, SHORT_PATH, Walk};
 
@@ -266,15 +266,65 @@ impl<const BYTES: usize> Table<BYTES> {
         self.word(state + self.class(COMMAND_CLASSES, 0))
     }
 
-    /// Walks the network automaton over a destination; gives the label of the state it ends in.
+    /// The byte of a destination that is `FROM` bits up in a word.
     #[inline(always)]
-    pub fn walk_destination(self, key: &[u8; DESTINATION_KEY], mut state: u32) -> u32 {
-        let mut i = 0;
-        while i < DESTINATION_KEY {
-            state = self.word(state + self.class(NETWORK_CLASSES, key[i]));
-            i += 1;
+    fn step_destination<const FROM: u32>(self, word: u64, state: &mut u64) {
+        // SAFETY: a class is a word of a map that lies inside the smallest table; the mask keeps the state inside the
+        // value and aligned.
+        unsafe {
+            macro_rules! step {
+                ($scale:literal, $by:expr) => {
+                    core::arch::asm!(
+                        "{class} = {word}",
+                        $scale,
+                        "{class} &= 510",
+                        "{class} += {table}",
+                        "{class} = *(u16 *)({class} + {classes})",
+                        "{state} += {class}",
+                        "{state} &= {mask}",
+                        "{state} += {table}",
+                        "{state} = *(u32 *)({state} + 0)",
+                        class = out(reg) _, word = in(reg) word, table = in(reg) self.0,
+                        state = inout(reg) *state, by = const $by,
+                        classes = const NETWORK_CLASSES, mask = const Self::MASK,
+                        options(readonly, nostack, preserves_flags),
+                    )
+                };
+            }
+            // Twice the byte.
+            if FROM == 0 {
+                step!("{class} <<= {by}", 1);
+            } else {
+                step!("{class} >>= {by}", FROM.saturating_sub(1));
+            }
         }
-        self.word(state)
+    }
+
+    /// Walks the network automaton over a destination: its address in two words, as they lie in memory, its protocol,
+    /// which must be less than 256, and its port. Gives the label of the state it ends in.
+    ///
+    /// Of an address of IPv4 the table knows where the first twelve bytes lead.
+    #[inline(always)]
+    pub fn walk_destination(self, [first, second]: [u64; 2], protocol: u16, port: u16) -> u32 {
+        let is_mapped = first == 0 && second as u32 == MAPPED;
+        let mut state = u64::from(if is_mapped {
+            self.field(offset_of!(TableHeader, mapped))
+        } else {
+            self.field(offset_of!(TableHeader, network))
+        });
+        macro_rules! steps {
+            ($word:expr; $($from:literal)+) => {
+                $(self.step_destination::<$from>($word, &mut state);)+
+            };
+        }
+        if !is_mapped {
+            steps!(first; 0 8 16 24 32 40 48 56);
+            steps!(second; 0 8 16 24);
+        }
+        steps!(second; 32 40 48 56);
+        let rest = u64::from(protocol) | u64::from(port.swap_bytes()) << 8;
+        steps!(rest; 0 8 16);
+        self.word(state as u32)
     }
 
     /// Walks the command automaton over `walk.left` NUL-terminated arguments, at most `limit` bytes,
@@ -408,6 +458,22 @@ impl<T> Words<T> {
         }
         // SAFETY: the caller's promise.
         unsafe { self.0.assume_init_mut() }
+    }
+}
+
+/// An address as words, as they lie in memory.
+///
+/// In one read each: of bytes that it has just seen written LLVM would put words together again.
+#[inline(always)]
+pub fn words(to: &Destination) -> [u64; 2] {
+    const _: () = assert!(offset_of!(Destination, address) % 8 == 0);
+    let address = (&raw const to.address).cast::<u64>();
+    // SAFETY: inside, and aligned like the whole; every word is a number.
+    unsafe {
+        [
+            core::ptr::read_volatile(address),
+            core::ptr::read_volatile(address.add(1)),
+        ]
     }
 }
 

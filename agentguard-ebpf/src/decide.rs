@@ -2,7 +2,7 @@
 //! Every path through here that cannot decide is a denial with its own reason.
 
 use agentguard_common::opened::Address;
-use agentguard_common::record::Destination;
+use agentguard_common::record::{Destination, reached};
 use agentguard_common::table::{
     LARGE_TABLE, MARKS, MAX_COMMAND, SMALL_TABLE, TableHeader, flags, level, network_label,
     path_label,
@@ -10,7 +10,7 @@ use agentguard_common::table::{
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
 
-use crate::bound::{BOTH, ONE, Table, forget};
+use crate::bound::{BOTH, ONE, Table, forget, words};
 use crate::maps::{PATH_BUFFER, POLICIES_LARGE, POLICIES_SMALL, SHORT_PATH, Script, Walk};
 use crate::opened::opened;
 
@@ -639,10 +639,8 @@ pub fn destination<const BYTES: usize>(
     if destination.protocol > 255 {
         return decision.with(Verdict::Deny, Reason::ProtocolNotPermitted);
     }
-    // VERIFIER: 6.12: by way of memory, so that each byte is read as one: the upper half of a port that was swapped
-    // in a register has no bounds there.
-    let key = core::hint::black_box(destination.key());
-    let state = table.walk_destination(&key, table.field(offset_of!(TableHeader, network)));
+    let reached = reached(words(destination));
+    let state = table.walk_destination(reached, destination.protocol, destination.port);
     let decision = decision.marked(state);
     if decision.flags & flags::HAS_NAMES != 0 && opinion(state, network_label::CONNECT) == 0 {
         let mut address = Address {
@@ -650,7 +648,9 @@ pub fn destination<const BYTES: usize>(
             session,
             address: [0; 16],
         };
-        address.address.copy_from_slice(&key[..16]);
+        let [first, second] = reached.map(u64::to_ne_bytes);
+        address.address[..8].copy_from_slice(&first);
+        address.address[8..].copy_from_slice(&second);
         let found = opened(
             &address,
             u64::from(destination.port),
@@ -683,9 +683,7 @@ pub fn listen<const BYTES: usize>(table: Table<BYTES>, at: &Destination) -> Deci
     if at.protocol > 255 {
         return decision.with(Verdict::Deny, Reason::ProtocolNotPermitted);
     }
-    // VERIFIER: 6.12: by way of memory, as above.
-    let key = core::hint::black_box(at.listen_key());
-    let state = table.walk_destination(&key, table.field(offset_of!(TableHeader, network)));
+    let state = table.walk_destination(words(at), at.protocol, at.port);
     settle(
         decision,
         opinion(state, network_label::LISTEN),

@@ -29,6 +29,8 @@ use crate::scratch;
 
 /// Longest name, and its end, of an object that is looked for here.
 pub const SHORT_NAME: u64 = 64;
+/// Bytes of a name, in whole words, that every kernel since 6.1 keeps in the entry itself, if it is that short.
+const INLINE_NAME: u64 = 32;
 /// How long a folder's path is kept: 10 to 100 seconds, as the kernel is built. A count has 31 bits for changes; it
 /// takes minutes to bring it round.
 const KEPT: u64 = 10_000;
@@ -235,7 +237,18 @@ pub unsafe fn find(
         let name = at_most_64(name, SHORT_NAME - 1);
         copy(folder, len, to);
         let bytes = field!(called, OFF_QSTR_NAME, u64);
-        if bpf_probe_read_kernel(to.add(len as usize).cast(), name as u32, bytes as *const _) != 0 {
+        let behind = to.add(len as usize);
+        let inline = get(&off::DENTRY_INLINE_NAME);
+        if name <= INLINE_NAME && inline != 0 && bytes == opaque(dentry as u64) + inline as u64 {
+            // What lies behind a shorter name is copied as well, and nobody reads it.
+            let own = dentry.add(inline);
+            copy_word(own, behind);
+            if name > 8 {
+                copy_word(own.add(8), behind.add(8));
+                copy_word(own.add(16), behind.add(16));
+                copy_word(own.add(24), behind.add(24));
+            }
+        } else if bpf_probe_read_kernel(behind.cast(), name as u32, bytes as *const _) != 0 {
             return Found::unknown(1);
         }
         if counts() != (*folder).counts {
@@ -248,6 +261,19 @@ pub unsafe fn find(
             learn: 0,
         }
     }
+}
+
+/// Copies eight bytes of a kernel object.
+///
+/// # Safety
+/// The verifier must know the object; the place must be owned.
+#[inline(always)]
+unsafe fn copy_word(from: *const u8, to: *mut u8) {
+    // SAFETY: the caller's promise. x86-64: words may lie anywhere, and a volatile write of one stays one.
+    unsafe {
+        to.cast::<u64>()
+            .write_volatile(from.cast::<u64>().read_volatile())
+    };
 }
 
 /// Whether a folder is of a file system that only this kernel changes.

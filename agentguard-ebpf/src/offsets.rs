@@ -18,6 +18,12 @@ agentguard_common::kernel_offsets!(globals);
 pub static RENAME_LOCK: u64 = 0;
 #[unsafe(no_mangle)]
 pub static MOUNT_LOCK: u64 = 0;
+/// Where in `struct dentry` short names are (`d_iname`; `d_shortname` from 6.14 on), or 0 where that is not known.
+#[unsafe(no_mangle)]
+pub static DENTRY_INLINE_NAME: u32 = 0;
+/// 1 where the address that `socket_connect` and `socket_bind` are given is a `struct sockaddr` for the verifier.
+#[unsafe(no_mangle)]
+pub static PLAIN_ADDRESS: u32 = 0;
 /// 1 where `f_path` is in a union of `struct file` (from 6.18 on).
 #[unsafe(no_mangle)]
 pub static FILE_PATH_SHARED: u32 = 0;

@@ -22,6 +22,12 @@ const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
 const KIND_INT: u32 = 1;
+const KIND_PTR: u32 = 2;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_VAR: u32 = 14;
 const KIND_DATASEC: u32 = 15;
@@ -45,6 +51,10 @@ impl Type {
     }
     const fn bitfields(self) -> bool {
         self.info >> 31 == 1
+    }
+    /// The type that it is made of, where it is made of one.
+    fn refers(self, data: &[u8]) -> Result<u32, BtfError> {
+        word(data, self.body.saturating_sub(4))
     }
 }
 
@@ -111,6 +121,47 @@ impl<'a> Structs<'a> {
         Ok(self.place(structure, field)?.1)
     }
 
+    /// Whether a function takes, in this place, a pointer to this structure; false also where it does not exist.
+    pub fn takes(&self, function: &str, place: usize, structure: &str) -> Result<bool, BtfError> {
+        for kind in &self.types {
+            if kind.kind() != KIND_FUNC || self.string(kind.name)? != function.as_bytes() {
+                continue;
+            }
+            let signature = self.of(kind.refers(self.data)?)?;
+            if signature.kind() != KIND_FUNC_PROTO || place >= signature.len() {
+                return Ok(false);
+            }
+            let pointer = self.plain(word(self.data, signature.body + 8 * place + 4)?)?;
+            if pointer.kind() != KIND_PTR {
+                return Ok(false);
+            }
+            let pointed = self.plain(pointer.refers(self.data)?)?;
+            return Ok(
+                pointed.kind() == KIND_STRUCT && self.string(pointed.name)? == structure.as_bytes()
+            );
+        }
+        Ok(false)
+    }
+
+    fn of(&self, id: u32) -> Result<Type, BtfError> {
+        let kind = self.types.get(id as usize);
+        kind.copied().ok_or(BtfError::Damaged(0))
+    }
+
+    /// A type without its other names and qualifiers.
+    fn plain(&self, mut id: u32) -> Result<Type, BtfError> {
+        for _ in 0..16 {
+            let kind = self.of(id)?;
+            match kind.kind() {
+                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT => {
+                    id = kind.refers(self.data)?;
+                }
+                _ => return Ok(kind),
+            }
+        }
+        Err(BtfError::Damaged(0))
+    }
+
     fn place(&self, structure: &str, field: &str) -> Result<(u32, bool), BtfError> {
         let id = self
             .by_name
@@ -122,7 +173,7 @@ impl<'a> Structs<'a> {
 
     /// The offset of a field, and whether it is in a union.
     fn find(&self, id: u32, field: &[u8], depth: u32) -> Result<Option<(u32, bool)>, BtfError> {
-        let kind = *self.types.get(id as usize).ok_or(BtfError::Damaged(0))?;
+        let kind = self.of(id)?;
         if depth > 8 || !matches!(kind.kind(), KIND_STRUCT | KIND_UNION) {
             return Ok(None);
         }
@@ -189,6 +240,20 @@ mod tests {
         assert!(structs.offset("file", "f_path").unwrap() > 0);
         assert!(structs.is_shared("qstr", "len").unwrap());
         assert!(!structs.is_shared("path", "dentry").unwrap());
+    }
+
+    #[test]
+    fn what_functions_take_is_known() {
+        let data = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
+        let structs = Structs::parse(&data).unwrap();
+        let takes = |function, place, structure| structs.takes(function, place, structure).unwrap();
+        assert!(takes("vfs_fsync", 0, "file"));
+        assert!(!takes("vfs_fsync", 0, "inode"));
+        assert!(!takes("vfs_fsync", 1, "file"), "that one is a number");
+        assert!(!takes("vfs_fsync", 9, "file"), "there is none");
+        assert!(!takes("no_such_function", 0, "file"));
+        // `const struct path *`.
+        assert!(takes("vfs_getattr", 0, "path"));
     }
 
     #[test]

@@ -67,6 +67,20 @@ fn offsets(structs: &Structs<'_>) -> Result<Vec<(&'static str, u32)>, KernelErro
     Ok(kernel_offsets!(collect))
 }
 
+/// Where an entry keeps a short name itself; 0 where no field says so, and then every name is read as a long one.
+fn inline_name(structs: &Structs<'_>) -> u32 {
+    ["d_iname", "d_shortname"]
+        .iter()
+        .find_map(|field| structs.offset("dentry", field).ok())
+        .unwrap_or(0)
+}
+
+/// Whether the hooks that are given an address know it as one whose bytes they may read.
+fn has_plain_address(structs: &Structs<'_>) -> Result<bool, BtfError> {
+    Ok(structs.takes("bpf_lsm_socket_connect", 1, "sockaddr")?
+        && structs.takes("bpf_lsm_socket_bind", 1, "sockaddr")?)
+}
+
 impl Guard {
     /// Loads and attaches every program, or nothing. They end with this process.
     ///
@@ -173,6 +187,8 @@ impl Guard {
         let (data, btf) = btf(options)?;
         let structs = Structs::parse(&data)?;
         let shared = u32::from(structs.is_shared("file", "f_path")?);
+        let inline_name = inline_name(&structs);
+        let plain_address = u32::from(has_plain_address(&structs)?);
         let offsets = offsets(&structs)?;
         let names = shared_maps(pins)?;
         let state = pins.map_or(Ok(None), living_state)?;
@@ -186,6 +202,8 @@ impl Guard {
             loader.override_global(name, offset, true);
         }
         loader.override_global("FILE_PATH_SHARED", &shared, true);
+        loader.override_global("DENTRY_INLINE_NAME", &inline_name, true);
+        loader.override_global("PLAIN_ADDRESS", &plain_address, true);
         loader.override_global("RENAME_LOCK", &counts.renames, true);
         loader.override_global("MOUNT_LOCK", &counts.mounts, true);
         for (name, path) in &names {

@@ -73,13 +73,18 @@ fn or_default(found: Verdict, default: Verdict) -> (Verdict, Reason) {
 
 /// Runs one automaton over the input; the label of the last state.
 fn run(table: &[u8], automaton: &Automaton, classes: usize, input: &[u8]) -> u32 {
+    word(table, behind(table, automaton, classes, input))
+}
+
+/// The state of an automaton behind an input.
+pub(super) fn behind(table: &[u8], automaton: &Automaton, classes: usize, input: &[u8]) -> usize {
     let mut state = automaton.start as usize;
     for byte in input {
         let at = classes + 2 * usize::from(*byte);
         let column = u16::from_le_bytes([table[at], table[at + 1]]);
         state = word(table, state + usize::from(column)) as usize;
     }
-    word(table, state)
+    state
 }
 
 fn word(table: &[u8], at: usize) -> u32 {

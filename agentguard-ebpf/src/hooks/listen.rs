@@ -8,12 +8,15 @@ use agentguard_common::record::Destination;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
 use aya_ebpf::programs::LsmContext;
 
-use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_UDP, record, start, v4, v6};
+use super::sockets::{
+    AF_INET, AF_INET6, AF_UNIX, IPPROTO_UDP, beginning, port_of, record, start, v4, v4_of, v6,
+};
 use super::{prepare, unix};
 use crate::approval::{self, Asked, Use};
 use crate::bound::{at_most, forget};
 use crate::decide::{self, Decision, with_table};
-use crate::label::{Subject, peek};
+use crate::emit;
+use crate::label::{Subject, load, peek};
 use crate::maps::{NameScratch, PATH_BUFFER};
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -29,35 +32,51 @@ hook! {
 
 hook! {
     /// `socket_listen(struct socket *sock, int backlog)`. Minimum kernel 5.7. Fails closed.
-    socket_listen, "socket_listen", Operation::Listen, |ctx, subject| {
-        let socket: u64 = ctx.arg(0);
-        let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
-        let mut at = start(socket, sk);
-        at.port = peek(sk + get(&off::OFF_SOCK_NUM) as u64, 0);
-        match at.family {
-            AF_INET => {
-                at.address = v4(sk + get(&off::OFF_SOCK_RCV_SADDR) as u64);
-            }
-            AF_INET6 => at.address = v6(sk + get(&off::OFF_SOCK_V6_RCV_SADDR) as u64),
-            // A path was judged when it was made, an abstract name when it was taken. Other families are not made.
-            _ => return 0,
+    socket_listen, "socket_listen", Operation::Listen, |ctx, subject| listen(&ctx, subject)
+}
+
+#[inline(always)]
+fn listen(ctx: &LsmContext, subject: Subject) -> i32 {
+    let socket = ctx.arg(0);
+    // SAFETY: typed loads along pointers that the verifier follows.
+    let (at, sk) = unsafe {
+        let sk: *const u8 = load(socket, get(&off::OFF_SOCKET_SK));
+        if sk.is_null() {
+            return 0;
         }
-        judge(subject, &at)
-    }
+        let mut at = start(socket, sk);
+        at.port = load(sk, get(&off::OFF_SOCK_NUM));
+        (at, sk as u64)
+    };
+    let address = match at.family {
+        AF_INET => v4(sk + get(&off::OFF_SOCK_RCV_SADDR) as u64),
+        AF_INET6 => v6(sk + get(&off::OFF_SOCK_V6_RCV_SADDR) as u64),
+        // A path was judged when it was made, an abstract name when it was taken. Other families are not made.
+        _ => return 0,
+    };
+    judge(subject, &Destination { address, ..at })
 }
 
 #[inline(always)]
 fn bind(ctx: &LsmContext, subject: Subject) -> i32 {
-    let (socket, address, len): (u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    let (socket, address): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(1));
+    let len: u64 = ctx.arg(2);
     let len = len as u32;
-    let sk: u64 = peek(socket + get(&off::OFF_SOCKET_SK) as u64, 0);
-    let mut at = start(socket, sk);
-    if at.family == AF_UNIX {
-        // A family alone asks the kernel for a name of its own making, as a client has a port.
-        if len <= 2 || peek::<u8>(address + 2, 0) != 0 {
+    // SAFETY: typed loads along pointers that the verifier follows.
+    let (at, sk) = unsafe {
+        let sk: *const u8 = load(socket, get(&off::OFF_SOCKET_SK));
+        if sk.is_null() {
             return 0;
         }
-        return take(subject, address + 2, len, sk);
+        (start(socket, sk), sk as u64)
+    };
+    if at.family == AF_UNIX {
+        let name = address as u64 + 2;
+        // A family alone asks the kernel for a name of its own making, as a client has a port.
+        if len <= 2 || peek::<u8>(name, 0) != 0 {
+            return 0;
+        }
+        return take(subject, name, len, sk);
     }
     // Streams are judged when they listen, by the address that they have then.
     if !matches!(at.family, AF_INET | AF_INET6) || at.protocol != IPPROTO_UDP {
@@ -72,16 +91,29 @@ fn bind(ctx: &LsmContext, subject: Subject) -> i32 {
         // The kernel refuses it.
         return 0;
     }
-    at.port = u16::from_be(peek(address + 2, 0));
-    if at.port == 0 {
+    // SAFETY: the hook's argument.
+    let Some(start) = (unsafe { beginning(address) }) else {
+        // Deny (address-unreadable).
+        let decision = Decision::failure(Reason::AddressUnreadable);
+        return emit::bare(subject, Operation::Listen, decision);
+    };
+    let port = port_of(start);
+    if port == 0 {
         return 0;
     }
-    at.address = if at.family == AF_INET {
-        v4(address + 4)
+    let address = if at.family == AF_INET {
+        v4_of(start)
     } else {
-        v6(address + 8)
+        v6(address as u64 + 8)
     };
-    judge(subject, &at)
+    judge(
+        subject,
+        &Destination {
+            port,
+            address,
+            ..at
+        },
+    )
 }
 
 /// Judges listening at an address.

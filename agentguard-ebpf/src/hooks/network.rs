@@ -11,7 +11,10 @@ use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
-use super::sockets::{AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, record};
+use super::sockets::{
+    AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, beginning, beginning_at, port_of, record,
+    v4_of,
+};
 use super::{redirect, unlabelled};
 use crate::approval::{self, Asked};
 use crate::bound::Words;
@@ -84,13 +87,13 @@ unsafe extern "C" fn sendmsg(ctx: *mut c_void, task: *const u8) -> i32 {
         Standing::Governed(subject) => {
             let msg: *const u8 = ctx.arg(1);
             // SAFETY: fields of the hook's argument.
-            let (name, len): (u64, u32) = unsafe {
+            let (name, len): (*const u8, u32) = unsafe {
                 (
                     load(msg, get(&off::OFF_MSGHDR_NAME)),
                     load(msg, get(&off::OFF_MSGHDR_NAMELEN)),
                 )
             };
-            if name == 0 || len == 0 {
+            if name.is_null() || len == 0 {
                 // A connected socket: judged when it connected. Families that send without ever connecting
                 // (packet sockets, bound to a device) have nothing that could have been judged.
                 let family = family_of(ctx.arg(0));
@@ -103,19 +106,53 @@ unsafe extern "C" fn sendmsg(ctx: *mut c_void, task: *const u8) -> i32 {
     }
 }
 
-hook! {
-    /// `socket_create(int family, int type, int protocol, int kern)`. Minimum kernel 5.7. Fails closed. Sockets
-    /// that could never be judged are never made: raw and packet sockets, vsock, SCTP with its own ways to
-    /// connect, and whatever this version does not know.
-    socket_create, "socket_create", Operation::Socket, |ctx, subject| create(&ctx, subject)
+/// `socket_create(int family, int type, int protocol, int kern)`. Minimum kernel 5.7. Fails closed. Sockets
+/// that could never be judged are never made: raw and packet sockets, vsock, SCTP with its own ways to
+/// connect, and whatever this version does not know.
+#[lsm(hook = "socket_create")]
+pub fn socket_create(ctx: LsmContext) -> i32 {
+    enter(&ctx, create)
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    family: u16,
+    kind: u16,
+    protocol: u32,
 }
 
 #[inline(always)]
-fn create(ctx: &LsmContext, subject: Subject) -> i32 {
-    let (family, kind): (u64, u64) = (ctx.arg(0), ctx.arg(1));
-    let (protocol, kern): (u64, u64) = (ctx.arg(2), ctx.arg(3));
-    let (family, kind, protocol) = (family as u16, kind as u16, protocol as u32);
-    let Some(reason) = unfit(family, kind, protocol) else {
+fn wanted(ctx: &LsmContext) -> Wanted {
+    let (family, kind, protocol): (u64, u64, u64) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    Wanted {
+        family: family as u16,
+        kind: kind as u16,
+        protocol: protocol as u32,
+    }
+}
+
+/// Before anything else, whether it is fit: nearly all are, whoever makes them, and nothing is reached yet.
+#[inline(never)]
+unsafe extern "C" fn create(ctx: *mut c_void, task: *const u8) -> i32 {
+    match unfit(wanted(&LsmContext::new(ctx))) {
+        None => 0,
+        // SAFETY: a context and a live task, as they were given.
+        Some(_) => unsafe { refuse(ctx, task) },
+    }
+}
+
+#[inline(never)]
+unsafe extern "C" fn refuse(ctx: *mut c_void, task: *const u8) -> i32 {
+    let ctx = LsmContext::new(ctx);
+    let (asked, kern): (Wanted, u64) = (wanted(&ctx), ctx.arg(3));
+    let operation = Operation::Socket;
+    let subject = match standing(task) {
+        Standing::Ungoverned => return 0,
+        Standing::Unlabelled(membership) => return unlabelled(membership, operation),
+        Standing::Governed(subject) => subject,
+    };
+    let Some(reason) = unfit(asked) else {
         return 0;
     };
     if kern as u32 != 0 {
@@ -128,20 +165,26 @@ fn create(ctx: &LsmContext, subject: Subject) -> i32 {
         Some(policy) => with_table!(policy, t => decide::fixed(t, Verdict::Deny, reason)),
     };
     let outcome = emit::outcome(decision);
-    let which = u32::from(family) | u32::from(kind) << 16;
+    let which = u32::from(asked.family) | u32::from(asked.kind) << 16;
     emit::event(
         subject,
-        Operation::Socket,
+        operation,
         decision,
         which,
-        u64::from(protocol),
+        u64::from(asked.protocol),
     );
     crate::bound::verdict(outcome.refused)
 }
 
 /// Why a socket of this kind can never be judged; `None` for those that are judged when they are used.
 #[inline(always)]
-fn unfit(family: u16, kind: u16, protocol: u32) -> Option<Reason> {
+fn unfit(
+    Wanted {
+        family,
+        kind,
+        protocol,
+    }: Wanted,
+) -> Option<Reason> {
     match family {
         AF_UNIX | AF_NETLINK => None,
         AF_INET | AF_INET6 => {
@@ -182,7 +225,7 @@ fn governed(
     subject: Subject,
     operation: Operation,
     socket: *const u8,
-    address: u64,
+    address: *const u8,
     len: u32,
 ) -> i32 {
     // SAFETY: the label is a live map value.
@@ -238,7 +281,7 @@ fn read(
     destination: &mut Destination,
     operation: Operation,
     socket: *const u8,
-    address: u64,
+    address: *const u8,
     len: u32,
 ) -> Address {
     // SAFETY: typed loads along pointers that the verifier follows.
@@ -263,18 +306,19 @@ fn read(
         return Address::Refuse(Reason::FamilyNotPermitted);
     }
     // Family and port, and the address of IPv4: all of it at once, where it is there.
-    let mut start = 0u64;
-    let read = if len >= INET_LEN {
-        copy(&mut start, address)
+    let start = if len >= INET_LEN {
+        match operation {
+            // SAFETY: that hook's argument.
+            Operation::Connect => unsafe { beginning(address) },
+            _ => beginning_at(address as u64),
+        }
     } else {
         let mut family = 0u16;
-        let read = len >= 2 && copy(&mut family, address);
-        start = u64::from(family);
-        read
+        (len >= 2 && copy(&mut family, address as u64)).then_some(u64::from(family))
     };
-    if !read {
+    let Some(start) = start else {
         return Address::Refuse(Reason::AddressUnreadable);
-    }
+    };
     let given = start as u16;
     destination.family = given;
     let judged = if given == AF_UNSPEC {
@@ -293,18 +337,11 @@ fn read(
                 return Address::Refuse(Reason::AddressUnreadable);
             }
             destination.port = port_of(start);
-            // The bytes before these are zero.
-            destination.address[10] = 0xff;
-            destination.address[11] = 0xff;
-            let [a, b, c, d] = ((start >> 32) as u32).to_ne_bytes();
-            destination.address[12] = a;
-            destination.address[13] = b;
-            destination.address[14] = c;
-            destination.address[15] = d;
+            destination.address = v4_of(start);
             internet(destination)
         }
         AF_INET6 => {
-            if len < INET6_LEN || !copy(&mut destination.address, address + 8) {
+            if len < INET6_LEN || !copy(&mut destination.address, address as u64 + 8) {
                 return Address::Refuse(Reason::AddressUnreadable);
             }
             destination.port = port_of(start);
@@ -315,7 +352,7 @@ fn read(
             // sockaddr_nl: family, pad, pid, groups. Port id 0 without groups is the kernel; everybody else is
             // another process.
             let mut port_and_groups = 0u64;
-            if len < 12 || !copy(&mut port_and_groups, address + 4) {
+            if len < 12 || !copy(&mut port_and_groups, address as u64 + 4) {
                 return Address::Refuse(Reason::AddressUnreadable);
             }
             if port_and_groups == 0 {
@@ -326,12 +363,6 @@ fn read(
         }
         _ => Address::Refuse(Reason::FamilyNotPermitted),
     }
-}
-
-/// The port in the first word of an address of an internet family.
-#[inline(always)]
-const fn port_of(start: u64) -> u16 {
-    u16::from_be((start >> 16) as u16)
 }
 
 /// Protocols that policies speak of are judged by rules, all others refused. Raw sockets write headers,

@@ -7,7 +7,7 @@
 //! The hook permits port 53 only where these programs will see the socket, so nothing goes to another server.
 
 use agentguard_common::opened::{DNS_PORT, Redirect};
-use agentguard_common::record::Destination;
+use agentguard_common::record::{Destination, LOOPBACK_V6, MAPPED, reached};
 use agentguard_common::verdict::{Reason, Verdict};
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
@@ -15,6 +15,7 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use core::ffi::c_void;
 
+use crate::bound::words;
 use crate::decide::{self, Decision, Policy, with_table};
 use crate::label::{self, Subject, load, peek};
 use crate::maps::{REDIRECTS, RESOLVER_PORTS, RESOLVERS};
@@ -26,7 +27,6 @@ const SOCK_STREAM: u16 = 1;
 /// `BPF_SK_STORAGE_GET_F_CREATE`.
 const CREATE: u64 = 1;
 const LOOPBACK_V4: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
-const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 const ONE: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
 const DNS: u32 = DNS_PORT.to_be() as u32;
 
@@ -123,16 +123,9 @@ pub fn is_resolver(to: &Destination) -> bool {
     if !marked {
         return false;
     }
-    let key = to.key();
-    let mut zero = 0;
-    let mut i = 0;
-    while i < 10 {
-        zero |= key[i];
-        i += 1;
-    }
-    let v4 = key[10] == 0xff && key[11] == 0xff && key[12] == 127;
-    let v6 = key[10] | key[11] | key[12] | key[13] | key[14] == 0 && key[15] == 1;
-    zero == 0 && (v4 || v6)
+    let [first, second] = reached(words(to));
+    let in_v4 = second as u32 == MAPPED && second >> 32 & 0xff == 127;
+    first == 0 && (in_v4 || second == LOOPBACK_V6)
 }
 
 /// The note of a socket, if it has one.

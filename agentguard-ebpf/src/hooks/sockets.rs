@@ -1,13 +1,14 @@
 //! What the hooks of internet sockets share: an address from the kernel's memory in the form of rules and records,
 //! and the record of a decision about it.
 
-use agentguard_common::record::Destination;
+use agentguard_common::record::{Destination, MAPPED};
 use agentguard_common::table::flags::{FOLD, QUIET};
 use agentguard_common::verdict::Operation;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
 use crate::decide::Decision;
 use crate::emit::{self, Facts};
-use crate::label::{Subject, peek};
+use crate::label::{Subject, load, peek};
 use crate::maps::PathScratch;
 use crate::offsets::{self as off, get};
 use crate::scratch;
@@ -21,37 +22,106 @@ pub const IPPROTO_UDP: u16 = 17;
 const IPPROTO_MPTCP: u16 = 262;
 
 /// What is known of a socket itself.
+///
+/// # Safety
+/// The verifier must know both by their types.
 #[inline(always)]
-pub fn start(socket: u64, sk: u64) -> Destination {
-    let protocol: u16 = peek(sk + get(&off::OFF_SOCK_PROTOCOL) as u64, 0);
+pub unsafe fn start(socket: *const u8, sk: *const u8) -> Destination {
+    // SAFETY: the caller's promise.
+    let (family, protocol, kind) = unsafe {
+        (
+            load(sk, get(&off::OFF_SOCK_FAMILY)),
+            load(sk, get(&off::OFF_SOCK_PROTOCOL)),
+            load(socket, get(&off::OFF_SOCKET_TYPE)),
+        )
+    };
     Destination {
-        family: peek(sk + get(&off::OFF_SOCK_FAMILY) as u64, 0),
+        family,
         protocol: if protocol == IPPROTO_MPTCP {
             IPPROTO_TCP
         } else {
             protocol
         },
         port: 0,
-        kind: peek(socket + get(&off::OFF_SOCKET_TYPE) as u64, 0),
+        kind,
         address: [0; 16],
     }
 }
 
+/// The first eight bytes of the address that `socket_connect` or `socket_bind` is given: family and port, and the
+/// address of IPv4. None: on a fault. The kernel has as many in any case, but what is behind the length that it was given
+/// with means nothing.
+///
+/// # Safety
+/// It must be the hook's argument.
+#[inline(always)]
+pub unsafe fn beginning(address: *const u8) -> Option<u64> {
+    if get(&off::PLAIN_ADDRESS) == 0 {
+        return beginning_at(address as u64);
+    }
+    let (family, rest): (u64, u64);
+    // SAFETY: the caller's promise; reads.
+    unsafe {
+        core::arch::asm!(
+            "{family} = *(u16 *)({address} + 0)",
+            "{rest} = *(u64 *)({address} + 2)",
+            family = out(reg) family, rest = out(reg) rest, address = in(reg) address,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    Some(family | rest << 16)
+}
+
+/// The same of an address anywhere in the kernel's memory.
+#[inline(always)]
+pub fn beginning_at(address: u64) -> Option<u64> {
+    let mut start = 0u64;
+    // SAFETY: the helper checks the address.
+    let status = unsafe {
+        bpf_probe_read_kernel(
+            core::ptr::from_mut(&mut start).cast(),
+            size_of::<u64>() as u32,
+            address as *const _,
+        )
+    };
+    (status == 0).then_some(start)
+}
+
+/// The port in the first word of an address of an internet family.
+#[inline(always)]
+pub const fn port_of(start: u64) -> u16 {
+    u16::from_be((start >> 16) as u16)
+}
+
+/// The address in the first word of one of IPv4, in IPv6 form.
+#[inline(always)]
+pub fn v4_of(start: u64) -> [u8; 16] {
+    bytes([0, start & V4_BITS | u64::from(MAPPED)])
+}
+
+/// Where an address of IPv4 is in the first word.
+const V4_BITS: u64 = 0xffff_ffff << 32;
+
 /// An address of IPv4 in IPv6 form.
 #[inline(always)]
 pub fn v4(at: u64) -> [u8; 16] {
-    let [a, b, c, d]: [u8; 4] = peek(at, [0; 4]);
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+    v4_of(u64::from(peek::<u32>(at, 0)) << 32)
+}
+
+/// An address of two words, as they lie in memory.
+#[inline(always)]
+fn bytes(words: [u64; 2]) -> [u8; 16] {
+    let [first, second] = words.map(u64::to_ne_bytes);
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&first);
+    bytes[8..].copy_from_slice(&second);
+    bytes
 }
 
 /// An address of IPv6.
 #[inline(always)]
 pub fn v6(at: u64) -> [u8; 16] {
-    let mut address = [0; 16];
-    let halves: [u64; 2] = [peek(at, 0), peek(at + 8, 0)];
-    address[..8].copy_from_slice(&halves[0].to_ne_bytes());
-    address[8..].copy_from_slice(&halves[1].to_ne_bytes());
-    address
+    bytes([peek(at, 0), peek(at + 8, 0)])
 }
 
 /// Leaves the record of a decision about an address, with the number of the name that opened it and flags of its

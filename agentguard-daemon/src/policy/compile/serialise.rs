@@ -1,5 +1,6 @@
 //! The table's bytes. The layout is that of `agentguard_common::table`; nothing else knows it here.
 
+use agentguard_common::record::{MAPPED, MAPPED_LEN};
 use agentguard_common::table::network_label;
 use agentguard_common::table::{
     Automaton, COMMAND_CLASSES, MAGIC, NARROW_CLASSES, NETWORK_CLASSES, PATH_CLASSES, ROWS,
@@ -12,7 +13,7 @@ use zerocopy::IntoBytes as _;
 use super::classes::Classes;
 use super::label;
 use super::subset::Dfa;
-use crate::policy::{Matcher, Mode, Policy, RepeatedActs};
+use crate::policy::{Matcher, Mode, Policy, RepeatedActs, table};
 
 /// Writes the table. Classes: paths, commands, destinations. Automata: anchored, floating, command, network.
 pub fn serialise(
@@ -52,6 +53,7 @@ pub fn serialise(
     .fold(0, |all, (verdict, bit)| {
         label::join(all, label::of_path(verdict, bit))
     });
+    let mapped = mapped();
     let header = TableHeader {
         magic: MAGIC,
         len: bytes.len() as u32,
@@ -62,7 +64,7 @@ pub fn serialise(
             | (defaults.listen as u32) << network_label::LISTEN
             | (defaults.unix as u32) << network_label::UNIX_CONNECT,
         kernel: policy.kernel_permits(),
-        reserved: 0,
+        mapped: table::behind(&bytes, &network, NETWORK_CLASSES, &mapped) as u32,
         anchored,
         floating,
         command,
@@ -71,6 +73,13 @@ pub fn serialise(
     };
     let head = header.as_bytes();
     bytes[..head.len()].copy_from_slice(head);
+    bytes
+}
+
+/// What every address of IPv4 begins with.
+fn mapped() -> [u8; MAPPED_LEN] {
+    let mut bytes = [0; MAPPED_LEN];
+    bytes[MAPPED_LEN - size_of_val(&MAPPED)..].copy_from_slice(&MAPPED.to_ne_bytes());
     bytes
 }
 
