@@ -20,9 +20,9 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use core::mem::offset_of;
 
-use crate::bound::{NARROW, at_most, at_most_64, forget, opaque};
+use crate::bound::{NARROW, Table, at_most, at_most_64, forget, opaque};
 use crate::climb::{self, climb};
-use crate::decide::{self, with_table};
+use crate::decide::{self, Policy, with_table};
 use crate::maps::{Entry, FOLDER_TEXT, FOLDERS, Folder, LEARNING, NameScratch, PATH_BUFFER};
 use crate::offsets::{self as off, address, field, get};
 use crate::scratch;
@@ -499,24 +499,76 @@ unsafe fn make(slot: *mut NameScratch, task: *const u8, label: *const Label) -> 
     }
 }
 
-/// The path of an entry in a known folder, with one copy of the folder's part: its length, or 0 where it is not known but
-/// may become so, or a negative number.
+/// A path in a buffer, and where the table's automaton stands on it.
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// Bytes of the path, or a negative errno.
+    pub len: i64,
+    /// Bytes that are walked already, and the state behind them; 0 where nothing is.
+    above: u64,
+    state: u64,
+}
+
+impl Way {
+    /// In one number, of which nothing is known but its sign.
+    #[inline(always)]
+    const fn packed(found: Found, state: u32) -> i64 {
+        (found.len() | found.above << 16 | (state as u64) << 32) as i64
+    }
+
+    #[inline(always)]
+    const fn new(packed: i64) -> Self {
+        let bits = packed as u64;
+        Self {
+            len: if packed < 0 { packed } else { packed & 0xffff },
+            above: bits >> 16 & 0xffff,
+            state: bits >> 32,
+        }
+    }
+
+    /// The label of the path, whose length is not negative.
+    #[inline(always)]
+    pub fn label<const BYTES: usize>(self, table: Table<BYTES>, path: *const u8) -> u32 {
+        if self.state == 0 {
+            return decide::label_of(table, path, self.len as u32);
+        }
+        let above = at_most_64(self.above, FOLDER_TEXT as u64);
+        // SAFETY: inside the buffer, which holds a path.
+        let name = unsafe { path.add(above as usize) };
+        let left = (self.len as u64).wrapping_sub(above);
+        table.walk_up_to::<SHORT_NAME>(name, left, self.state as u32)
+    }
+}
+const _: () = assert!(PATH_BUFFER <= 0xffff && agentguard_common::table::LARGE_TABLE <= 1 << 31);
+
+/// The path of an entry in a known folder, with one copy of the folder's part: its [`Way`] in one number, with a state if
+/// it is one of these automata. 0 where it is not known but may become so, or a negative number.
 ///
 /// # Safety
 /// As for [`find`].
 #[inline(never)]
-unsafe fn path_in(task: *const u8, mount: *const u8, dentry: *const u8, to: *mut u8) -> i64 {
+unsafe fn path_in(
+    task: *const u8,
+    mount: *const u8,
+    dentry: *const u8,
+    to: *mut u8,
+    automata: u64,
+) -> i64 {
     // SAFETY: the caller's promise.
-    let found = unsafe {
-        find(task, mount, dentry, to, |folder, len, to| {
+    unsafe {
+        let found = find(task, mount, dentry, to, |folder, len, to| {
             let text = &raw const (*folder).text as *const u8;
             bpf_probe_read_kernel(to.cast(), len as u32, text.cast());
-        })
-    };
-    if found.is_known() {
-        found.len() as i64
-    } else {
-        found.learn as i64 - 1
+        });
+        if !found.is_known() {
+            return found.learn as i64 - 1;
+        }
+        let state = if (*found.folder).automata == automata {
+            (*found.folder).state
+        } else {
+            0
+        };
+        Way::packed(found, state)
     }
 }
 
@@ -538,21 +590,21 @@ pub unsafe fn path_of_file(
         let mut learn = false;
         if !entry.is_null() {
             let mount = field!(file.add(get(&off::OFF_FILE_PATH)), OFF_PATH_MNT, u64) as *const u8;
-            let len = path_in(task, mount, entry, buffer);
-            if len > 0 {
+            // No table has these automata.
+            let way = path_in(task, mount, entry, buffer, 0);
+            if way > 0 {
                 return (
-                    i64::from(at_most(len as u32, PATH_BUFFER as u32 - 1)),
+                    i64::from(at_most(way as u16 as u32, PATH_BUFFER as u32 - 1)),
                     false,
                 );
             }
-            learn = len == 0;
+            learn = way == 0;
         }
         (crate::hooks::resolve(file, buffer), learn)
     }
 }
 
-/// The path of an entry behind `from` bytes of the slot's tail, from what is known or by the way up; its length, or a
-/// negative errno. `from` is at most one path.
+/// The path of an entry in the slot's tail, from what is known or by the way up.
 ///
 /// # Safety
 /// The caller owns the slot; the verifier must know `task`, `mount` and `dentry` by their types, and believe that of
@@ -563,17 +615,31 @@ pub unsafe fn path_of(
     task: *const u8,
     mount: *const u8,
     dentry: *const u8,
-    from: u32,
-) -> i64 {
+    policy: Policy,
+) -> Way {
     // SAFETY: the caller's promise.
     unsafe {
-        let from = at_most(from, PATH_BUFFER as u32 - 1);
-        let to = (&raw mut (*slot).tail as *mut u8).add(from as usize);
-        let mut len = path_in(task, mount, dentry, to);
-        if len <= 0 {
-            len = climb(slot, task, mount as u64, dentry as u64, from);
+        let to = &raw mut (*slot).tail as *mut u8;
+        let mut way = path_in(task, mount, dentry, to, decide::automata(policy.head()));
+        if way <= 0 {
+            way = climb(slot, task, mount as u64, dentry as u64, 0);
         }
         // VERIFIER: 6.1: both ways are one from here on.
-        forget((&raw mut (*slot).lengths).cast(), len)
+        Way::new(forget((&raw mut (*slot).lengths).cast(), way))
+    }
+}
+
+/// The same for an entry whose type the verifier does not believe.
+///
+/// # Safety
+/// The caller owns the slot.
+#[inline(always)]
+pub unsafe fn path_up(slot: *mut NameScratch, task: *const u8, mount: u64, dentry: u64) -> Way {
+    // SAFETY: the caller's promise.
+    let len = unsafe { climb(slot, task, mount, dentry, 0) };
+    Way {
+        len,
+        above: 0,
+        state: 0,
     }
 }

@@ -10,7 +10,6 @@ use super::locks;
 use super::names::{send, typed_parts};
 use super::{object, policy_of, script, slot_of};
 use crate::bound::at_most_64;
-use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
 use crate::emit;
 use crate::folder;
@@ -101,19 +100,19 @@ fn judge(subject: Subject, file: *const u8, policy: Policy, scratch: *mut NameSc
     unsafe {
         let (mount, dentry) = typed_parts(file.add(get(&off::OFF_FILE_PATH)));
         let entry = folder::entry_of(file);
-        let len = if entry.is_null() {
-            climb(scratch, subject.task, mount, dentry, 0)
+        let way = if entry.is_null() {
+            folder::path_up(scratch, subject.task, mount, dentry)
         } else {
-            folder::path_of(scratch, subject.task, mount as *const u8, entry, 0)
+            folder::path_of(scratch, subject.task, mount as *const u8, entry, policy)
         };
+        let len = way.len;
         let tail = &raw const (*scratch).tail as *const u8;
         let object = identity::of_typed(dentry as *const u8);
         let decision = if len < 0 {
             // Which file it is cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
         } else {
-            let judged =
-                with_table!(policy, t => decide::mapped(t, decide::label_of(t, tail, len as u32)));
+            let judged = with_table!(policy, t => decide::mapped(t, way.label(t, tail)));
             let Some(decision) = judged else {
                 return 0;
             };

@@ -9,7 +9,6 @@ use aya_ebpf::programs::LsmContext;
 use super::{doors, locks, prepare};
 use crate::approval::{self, Asked, Use};
 use crate::bound::forget;
-use crate::climb::climb;
 use crate::decide::{self, Policy, with_table};
 use crate::emit::{self, Outcome};
 use crate::folder;
@@ -170,18 +169,19 @@ fn judge_in(subject: Subject, request: Request, policy: Policy, scratch: *mut Na
     // SAFETY: this task owns the slot until it is released.
     unsafe {
         let (mount, dentry) = (request.mount as *const u8, request.dentry as *const u8);
-        let len = if request.believed {
-            folder::path_of(scratch, subject.task, mount, dentry, 0)
+        let way = if request.believed {
+            folder::path_of(scratch, subject.task, mount, dentry, policy)
         } else {
-            climb(scratch, subject.task, request.mount, request.dentry, 0)
+            folder::path_up(scratch, subject.task, request.mount, request.dentry)
         };
+        let len = way.len;
         let tail = &raw const (*scratch).tail as *const u8;
         let object = identity::of_typed(request.dentry as *const u8);
         let decision = if len < 0 {
             // Which name it is cannot be known: deny (path-unreadable).
             with_table!(policy, t => decide::fixed(t, Verdict::Deny, Reason::PathUnreadable))
         } else {
-            let decision = with_table!(policy, t => decide::file_labelled(t, decide::label_of(t, tail, len as u32), u32::from(request.wanted)));
+            let decision = with_table!(policy, t => decide::file_labelled(t, way.label(t, tail), u32::from(request.wanted)));
             let decision = forget(&raw mut (*scratch).decision, decision);
             let how = match request.operation {
                 Operation::Create => Use::Makes,

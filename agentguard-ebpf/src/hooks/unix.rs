@@ -169,13 +169,12 @@ pub unsafe fn record(
             header.flags |= record_flags::SOCKET;
         }
         let head = (&raw mut (*scratch).tail).cast::<Destination>();
-        *head = Destination {
-            family: AF_UNIX,
-            protocol: 0,
-            port: 0,
-            kind: peek(sk + get(&off::OFF_SOCK_TYPE) as u64, 0),
-            address: [0; 16],
-        };
+        // By words: the linker makes a call of `memset` of what the compiler writes.
+        let kind: u16 = peek(sk + get(&off::OFF_SOCK_TYPE) as u64, 0);
+        let words = head.cast::<u64>();
+        words.write_volatile(u64::from(AF_UNIX) | u64::from(kind) << 48);
+        words.add(1).write_volatile(0);
+        words.add(2).write_volatile(0);
         let name = if len < 0 {
             header.errno = -len as u16;
             0
