@@ -3,8 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bench_report::figures::Spread;
+use nix::time::{ClockId, clock_gettime};
 
 /// Rounds of each operation.
 pub const ROUNDS: u32 = 9;
@@ -25,12 +26,26 @@ pub fn now() -> u64 {
 }
 
 /// What has passed since then, as figures are calculated with.
+pub fn since(start: u64) -> f64 {
+    figure(now() - start)
+}
+
+/// A time, as figures are calculated with.
 #[expect(
     clippy::cast_precision_loss,
     reason = "exact up to 2^53 ns, which are months"
 )]
-pub fn since(start: u64) -> f64 {
-    (now() - start) as f64
+pub const fn figure(nanoseconds: u64) -> f64 {
+    nanoseconds as f64
+}
+
+/// Instructions of a process so far, with its threads that have ended: the kernel counts their time.
+pub fn process_time(pid: u32) -> Result<u64> {
+    // The clock of another process, as `clock_getcpuclockid` makes its number.
+    let clock = (!i32::try_from(pid)? << 3) | 2;
+    let time =
+        clock_gettime(ClockId::from_raw(clock)).context("failed to read a process's time")?;
+    u64::try_from(Duration::from(time).as_nanos()).context("a process's time is too long")
 }
 
 /// Gives this process a real-time priority.

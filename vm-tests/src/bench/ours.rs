@@ -2,15 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use bench_report::figures::Records;
 use nix::sys::signal::{Signal, kill};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use super::confine::{Confined, measured};
+use super::measure::process_time;
 use super::policy::{self, Kind};
 use super::programs::Place;
 use super::rows::{Measurement, SETTLE};
@@ -55,7 +54,8 @@ impl Running {
             if alone {
                 self.signal(Signal::SIGSTOP)?;
             }
-            let cells = work::cells(&place);
+            let beside = (!alone).then(|| self.0.pid());
+            let cells = work::cells(&place, beside);
             self.signal(Signal::SIGCONT)?;
             Ok(cells)
         })
@@ -78,22 +78,13 @@ impl Running {
         let agent = Agent::attach(name, name)?;
         thread::sleep(SETTLE);
         let mut trail = Trail::at(AUDIT);
-        let before = spent(self.0.pid())?;
+        let before = process_time(self.0.pid())?;
         let cells = measure(agent.group.path().display().to_string())?;
         thread::sleep(SETTLE);
-        let spent = spent(self.0.pid())? - before;
+        let spent = process_time(self.0.pid())? - before;
         let records = records(&mut trail, spent, kind.permits())?;
         Ok((cells, Some(records)))
     }
-}
-
-/// Instructions of a process so far, with its threads that have ended: the kernel counts their time.
-fn spent(pid: u32) -> Result<u64> {
-    // The clock of another process, as `clock_getcpuclockid` makes its number.
-    let clock = (!i32::try_from(pid)? << 3) | 2;
-    let time =
-        clock_gettime(ClockId::from_raw(clock)).context("failed to read a process's time")?;
-    u64::try_from(Duration::from(time).as_nanos()).context("a process's time is too long")
 }
 
 /// What became of the records since the trail was opened. Under a policy that permits what is measured, a denial

@@ -1,4 +1,4 @@
-//! Whole programs: how long they take in guest time, started again and again by one small process.
+//! Whole programs: what they take, started again and again by one small process.
 
 use std::ffi::CStr;
 use std::fs;
@@ -11,10 +11,12 @@ use anyhow::{Context as _, Result, ensure};
 use bench_report::figures::Spread;
 use serde::{Deserialize, Serialize};
 
-use super::measure::{now, since};
+use super::measure::{figure, now, process_time, since};
 
 /// Between two rounds.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Within which whoever records has done with what it was told.
+const CATCHES_UP: Duration = Duration::from_millis(500);
 
 /// Where and how programs are started.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -28,6 +30,18 @@ pub struct Place {
     pub moved_root: bool,
 }
 
+/// What is counted of a program.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Counted {
+    /// Guest time from its start to its end, with whatever it waits for.
+    Time,
+    /// Time of the processor, in its own processes and those that they start and wait for.
+    Processor {
+        /// And of this process meanwhile, until it has caught up.
+        beside: Option<u32>,
+    },
+}
+
 /// What is started, and how often.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Program {
@@ -37,6 +51,8 @@ pub struct Program {
     pub words: Vec<String>,
     /// Rounds that are measured; one more is not.
     pub rounds: u32,
+    /// What of it.
+    pub counted: Counted,
 }
 
 /// What a program takes, measured by a process of its own.
@@ -70,15 +86,55 @@ pub fn serve(program: &str) -> Result<()> {
     let mut figures = Vec::new();
     for round in 0..=program.rounds {
         thread::sleep(PAUSE);
-        let start = now();
-        run(&program.words)?;
+        let figure = program.counted.during(|| run(&program.words))?;
         if round > 0 {
-            figures.push(since(start));
+            figures.push(figure);
         }
     }
     let spread = Spread::of(figures).context("no rounds")?;
     println!("{}", serde_json::to_string(&spread)?);
     Ok(())
+}
+
+impl Counted {
+    /// What `act`, which starts something and waits for it, takes.
+    fn during(self, act: impl FnOnce() -> Result<()>) -> Result<f64> {
+        match self {
+            Self::Time => {
+                let start = now();
+                act()?;
+                Ok(since(start))
+            }
+            Self::Processor { beside } => {
+                let other = || beside.map_or(Ok(0), process_time);
+                let (tree, others) = (tree_time()?, other()?);
+                act()?;
+                let tree = tree_time()? - tree;
+                if beside.is_some() {
+                    thread::sleep(CATCHES_UP);
+                }
+                Ok(figure(tree + (other()? - others)))
+            }
+        }
+    }
+}
+
+/// Time of the processor that this process has taken, and all that it started and waited for.
+fn tree_time() -> Result<u64> {
+    let mut sum = 0;
+    for whose in [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN] {
+        // SAFETY: numbers; a live structure of the kernel's.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            check(libc::getrusage(whose, &raw mut usage))?;
+            usage
+        };
+        for time in [usage.ru_utime, usage.ru_stime] {
+            sum +=
+                time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_usec.cast_unsigned() * 1_000;
+        }
+    }
+    Ok(sum)
 }
 
 fn run(words: &[String]) -> Result<()> {

@@ -172,7 +172,7 @@ pub fn run(peers: &Path, out: &Path, only: &[String]) -> Result<()> {
 /// What people would use instead, before any of our programs is loaded.
 fn peers_before(tables: &mut Tables<'_>, peers: &Path) {
     tables.work("bare", "bare kernel", || {
-        Ok((work::cells(&Place::default()), None))
+        Ok((work::cells(&Place::default(), None), None))
     });
     for (name, count) in apparmor::PROFILES {
         let title = format!("AppArmor, {} rules", counted(count as u64));
@@ -187,7 +187,7 @@ fn peers_before(tables: &mut Tables<'_>, peers: &Path) {
             profile: Some(WORK_PROFILE.into()),
             ..Place::default()
         };
-        Ok((work::cells(&place), None))
+        Ok((work::cells(&place, None), None))
     });
     let title = landlock::version().map_or_else(
         |_| "Landlock, same trees".to_owned(),
@@ -224,7 +224,7 @@ fn of_ours(tables: &mut Tables<'_>) -> Result<Result<Vec<empty::Place>>> {
         tables.starts.rows.push(starts::ours(WORK_POLICY));
     }
     tables.work("ungoverned", "ungoverned, AgentGuard running", || {
-        Ok((work::cells(&Place::default()), None))
+        Ok((work::cells(&Place::default(), None), None))
     });
     let title = "governed, 1,000 rules, everything recorded, with the daemon's own work";
     tables.work("governed-1000", title, || guard.work("work", false));

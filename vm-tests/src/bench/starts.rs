@@ -2,7 +2,7 @@
 
 use bench_report::figures::{Cell, Operation, Row, Table};
 
-use super::programs::{Place, Program, measured};
+use super::programs::{Counted, Place, Program, measured};
 
 /// Rounds of each.
 const ROUNDS: u32 = 7;
@@ -40,6 +40,7 @@ fn row(name: &str, title: &str, words: &[&str]) -> Row {
         },
         words: words.iter().map(|&word| word.to_owned()).collect(),
         rounds: ROUNDS,
+        counted: Counted::Time,
     };
     let cell = match measured(&program) {
         Ok(spread) => Cell::Measured(spread),

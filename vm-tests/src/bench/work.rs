@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use bench_report::figures::{Cell, Operation, Table};
 
 use super::confine::Cells;
-use super::programs::{Place, Program, measured};
+use super::programs::{Counted, Place, Program, measured};
 use crate::service::Service;
 
 /// Files in the tree that is unpacked and searched, and in the repository.
@@ -133,19 +133,20 @@ fn words(script: &str) -> [String; 3] {
     ["sh".into(), "-c".into(), script]
 }
 
-/// Does all of it at a place.
-pub fn cells(place: &Place) -> Cells {
+/// Does all of it at a place, and counts what a process beside it takes meanwhile as well.
+pub fn cells(place: &Place, beside: Option<u32>) -> Cells {
     JOBS.iter()
-        .map(|job| (job.name.to_owned(), job.cell(place)))
+        .map(|job| (job.name.to_owned(), job.cell(place, beside)))
         .collect()
 }
 
 impl Job {
-    fn cell(&self, place: &Place) -> Cell {
+    fn cell(&self, place: &Place, beside: Option<u32>) -> Cell {
         let program = Program {
             place: place.clone(),
             words: words(self.script).to_vec(),
             rounds: self.rounds,
+            counted: Counted::Processor { beside },
         };
         match measured(&program) {
             Ok(spread) => Cell::Measured(spread),

@@ -34,7 +34,7 @@ const METHOD: &[&str] = &[
     "Addresses are not randomised in the measured process, because where things lie decides how many page tables a new process needs.",
     "All rows of a kernel are from one guest, in this order; what is loaded for one is removed before the next. One pass before the first row is thrown away.",
     "Steps are the code of the hooks, run in bulk by `BPF_PROG_TEST_RUN` before the daemon is started; of the record that is all but the name, which lies in the ring's space already.",
-    "Ordinary work is guest time from its start to its end: where it waits for anything but the processor, that counts as well.",
+    "Ordinary work is the processor's time in its own processes (`getrusage`), without what it waits for; with the daemon's own work, that of the daemon besides, until half a second after the end.",
     "AgentGuard is the daemon as users run it, with its log on; rows that are governed are measured in a cgroup that was attached to it. Peers that permit (AppArmor, Landlock) record nothing of what they permit. Supervisors behind fanotify and seccomp look at nothing, and permit: the least that one can do.",
 ];
 
