@@ -179,6 +179,17 @@ pub fn temporary(scene: &mut Scene, agent: &Agent) -> Result<()> {
     scene.in_folder(at)
 }
 
+/// Lengths of names: around those up to which the kernel keeps one in the entry itself (31 and 39 bytes), words of eight
+/// bytes, and the longest that is looked for in a known folder.
+const NAMES: &[usize] = &[
+    1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 31, 32, 33, 38, 39, 40, 41, 62, 63, 64, 65, 255,
+];
+
+/// A name of this length, of which no two neighbouring parts are alike.
+fn name_of(length: usize) -> String {
+    ('a'..='z').chain('0'..='9').cycle().take(length).collect()
+}
+
 /// Around every length at which something is done differently.
 pub fn lengths(scene: &mut Scene, agent: &Agent) -> Result<()> {
     scene.opener(agent)?;
@@ -194,8 +205,8 @@ pub fn lengths(scene: &mut Scene, agent: &Agent) -> Result<()> {
             }
             folder += &"e".repeat(length - folder.len());
             fs::create_dir_all(&folder)?;
-            for name in [1, 39, 40, 62, 63, 64, 65, 255] {
-                let path = format!("{folder}/{}", "n".repeat(name));
+            for name in NAMES {
+                let path = format!("{folder}/{}", name_of(*name));
                 fs::write(&path, "long")?;
                 scene.opens(&way(0, "", &path, &path), 4)?;
             }
