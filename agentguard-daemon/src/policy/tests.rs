@@ -1,7 +1,9 @@
 //! Tests of the rooms together: text to verdict.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
+use agentguard_common::record::{Destination, reached};
 use agentguard_common::verdict::{Reason, Verdict, access};
 
 use super::*;
@@ -214,6 +216,34 @@ network:
             Verdict::Deny
         };
         assert_eq!(verdict(&policy, &action), expected, "{destination}");
+    }
+}
+
+#[test]
+fn kernel_and_daemon_agree_on_what_an_address_reaches() {
+    let mut addresses = vec![[0; 16], [0xff; 16]];
+    for byte in 0..16 {
+        for value in [1, 0x7f, 0xff] {
+            // Nothing, IPv4's beginning, and almost either.
+            for start in [[0; 16], Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets()] {
+                let mut address = start;
+                address[byte] = value;
+                addresses.extend([start, address]);
+            }
+        }
+    }
+    for address in addresses {
+        let destination = Destination {
+            address,
+            ..Destination::default()
+        };
+        let words = [0, 8].map(|at| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&address[at..at + 8]);
+            u64::from_ne_bytes(word)
+        });
+        let reached = reached(words).map(u64::to_ne_bytes).concat();
+        assert_eq!(reached, destination.key()[..16], "{address:?}");
     }
 }
 
