@@ -52,6 +52,8 @@ pub struct Guest {
     pub memory: u32,
     /// A raw image that is the guest's disk (`/dev/nvme0n1`), and outlives it.
     pub disk: Option<PathBuf>,
+    /// Where the emulator offers its stub for debuggers.
+    pub debugger: Option<PathBuf>,
     /// Host time after which the guest is stopped.
     pub timeout: Duration,
     /// What is shown of the job's output while it runs.
@@ -107,6 +109,7 @@ impl Guest {
             cpus: host.clamp(1, 4),
             memory: 2048,
             disk: None,
+            debugger: None,
             timeout: Duration::from_mins(40),
             show: Show::Everything,
             prefix: String::new(),
@@ -227,6 +230,15 @@ impl Guest {
             ]);
         if self.icount {
             command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if let Some(socket) = &self.debugger {
+            let path = socket.display().to_string().replace(',', ",,");
+            command
+                .args([
+                    "-chardev",
+                    &format!("socket,id=gdb,path={path},server=on,wait=off"),
+                ])
+                .args(["-gdb", "chardev:gdb"]);
         }
         if let Some(disk) = &self.disk {
             // Commas separate options, and are written twice in values.

@@ -21,6 +21,7 @@ mod setup;
 mod sources;
 mod test;
 mod toolchain;
+mod trace;
 mod userland;
 mod vm;
 
@@ -45,6 +46,7 @@ enum Task {
     Powercut(powercut::Options),
     /// Run every test: on this host, then in a guest with each kernel of the matrix.
     Test(test::Options),
+    Trace(trace::Options),
     /// Boot a guest and run one command in it; its exit status is the command's.
     Vm(vm::Options),
 }
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => fuzz::main(&options),
         Task::Powercut(options) => powercut::main(&options),
         Task::Test(options) => test::main(&options),
+        Task::Trace(options) => trace::main(&options),
         Task::Vm(options) => vm::main(&options),
     };
     match result {

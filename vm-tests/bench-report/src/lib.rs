@@ -9,6 +9,7 @@ pub mod number;
 pub mod plot;
 pub mod promises;
 pub mod text;
+pub mod trace;
 
 #[cfg(test)]
 mod sample;

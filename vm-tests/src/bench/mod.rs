@@ -18,6 +18,7 @@ mod seccomp;
 mod server;
 mod socket;
 mod starts;
+mod trace;
 mod work;
 
 use std::path::PathBuf;
@@ -38,6 +39,22 @@ pub enum Task {
         /// Only rows whose name contains one of these, besides the bare kernel.
         #[arg(long)]
         only: Vec<String>,
+    },
+    /// Do one operation again and again, governed, for a debugger that follows it.
+    Trace {
+        /// Which one.
+        operation: String,
+        /// Where the names of the kernel's functions are written.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Be the process that does it.
+    #[command(hide = true)]
+    Traced {
+        /// Which one.
+        operation: String,
+        /// The cgroup that it enters.
+        cgroup: PathBuf,
     },
     /// Be the measured process: confine itself, measure, and print the cells.
     #[command(hide = true)]
@@ -67,6 +84,8 @@ pub enum Task {
 pub fn main(task: &Task) -> Result<()> {
     match task {
         Task::Run { peers, out, only } => rows::run(peers, out, only),
+        Task::Trace { operation, out } => trace::run(operation, out),
+        Task::Traced { operation, cgroup } => trace::child(operation, cgroup),
         Task::Child { confined } => confine::child(confined),
         Task::Program { program } => programs::serve(program),
         Task::Permit => fanotify::serve(),
