@@ -477,6 +477,16 @@ pub fn words(to: &Destination) -> [u64; 2] {
     }
 }
 
+/// The bytes of an address of two words.
+#[inline(always)]
+pub fn bytes(words: [u64; 2]) -> [u8; 16] {
+    let [first, second] = words.map(u64::to_ne_bytes);
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&first);
+    bytes[8..].copy_from_slice(&second);
+    bytes
+}
+
 /// A value about which LLVM knows nothing.
 ///
 /// VERIFIER: 7.3: of two values that LLVM finds equal it uses one for the other, and the verifier may believe the type

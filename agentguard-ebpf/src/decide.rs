@@ -10,7 +10,7 @@ use agentguard_common::table::{
 use agentguard_common::verdict::{Reason, Verdict, access};
 use core::mem::offset_of;
 
-use crate::bound::{BOTH, ONE, Table, forget, words};
+use crate::bound::{BOTH, ONE, Table, bytes, forget, words};
 use crate::maps::{PATH_BUFFER, POLICIES_LARGE, POLICIES_SMALL, SHORT_PATH, Script, Walk};
 use crate::opened::opened;
 
@@ -643,14 +643,11 @@ pub fn destination<const BYTES: usize>(
     let state = table.walk_destination(reached, destination.protocol, destination.port);
     let decision = decision.marked(state);
     if decision.flags & flags::HAS_NAMES != 0 && opinion(state, network_label::CONNECT) == 0 {
-        let mut address = Address {
+        let address = Address {
             agent,
             session,
-            address: [0; 16],
+            address: bytes(reached),
         };
-        let [first, second] = reached.map(u64::to_ne_bytes);
-        address.address[..8].copy_from_slice(&first);
-        address.address[8..].copy_from_slice(&second);
         let found = opened(
             &address,
             u64::from(destination.port),

@@ -232,7 +232,7 @@ impl Guest {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
         if let Some(socket) = &self.debugger {
-            let path = socket.display().to_string().replace(',', ",,");
+            let path = value(socket);
             command
                 .args([
                     "-chardev",
@@ -241,8 +241,7 @@ impl Guest {
                 .args(["-gdb", "chardev:gdb"]);
         }
         if let Some(disk) = &self.disk {
-            // Commas separate options, and are written twice in values.
-            let file = disk.display().to_string().replace(',', ",,");
+            let file = value(disk);
             command
                 .args(["-drive", &format!("file={file},format=raw,if=none,id=disk")])
                 .args(["-device", "nvme,drive=disk,serial=agentguard"]);
@@ -294,6 +293,11 @@ impl Guest {
         }
         Ok(Attempt::Died(tail))
     }
+}
+
+/// A path as a value of the emulator's options: commas separate these, and are written twice in values.
+fn value(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
 }
 
 type Collected = (thread::JoinHandle<()>, Arc<Mutex<Vec<u8>>>);

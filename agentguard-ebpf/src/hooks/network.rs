@@ -6,14 +6,13 @@ use agentguard_common::budget::kind;
 use agentguard_common::record::Destination;
 use agentguard_common::table::flags;
 use agentguard_common::verdict::{Operation, Reason, Verdict, access};
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::lsm;
 use aya_ebpf::programs::LsmContext;
 use core::ffi::c_void;
 
 use super::sockets::{
-    AF_INET, AF_INET6, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP, beginning, beginning_at, port_of, record,
-    v4_of,
+    AF_INET, AF_INET6, AF_UNIX, IPPROTO_MPTCP, IPPROTO_TCP, IPPROTO_UDP, beginning, beginning_at,
+    copy, judged_as, port_of, record, v4_of,
 };
 use super::{redirect, unlabelled};
 use crate::approval::{self, Asked};
@@ -30,8 +29,6 @@ const AF_ALG: u16 = 38;
 /// `sizeof(struct sockaddr_in)` without its padding; `SIN6_LEN_RFC2133`.
 const INET_LEN: u32 = 8;
 const INET6_LEN: u32 = 24;
-/// `IPPROTO_MPTCP`, judged as TCP: that is what goes over the wire.
-const IPPROTO_MPTCP: u16 = 262;
 const IPPROTO_ICMP: u16 = 1;
 const IPPROTO_ICMPV6: u16 = 58;
 const SOCK_STREAM: u16 = 1;
@@ -146,6 +143,7 @@ unsafe extern "C" fn create(ctx: *mut c_void, task: *const u8) -> i32 {
     }
 }
 
+/// The way of the few that are not. Why is asked again: handing it on would cost those that are fit.
 #[inline(never)]
 unsafe extern "C" fn refuse(ctx: *mut c_void, task: *const u8) -> i32 {
     let ctx = LsmContext::new(ctx);
@@ -267,19 +265,6 @@ fn governed(
     record(subject, operation, decision, destination, name, 0)
 }
 
-/// Copies bytes of the address out of kernel memory; false on a fault.
-#[inline(always)]
-fn copy<T>(to: &mut T, from: u64) -> bool {
-    // SAFETY: the helper checks the address, and every value of `T` is one.
-    unsafe {
-        bpf_probe_read_kernel(
-            core::ptr::from_mut(to).cast(),
-            size_of::<T>() as u32,
-            from as *const _,
-        ) == 0
-    }
-}
-
 #[inline(always)]
 fn read(
     destination: &mut Destination,
@@ -297,11 +282,7 @@ fn read(
         let kind: u16 = load(socket, get(&off::OFF_SOCKET_TYPE));
         let protocol: u16 = load(sk, get(&off::OFF_SOCK_PROTOCOL));
         destination.kind = kind;
-        destination.protocol = if protocol == IPPROTO_MPTCP {
-            IPPROTO_TCP
-        } else {
-            protocol
-        };
+        destination.protocol = judged_as(protocol);
         load(sk, get(&off::OFF_SOCK_FAMILY))
     };
     if !connects(own_family) {

@@ -6,6 +6,7 @@ use agentguard_common::table::flags::{FOLD, QUIET};
 use agentguard_common::verdict::Operation;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 
+use crate::bound::bytes;
 use crate::decide::Decision;
 use crate::emit::{self, Facts};
 use crate::label::{Subject, load, peek};
@@ -18,8 +19,8 @@ pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 pub const IPPROTO_TCP: u16 = 6;
 pub const IPPROTO_UDP: u16 = 17;
-/// Judged as TCP.
-const IPPROTO_MPTCP: u16 = 262;
+/// Judged as TCP: that is what goes over the wire.
+pub const IPPROTO_MPTCP: u16 = 262;
 
 /// What is known of a socket itself.
 ///
@@ -37,14 +38,20 @@ pub unsafe fn start(socket: *const u8, sk: *const u8) -> Destination {
     };
     Destination {
         family,
-        protocol: if protocol == IPPROTO_MPTCP {
-            IPPROTO_TCP
-        } else {
-            protocol
-        },
+        protocol: judged_as(protocol),
         port: 0,
         kind,
         address: [0; 16],
+    }
+}
+
+/// The protocol by which rules speak of a socket's.
+#[inline(always)]
+pub const fn judged_as(protocol: u16) -> u16 {
+    if protocol == IPPROTO_MPTCP {
+        IPPROTO_TCP
+    } else {
+        protocol
     }
 }
 
@@ -76,15 +83,20 @@ pub unsafe fn beginning(address: *const u8) -> Option<u64> {
 #[inline(always)]
 pub fn beginning_at(address: u64) -> Option<u64> {
     let mut start = 0u64;
-    // SAFETY: the helper checks the address.
-    let status = unsafe {
+    copy(&mut start, address).then_some(start)
+}
+
+/// Copies bytes of the address out of kernel memory; false on a fault.
+#[inline(always)]
+pub fn copy<T>(to: &mut T, from: u64) -> bool {
+    // SAFETY: the helper checks the address, and every value of `T` is one.
+    unsafe {
         bpf_probe_read_kernel(
-            core::ptr::from_mut(&mut start).cast(),
-            size_of::<u64>() as u32,
-            address as *const _,
-        )
-    };
-    (status == 0).then_some(start)
+            core::ptr::from_mut(to).cast(),
+            size_of::<T>() as u32,
+            from as *const _,
+        ) == 0
+    }
 }
 
 /// The port in the first word of an address of an internet family.
@@ -106,16 +118,6 @@ const V4_BITS: u64 = 0xffff_ffff << 32;
 #[inline(always)]
 pub fn v4(at: u64) -> [u8; 16] {
     v4_of(u64::from(peek::<u32>(at, 0)) << 32)
-}
-
-/// An address of two words, as they lie in memory.
-#[inline(always)]
-fn bytes(words: [u64; 2]) -> [u8; 16] {
-    let [first, second] = words.map(u64::to_ne_bytes);
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&first);
-    bytes[8..].copy_from_slice(&second);
-    bytes
 }
 
 /// An address of IPv6.

@@ -56,7 +56,7 @@ impl Stub {
     }
 
     /// What is next.
-    pub fn here(&mut self) -> Result<Step> {
+    fn here(&mut self) -> Result<Step> {
         let registers = self.ask("g")?;
         let number = |index: usize| {
             let digits = registers.get(index * DIGITS..(index + 1) * DIGITS);
